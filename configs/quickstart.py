@@ -1,0 +1,26 @@
+"""Distils ResNet-50 into ResNet-18 on scikit-learn's digits: a first look.
+
+python -m kdjax.main --config=configs/quickstart.py
+"""
+
+import ml_collections
+
+from kdjax import config as config_lib
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Gives the configuration."""
+  config = config_lib.default()
+  config.method.name = 'feature'
+  config.data.name = 'digits'
+  config.data.crop_padding = 1
+  config.data.flip = False
+  config.train.epochs = 8
+  config.train.batch_size = 64
+  config.train.optimizer = 'adamw'
+  config.train.learning_rate = 0.001
+  config.eval.every_epochs = 2
+  config.log.every_steps = 10
+  config.teacher.sibling = 'quickstart_teacher'
+  config.teacher.train.epochs = 8
+  return config

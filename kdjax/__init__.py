@@ -1,0 +1,28 @@
+"""Knowledge distillation for image classifiers in functional JAX."""
+
+from kdjax import checkpoint, losses, methods, models
+from kdjax.features import Outputs, forward, normalize
+from kdjax.losses import (
+  cross_entropy,
+  feature_loss,
+  feature_mse,
+  response_loss,
+  temperature_kl,
+)
+
+__version__ = '0.1.0'
+
+__all__ = [
+  'Outputs',
+  'checkpoint',
+  'cross_entropy',
+  'feature_loss',
+  'feature_mse',
+  'forward',
+  'losses',
+  'methods',
+  'models',
+  'normalize',
+  'response_loss',
+  'temperature_kl',
+]

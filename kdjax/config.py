@@ -1,0 +1,208 @@
+"""Every field of a run's configuration, once, with its unit and meaning."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from kdjax import methods
+
+
+def default() -> ConfigDict:
+  """Gives the configuration that the files in `configs/` start from.
+
+  A field under `teacher` that is None takes the student's value: the stem, the
+  compute dtype and most of the training recipe are the same for both unless the
+  teacher is given its own.
+
+  Returns:
+    A new configuration. Unknown fields cannot be set.
+  """
+  config = ConfigDict()
+  # Determines initial parameters, order of examples, crops and flips.
+  config.seed = 0
+
+  # Distillation method, and the settings of each: T and α of `response`; the
+  # weights, reduction and feature names of `feature`; ….
+  config.method = ConfigDict({'name': 'scratch'})
+  for name in methods.names():
+    config.method[name] = methods.defaults(name)
+
+  # The model that is trained and kept.
+  config.student = ConfigDict(
+    {
+      'name': 'resnet18',  # a name that kdjax.models.build knows
+      'stem': 'cifar',  # 'cifar' (3×3, stride 1) or 'imagenet' (7×7, pool)
+      'width': 64,  # channels of the first stage
+      'dtype': 'float32',  # of the computation: 'float32' or 'bfloat16'
+    }
+  )
+
+  config.data = ConfigDict(
+    {
+      'name': 'cifar10',  # 'digits' or the name of a TFDS data set
+      'data_dir': '',  # where TFDS keeps data sets; '' for its default
+      'validation_fraction': 0.1,  # of train, where the set has no such split
+      'train_limit': 0,  # use only so many training images; 0 for all
+      'crop_padding': 4,  # pixels added on each side before a random crop
+      'flip': True,  # mirror half of the training images
+    }
+  )
+
+  config.train = _training()
+  config.eval = ConfigDict(
+    {
+      'batch_size': 500,  # images; changes speed and memory only
+      'every_epochs': 1,  # validate, and save a checkpoint, so often
+    }
+  )
+  config.checkpoint = ConfigDict(
+    {
+      'keep': 2,  # last checkpoints kept, beside the best
+    }
+  )
+  config.log = ConfigDict(
+    {
+      'every_steps': 50,  # steps between two lines of training metrics
+      'tensorboard': True,  # write TensorBoard events as well
+    }
+  )
+
+  config.teacher = ConfigDict(
+    {
+      # A finished run of kdjax. '' for the run directory beside this one that
+      # `sibling` names; if there is none, a teacher is trained there first.
+      'path': '',
+      'sibling': 'teacher',
+      'checkpoint': 'best',  # 'best' by validation accuracy, or 'last'
+      # What a teacher is trained with, when it must be.
+      'seed': 0,
+      'name': 'resnet50',
+      'stem': placeholder(str),
+      'width': placeholder(int),
+      'dtype': placeholder(str),
+      'train': {
+        field: placeholder(type(value)) for field, value in config.train.items()
+      },
+    }
+  )
+  config.teacher.train.epochs = 60
+  return config
+
+
+def _training() -> ConfigDict:
+  """The fields of a training recipe."""
+  return ConfigDict(
+    {
+      'epochs': 20,
+      'max_steps': 0,  # stop after so many steps; 0 for no such limit
+      'batch_size': 128,  # images
+      'optimizer': 'sgd',  # 'sgd' (Nesterov momentum) or 'adamw'
+      'learning_rate': 0.1,  # at its peak
+      'schedule': 'cosine',  # 'cosine' (to zero) or 'constant'
+      'warmup_epochs': 1.0,  # the learning rate rises linearly from zero
+      'momentum': 0.9,  # SGD only
+      'weight_decay': 5e-4,  # on kernels only
+      'clip_norm': 0.0,  # largest norm of the gradient; 0 for no clipping
+      'label_smoothing': 0.0,  # from 0 to 1
+    }
+  )
+
+
+def set_adam_recipe(config: ConfigDict) -> None:
+  """Sets the shorter of the two published training recipes.
+
+  Learning rate 0.001 and 20 epochs for all models, teacher included. Its
+  optimiser is not stated; that learning rate is Adam's. It has a teacher of
+  its own, in the run directory `teacher_adam`.
+
+  Args:
+    config: a configuration, changed in place.
+  """
+  config.train.optimizer = 'adamw'
+  config.train.learning_rate = 0.001
+  config.train.weight_decay = 0.0
+  config.train.schedule = 'constant'
+  config.train.warmup_epochs = 0.0
+  config.train.epochs = 20
+  config.teacher.train.epochs = 20
+  config.teacher.sibling = 'teacher_adam'
+
+
+def teacher_run(config: ConfigDict) -> ConfigDict:
+  """Derives the configuration of the run that trains the teacher.
+
+  Args:
+    config: configuration of a distillation run.
+
+  Returns:
+    Configuration of a run without distillation whose student is that teacher.
+  """
+  run = ConfigDict(config.to_dict()).unlock()
+  run.seed = config.teacher.seed
+  run.method.name = 'scratch'
+  for field in config.student:
+    if config.teacher[field] is not None:
+      run.student[field] = config.teacher[field]
+  for field, value in config.teacher.train.items():
+    if value is not None:
+      run.train[field] = value
+  # What concerns other methods and the teacher's teacher says nothing of this
+  # run, and must not make it differ from the same teacher's run elsewhere.
+  fresh = default()
+  run.method = fresh.method
+  run.teacher = fresh.teacher
+  return run.lock()
+
+
+# What each field's value must satisfy, and how to say so.
+_NUMBER_OR_ZERO = (lambda value: value >= 0, '0 or more')
+_POSITIVE = (lambda value: value >= 1, '1 or more')
+_FRACTION = (lambda value: 0 <= value < 1, 'from 0 to less than 1')
+
+
+def _one_of(*values: str) -> tuple[Callable[[Any], bool], str]:
+  return (lambda value: value in values, ' or '.join(map(repr, values)))
+
+
+_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+  'data.validation_fraction': _FRACTION,
+  'data.train_limit': _NUMBER_OR_ZERO,
+  'data.crop_padding': _NUMBER_OR_ZERO,
+  'train.epochs': _POSITIVE,
+  'train.max_steps': _NUMBER_OR_ZERO,
+  'train.batch_size': _POSITIVE,
+  'train.optimizer': _one_of('sgd', 'adamw'),
+  'train.learning_rate': (lambda value: value > 0, 'more than 0'),
+  'train.schedule': _one_of('cosine', 'constant'),
+  'train.warmup_epochs': _NUMBER_OR_ZERO,
+  'train.momentum': _FRACTION,
+  'train.weight_decay': _NUMBER_OR_ZERO,
+  'train.clip_norm': _NUMBER_OR_ZERO,
+  'train.label_smoothing': _FRACTION,
+  'eval.batch_size': _POSITIVE,
+  'eval.every_epochs': _POSITIVE,
+  'checkpoint.keep': _POSITIVE,
+  'log.every_steps': _POSITIVE,
+  'teacher.checkpoint': _one_of('best', 'last'),
+}
+
+
+def validate(config: ConfigDict) -> None:
+  """Checks what can be checked before data and models are loaded.
+
+  Args:
+    config: a run's configuration.
+
+  Raises:
+    ValueError: a value that makes no sense; the message names the field, the
+      value and what is expected.
+  """
+  name = config.method.name
+  methods.build(name, config.method.get(name, {}))
+  for field, (valid, expected) in _CHECKS.items():
+    section, key = field.split('.')
+    value = config[section][key]
+    if not valid(value):
+      raise ValueError(f'config.{field} is {value!r}: expected {expected}')

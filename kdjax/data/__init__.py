@@ -1,0 +1,111 @@
+"""Data sets, split and ready to be put on the device."""
+
+import hashlib
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+
+from kdjax.data import sources
+from kdjax.data.sources import Split
+
+__all__ = ['Dataset', 'Split', 'load']
+
+
+class Dataset(NamedTuple):
+  """A data set for training and measuring a classifier.
+
+  Attributes:
+    name: its name.
+    train: what is trained on.
+    validation: what epochs and hyperparameters are chosen on; may be empty.
+    test: what is measured once, at the end.
+    class_names: name of each class.
+    mean: mean of the training pixels scaled to 0 … 1, float32 `[channels]`.
+    std: their standard deviation, float32 `[channels]`.
+    digest: SHA-256 of all images and labels in their order.
+  """
+
+  name: str
+  train: Split
+  validation: Split
+  test: Split
+  class_names: tuple[str, ...]
+  mean: np.ndarray
+  std: np.ndarray
+  digest: str
+
+
+def load(config: ml_collections.ConfigDict) -> Dataset:
+  """Loads and splits a data set.
+
+  A set without a validation split has one taken from its training images, the
+  same for every seed, so that runs can be compared.
+
+  Args:
+    config: the section `data` of a run's configuration.
+
+  Returns:
+    The data set, in host memory.
+
+  Raises:
+    ValueError: the data set is unknown or unsuitable, or the splits that the
+      configuration asks for leave nothing to train on.
+    FileNotFoundError: it is not on this machine and could not be fetched.
+  """
+  source = sources.load(config.name, config.data_dir or None)
+  train, validation = source.train, source.validation
+  if validation is None:
+    count = round(len(train.labels) * config.validation_fraction)
+    order = np.random.default_rng(0).permutation(len(train.labels))
+    # Sorted: the files' order is kept within each split.
+    validation = _take(train, np.sort(order[:count]))
+    train = _take(train, np.sort(order[count:]))
+  if config.train_limit:
+    order = np.random.default_rng(0).permutation(len(train.labels))
+    train = _take(train, np.sort(order[: config.train_limit]))
+  if not len(train.labels):
+    raise ValueError(
+      f'{config.name} has {len(source.train.labels)} training images, and '
+      f'data.validation_fraction={config.validation_fraction} leaves none'
+    )
+  mean, std = _moments(train.images)
+  return Dataset(
+    config.name,
+    train,
+    validation,
+    source.test,
+    source.class_names,
+    mean,
+    std,
+    _digest(train, validation, source.test),
+  )
+
+
+def _take(split: Split, indices: np.ndarray) -> Split:
+  return Split(split.images[indices], split.labels[indices])
+
+
+def _moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation of each channel, exact, from its histogram."""
+  values = np.arange(256) / 255
+  counts = np.stack(
+    [
+      np.bincount(images[..., channel].ravel(), minlength=256)
+      for channel in range(images.shape[-1])
+    ]
+  )
+  weights = counts / counts.sum(axis=1, keepdims=True)
+  mean = weights @ values
+  variance = (weights * (values - mean[:, None]) ** 2).sum(axis=1)
+  # A constant channel is only centred.
+  std = np.where(variance > 0, np.sqrt(variance), 1.0)
+  return mean.astype(np.float32), std.astype(np.float32)
+
+
+def _digest(*splits: Split) -> str:
+  digest = hashlib.sha256()
+  for split in splits:
+    digest.update(np.ascontiguousarray(split.images).data)
+    digest.update(np.ascontiguousarray(split.labels).data)
+  return digest.hexdigest()

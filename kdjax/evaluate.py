@@ -1,0 +1,31 @@
+"""Evaluates a finished run again, on the test split.
+
+python -m kdjax.evaluate --workdir=runs/fkd
+"""
+
+import sys
+
+from absl import app, flags
+
+from kdjax import logs, results, train
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.', required=True)
+_DATA_DIR = flags.DEFINE_string(
+  'data_dir', None, 'Where TFDS keeps data sets, if not where the run had it.'
+)
+
+
+def main(argv: list[str]) -> None:
+  """Reads the flags and evaluates the run."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+  logs.setup()
+  try:
+    result = train.evaluate(_WORKDIR.value, data_dir=_DATA_DIR.value)
+  except (ValueError, FileNotFoundError) as error:
+    sys.exit(f'error: {error}')
+  print(results.table(result))
+
+
+if __name__ == '__main__':
+  app.run(main)

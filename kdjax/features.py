@@ -1,0 +1,174 @@
+"""Named features of a model's forward pass.
+
+The only file that knows Flax's collections. A model is any Flax module called
+as `model(images, train=…)` that returns logits; it needs to know nothing of
+distillation: the outputs of its submodules are captured by their path.
+
+Beside `params` and `batch_stats`, a network's variables hold `normalization`,
+the mean and standard deviation that its images are normalised with, so that two
+networks with different preprocessing can share one batch.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Variables = Mapping[str, Any]
+
+
+class Outputs(NamedTuple):
+  """What a forward pass gives.
+
+  Attributes:
+    logits: float32 `[batch, classes]`.
+    features: output of each captured module, by the module's path.
+  """
+
+  logits: jax.Array
+  features: dict[str, jax.Array]
+
+
+def normalize(
+  images: jax.Array, mean: jax.typing.ArrayLike, std: jax.typing.ArrayLike
+) -> jax.Array:
+  """Normalises pixels, (x / 255 - mean) / std, channel by channel.
+
+  Args:
+    images: pixels from 0 to 255, `[..., channels]`.
+    mean: mean of the pixels scaled to 0 … 1, `[channels]`.
+    std: their standard deviation, `[channels]`.
+
+  Returns:
+    float32 of the images' shape.
+  """
+  return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
+
+
+def init(
+  model: nn.Module, rng: jax.Array, images: jax.ShapeDtypeStruct | jax.Array
+) -> dict[str, Any]:
+  """Makes a model's variables.
+
+  Args:
+    model: a Flax module called as `model(images, train=…)`.
+    rng: a key.
+    images: images or their shape and dtype, `[batch, height, width, channels]`.
+
+  Returns:
+    `{'params': …, 'batch_stats': …}`; `batch_stats` is empty for a model
+    without such statistics.
+  """
+  variables = model.init(rng, jnp.zeros(images.shape), train=False)
+  return {'batch_stats': {}, **variables}
+
+
+def forward(
+  model: nn.Module,
+  variables: Variables,
+  images: jax.Array,
+  *,
+  names: Sequence[str] = (),
+  train: bool,
+) -> tuple[Outputs, Any]:
+  """Applies a model and captures the outputs of named modules.
+
+  Args:
+    model: a Flax module called as `model(images, train=…)`.
+    variables: its collections, `params` and `batch_stats`. With a further one,
+      `normalization` (`mean` and `std`, each `[channels]`), images are pixels
+      from 0 to 255 and are normalised first.
+    images: `[batch, height, width, channels]`.
+    names: paths of the modules to capture: `stage1`, `stage1/block2/conv1`, ….
+    train: whether batch statistics are used and their running means updated.
+
+  Returns:
+    The outputs, and the `batch_stats` after the pass (changed only if `train`).
+
+  Raises:
+    ValueError: no module has one of the names; the message lists those there
+      are.
+  """
+
+  def wanted(module: nn.Module, method: str) -> bool:
+    return method == '__call__' and '/'.join(module.path) in names
+
+  collections = dict(variables)
+  normalization = collections.pop('normalization', None)
+  if normalization is not None:
+    images = normalize(images, **normalization)
+  logits, changed = model.apply(
+    collections,
+    images,
+    train=train,
+    capture_intermediates=wanted if names else False,
+    mutable=['intermediates', *(['batch_stats'] if train else [])],
+  )
+  captured = flax.traverse_util.flatten_dict(
+    changed.get('intermediates', {}), sep='/'
+  )
+  # A module that is called several times has one output per call: the last.
+  features = {
+    name: captured[f'{name}/__call__'][-1]
+    for name in names
+    if f'{name}/__call__' in captured
+  }
+  missing = [name for name in names if name not in features]
+  if missing:
+    raise ValueError(
+      f'{type(model).__name__} has no module named {", ".join(missing)}; it '
+      f'has {", ".join(feature_names(model, variables, images))}'
+    )
+  batch_stats = collections.get('batch_stats', {})
+  return Outputs(logits, features), changed.get('batch_stats', batch_stats)
+
+
+def feature_names(
+  model: nn.Module, variables: Variables, images: Any
+) -> list[str]:
+  """Lists the names that `forward` can capture.
+
+  Args:
+    model: a Flax module called as `model(images, train=…)`.
+    variables: its collections, or their shapes and dtypes.
+    images: images, or their shape and dtype.
+
+  Returns:
+    The path of every submodule, in the order of the calls.
+  """
+  _, changed = jax.eval_shape(
+    lambda variables, images: model.apply(
+      variables, images, train=False, capture_intermediates=True
+    ),
+    variables,
+    images,
+  )
+  paths = flax.traverse_util.flatten_dict(changed['intermediates'])
+  return ['/'.join(path[:-1]) for path in paths if len(path) > 1]
+
+
+def output_shapes(
+  model: nn.Module, variables: Variables, images: Any, names: Sequence[str]
+) -> Outputs:
+  """Gives the shapes and dtypes of what `forward` returns, computing nothing.
+
+  Args:
+    model: a Flax module called as `model(images, train=…)`.
+    variables: its collections, or their shapes and dtypes.
+    images: images, or their shape and dtype.
+    names: as in `forward`.
+
+  Returns:
+    Outputs of `jax.ShapeDtypeStruct`.
+  """
+  outputs, _ = jax.eval_shape(
+    lambda variables, images: forward(
+      model, variables, images, names=names, train=False
+    ),
+    variables,
+    images,
+  )
+  return outputs

@@ -1,0 +1,149 @@
+"""What a run shows and writes while it goes on.
+
+Lines of text go to the logger `kdjax`; numbers go to `metrics.jsonl` and to
+TensorBoard; on a terminal a progress bar shows the last of them.
+"""
+
+import json
+import logging
+import pathlib
+import sys
+from typing import Any
+
+import tensorboardX
+import tqdm
+from absl import flags
+from absl import logging as absl_logging
+
+logger = logging.getLogger('kdjax')
+
+
+class _Handler(logging.Handler):
+  """Writes lines to standard error without breaking a progress bar."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    tqdm.tqdm.write(self.format(record), file=sys.stderr)
+
+
+def setup() -> None:
+  """Shows the lines of the logger `kdjax` on standard error; for commands.
+
+  What libraries say below a warning is left out, unless absl's flag
+  `--verbosity` asks for it.
+  """
+  if not flags.FLAGS['verbosity'].present:
+    absl_logging.set_verbosity(absl_logging.WARNING)
+  if not logger.handlers:
+    handler = _Handler()
+    handler.setFormatter(
+      logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S')
+    )
+    logger.addHandler(handler)
+  logger.setLevel(logging.INFO)
+  logger.propagate = False
+
+
+class RunLog:
+  """The metrics and the progress of one run.
+
+  Args:
+    workdir: the run directory.
+    start_step: step that the run starts or continues from. Metrics of later
+      steps, written before a run was cut off, are removed: they come again.
+    total_steps: steps of the whole run.
+    tensorboard: whether TensorBoard events are written.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    *,
+    start_step: int,
+    total_steps: int,
+    tensorboard: bool,
+  ):
+    path = workdir / 'metrics.jsonl'
+    _drop_after(path, start_step)
+    self._file = path.open('a', encoding='utf-8')
+    self._writer = (
+      tensorboardX.SummaryWriter(
+        str(workdir / 'tensorboard'), purge_step=start_step + 1
+      )
+      if tensorboard
+      else None
+    )
+    self._bar = tqdm.tqdm(
+      desc=workdir.name,
+      initial=start_step,
+      total=total_steps,
+      unit='step',
+      dynamic_ncols=True,
+      disable=not sys.stderr.isatty(),
+    )
+    self._total_steps = total_steps
+    self._shown: dict[str, str] = {}
+
+  def __enter__(self) -> 'RunLog':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._bar.close()
+    self._file.close()
+    if self._writer:
+      self._writer.close()
+
+  def advance(self) -> None:
+    """Counts a step that has been started."""
+    self._bar.update()
+
+  def write(
+    self,
+    kind: str,
+    step: int,
+    metrics: dict[str, float],
+    **timings: float,
+  ) -> None:
+    """Writes metrics of one kind at one step.
+
+    Args:
+      kind: 'train' or 'validation'.
+      step: number of steps done.
+      metrics: values by name; the same however often the run was interrupted.
+      **timings: further values that depend on the machine.
+    """
+    record: dict[str, Any] = {'kind': kind, 'step': step, **metrics, **timings}
+    self._file.write(json.dumps(record) + '\n')
+    self._file.flush()
+    if self._writer:
+      for name, value in (metrics | timings).items():
+        self._writer.add_scalar(f'{kind}/{name}', value, step)
+    shown = {
+      name: f'{value:.4f}' if abs(value) < 100 else f'{value:.0f}'
+      for name, value in (metrics | timings).items()
+      if name in ('loss', 'accuracy', 'images_per_second', 'seconds_left')
+    }
+    if self._bar.disable:
+      text = ' '.join(f'{name}={value}' for name, value in shown.items())
+      logger.info('step %d/%d %s: %s', step, self._total_steps, kind, text)
+    else:
+      prefix = '' if kind == 'train' else f'{kind}_'
+      self._shown |= {prefix + name: value for name, value in shown.items()}
+      self._bar.set_postfix(self._shown)
+
+
+def _drop_after(path: pathlib.Path, step: int) -> None:
+  """Removes the records after a step, and a last line that was cut off."""
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text(encoding='utf-8').splitlines():
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError:
+      continue
+    if record['step'] <= step:
+      kept.append(line + '\n')
+  # Replaced as a whole, so that being killed here loses nothing.
+  shorter = path.with_suffix('.jsonl.tmp')
+  shorter.write_text(''.join(kept), encoding='utf-8')
+  shorter.replace(path)

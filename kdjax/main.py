@@ -1,0 +1,68 @@
+"""Trains a classifier, with or without a teacher, from one command.
+
+python -m kdjax.main --config=configs/quickstart.py
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from kdjax import logs, methods, results, train
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  None,
+  'Configuration file, one of configs/. Override a field with '
+  '--config.FIELD=VALUE; choose a variant with FILE:VARIANT.',
+  lock_config=True,
+)
+_MODE = flags.DEFINE_enum(
+  'mode',
+  None,
+  methods.names(),
+  'Method to train with; overrides config.method.name.',
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'Run directory. Started again with the same one, a run continues. Default: '
+  'runs/NAME, NAME being that of the configuration file, with the variant and '
+  'the mode where they are given.',
+)
+
+
+def _default_workdir() -> pathlib.Path:
+  file = config_flags.get_config_filename(flags.FLAGS['config'])
+  path, _, variant = file.partition(':')
+  parts = [pathlib.Path(path).stem, variant, _MODE.value]
+  return pathlib.Path('runs') / '-'.join(part for part in parts if part)
+
+
+def main(argv: list[str]) -> None:
+  """Reads the flags and runs the experiment."""
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+  logs.setup()
+  config = _CONFIG.value
+  if _MODE.value:
+    config.method.name = _MODE.value
+  workdir = pathlib.Path(_WORKDIR.value or _default_workdir())
+  try:
+    result = train.train_and_evaluate(config, workdir)
+  except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    logs.logger.debug('', exc_info=True)
+    sys.exit(f'error: {error}')
+  print(results.table(result))
+  print(f'\nrun directory: {workdir}')
+
+
+def run() -> None:
+  """Entry point of the command `kdjax`."""
+  flags.mark_flag_as_required('config')
+  app.run(main)
+
+
+if __name__ == '__main__':
+  run()

@@ -1,0 +1,144 @@
+"""Feature-based distillation: the student's stages imitate the teacher's."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kdjax import losses
+from kdjax.features import Outputs
+from kdjax.methods._base import (
+  Hyperparameter,
+  Hyperparameters,
+  Method,
+  Metrics,
+  Parameters,
+)
+
+_STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
+
+
+def feature(
+  *,
+  reduction: str = 'mean',
+  student_features: tuple[str, ...] = _STAGES,
+  teacher_features: tuple[str, ...] = _STAGES,
+) -> Method:
+  """Trains on w_ce · cross-entropy + w_f · reduce over stages of MSE.
+
+  Channels of student and teacher differ, so each student feature first passes a
+  connector: a 1×1 convolution with bias, trained with the student and not part
+  of it. Romero et al., 2015, https://arxiv.org/abs/1412.6550 (hints, at every
+  stage). Hyperparameters: `ce_weight`, w_ce; `feature_weight`, w_f.
+
+  Args:
+    reduction: 'mean' or 'sum' over the stages.
+    student_features: names of the student's features, by default its stages.
+    teacher_features: names of the teacher's, in the same order.
+
+  Returns:
+    A Method whose loss is `kdjax.losses.feature_loss`.
+
+  Raises:
+    ValueError: the names do not pair up or there are none, or the reduction is
+      unknown.
+  """
+  if reduction not in ('mean', 'sum'):
+    raise ValueError(
+      f"feature.reduction is '{reduction}': expected 'mean' or 'sum'"
+    )
+  if not student_features or len(student_features) != len(teacher_features):
+    raise ValueError(
+      'feature.student_features and feature.teacher_features must name as many '
+      f'features, at least one each: found {tuple(student_features)} and '
+      f'{tuple(teacher_features)}'
+    )
+
+  def init(
+    rng: jax.Array, student: Outputs, teacher: Outputs | None
+  ) -> Parameters:
+    assert teacher is not None
+    connectors = {}
+    for index, (student_name, teacher_name) in enumerate(
+      zip(student_features, teacher_features, strict=True)
+    ):
+      source = student.features[student_name].shape
+      target = teacher.features[teacher_name].shape
+      if source[:-1] != target[:-1]:
+        raise ValueError(
+          f'{student_name} of the student has shape {source}, {teacher_name} '
+          f'of the teacher {target}: a 1×1 connector changes channels only. '
+          'Give both networks the same stem, or pair other features'
+        )
+      connectors[student_name] = _init_connector(
+        jax.random.fold_in(rng, index), source[-1], target[-1]
+      )
+    return connectors
+
+  def loss(
+    parameters: Parameters,
+    hyperparameters: Hyperparameters,
+    student: Outputs,
+    teacher: Outputs | None,
+    labels: jax.Array,
+  ) -> tuple[jax.Array, Metrics]:
+    assert teacher is not None
+    connected = [
+      connect(parameters[name], student.features[name])
+      for name in student_features
+    ]
+    targets = [teacher.features[name] for name in teacher_features]
+    per_example = losses.feature_loss(
+      student.logits,
+      connected,
+      targets,
+      labels,
+      reduction=reduction,
+      **hyperparameters,
+    )
+    # XLA computes what the loss and its metrics share once.
+    metrics = {'cross_entropy': losses.cross_entropy(student.logits, labels)}
+    for name, source, target in zip(
+      student_features, connected, targets, strict=True
+    ):
+      metrics[f'feature_mse/{name}'] = losses.feature_mse(source, target)
+    return per_example, metrics
+
+  return Method(
+    student_features=tuple(student_features),
+    teacher_features=tuple(teacher_features),
+    needs_teacher=True,
+    hyperparameters={
+      'ce_weight': Hyperparameter(0.3, 0.0, 1e6),
+      'feature_weight': Hyperparameter(0.7, 0.0, 1e6),
+    },
+    init=init,
+    loss=loss,
+  )
+
+
+def connect(connector: Any, x: jax.Array) -> jax.Array:
+  """Applies a connector, a 1×1 convolution with bias.
+
+  Args:
+    connector: `kernel` `[1, 1, in_channels, out_channels]` and `bias`
+      `[out_channels]`.
+    x: a feature map `[batch, height, width, in_channels]`.
+
+  Returns:
+    `[batch, height, width, out_channels]`, in the dtype of `x`.
+  """
+  kernel = connector['kernel'][0, 0].astype(x.dtype)
+  return x @ kernel + connector['bias'].astype(x.dtype)
+
+
+def _init_connector(
+  rng: jax.Array, in_channels: int, out_channels: int
+) -> dict[str, jax.Array]:
+  # PyTorch's default for convolutions: uniform within ±1/√fan_in.
+  initializer = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+  return {
+    'kernel': initializer(rng, (1, 1, in_channels, out_channels)),
+    'bias': jnp.zeros(out_channels),
+  }

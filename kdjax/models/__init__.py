@@ -1,0 +1,57 @@
+"""Models by name. A new one is one new file here that lists it in `MODELS`."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from kdjax import registry
+
+
+def names() -> list[str]:
+  """Lists the names that `build` knows."""
+  return sorted(_models())
+
+
+def build(
+  name: str, *, num_classes: int, dtype: Any = jnp.float32, **options: Any
+) -> nn.Module:
+  """Builds a model by name.
+
+  Args:
+    name: one of `names()`: 'resnet18', 'resnet50', ….
+    num_classes: number of logits.
+    dtype: dtype of the computation, a dtype or its name. Parameters, BatchNorm
+      statistics and logits are float32.
+    **options: the model's own fields; ResNets take `stem` ('imagenet' or
+      'cifar') and `width`.
+
+  Returns:
+    A Flax module, called as `model(images, train=…)`, that returns logits.
+
+  Raises:
+    ValueError: the name, the dtype, or an option is unknown.
+  """
+  models = _models()
+  if name not in models:
+    raise ValueError(
+      f"unknown model '{name}': expected one of {', '.join(sorted(models))}"
+    )
+  dtype = jnp.dtype(dtype)
+  if dtype not in (jnp.float32, jnp.bfloat16):
+    raise ValueError(
+      f'{name} computes in float32 or bfloat16, not in {dtype.name}'
+    )
+  try:
+    return models[name](num_classes=num_classes, dtype=dtype, **options)
+  except TypeError as error:
+    raise ValueError(
+      f'{name} does not take the options {sorted(options)}: {error}'
+    ) from error
+
+
+def _models() -> dict[str, Any]:
+  models: dict[str, Any] = {}
+  for name in registry.names(__name__):
+    models |= getattr(registry.module(__name__, name), 'MODELS', {})
+  return models

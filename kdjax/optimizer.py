@@ -1,0 +1,58 @@
+"""The optimiser and learning-rate schedule of a training recipe, from optax."""
+
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+
+
+def build(
+  config: ml_collections.ConfigDict, *, steps_per_epoch: int, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """Builds the optimiser of a recipe.
+
+  Args:
+    config: the section `train` of a run's configuration.
+    steps_per_epoch: training steps in an epoch.
+    total_steps: training steps in the run.
+
+  Returns:
+    The optimiser, and the learning rate as a function of the step. SGD has
+    Nesterov momentum and couples the weight decay to the gradient, as PyTorch
+    does; AdamW decouples it. Only kernels decay.
+  """
+  # A run too short for its warm-up spends at most half of it there.
+  warmup = min(round(config.warmup_epochs * steps_per_epoch), total_steps // 2)
+  peak = config.learning_rate
+  decay_steps = max(total_steps - warmup, 1)
+  schedule = optax.join_schedules(
+    [
+      optax.linear_schedule(0.0, peak, warmup),
+      optax.cosine_decay_schedule(peak, decay_steps)
+      if config.schedule == 'cosine'
+      else optax.constant_schedule(peak),
+    ],
+    [warmup],
+  )
+  stages = []
+  if config.clip_norm:
+    stages.append(optax.clip_by_global_norm(config.clip_norm))
+  if config.optimizer == 'adamw':
+    stages.append(
+      optax.adamw(
+        schedule, weight_decay=config.weight_decay, mask=_only_kernels
+      )
+    )
+  else:
+    stages.append(
+      optax.add_decayed_weights(config.weight_decay, mask=_only_kernels)
+    )
+    stages.append(optax.sgd(schedule, config.momentum, nesterov=True))
+  return optax.chain(*stages), schedule
+
+
+def _only_kernels(params: Any) -> Any:
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1] == jax.tree_util.DictKey('kernel'), params
+  )

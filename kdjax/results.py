@@ -1,0 +1,179 @@
+"""The files that a run leaves beside its checkpoints, and its final table."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+_CONFIG = 'config.json'
+_RESULT = 'result.json'
+
+# Fields that change what a run writes or where it reads, not what it computes.
+_FREE = ('log', 'checkpoint', 'data.data_dir', 'eval.batch_size')
+
+
+def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Gives a configuration as JSON has it (tuples become lists)."""
+  return json.loads(config.to_json())
+
+
+def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+  """Writes a run's configuration, or compares it with the one there.
+
+  Args:
+    workdir: the run directory; made if it does not exist.
+    config: the run's configuration.
+
+  Raises:
+    ValueError: the directory holds a run with another configuration.
+  """
+  path = workdir / _CONFIG
+  ours = as_json(config)
+  if path.exists():
+    theirs = _without_free_fields(_read(path))
+    mine = _without_free_fields(ours)
+    differing = [
+      f'{field}: {theirs.get(field, "nothing")!r} there, '
+      f'{mine.get(field, "nothing")!r} now'
+      for field in sorted(theirs.keys() | mine.keys())
+      if theirs.get(field) != mine.get(field)
+    ]
+    if differing:
+      shown = '\n  '.join(differing)
+      raise ValueError(
+        f'{workdir} holds a run with another configuration:\n  {shown}\n'
+        'Choose another run directory, or remove that one'
+      )
+  workdir.mkdir(parents=True, exist_ok=True)
+  _write(path, ours)
+
+
+def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+  """Reads the configuration of a run.
+
+  Args:
+    workdir: the run directory.
+
+  Returns:
+    The configuration.
+
+  Raises:
+    FileNotFoundError: the directory holds no run.
+  """
+  path = workdir / _CONFIG
+  if not path.exists():
+    raise FileNotFoundError(
+      f'no run in {workdir}: expected a directory written by kdjax.main, with '
+      f'{_CONFIG} in it'
+    )
+  return ml_collections.ConfigDict(_read(path))
+
+
+def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """Reads the result of a run; None if it has not finished."""
+  path = workdir / _RESULT
+  return _read(path) if path.exists() else None
+
+
+def write_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
+  """Writes the result of a run, which marks it as finished."""
+  _write(workdir / _RESULT, result)
+
+
+def digest(tree: Any) -> str:
+  """Gives the SHA-256 of all arrays in a PyTree and of their places in it."""
+  state = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    state.update(f'{name} {leaf.dtype} {leaf.shape}\n'.encode())
+    state.update(np.ascontiguousarray(leaf).tobytes())
+  return state.hexdigest()
+
+
+def table(result: Mapping[str, Any]) -> str:
+  """Formats the result of a run for a terminal.
+
+  Args:
+    result: as in `result.json`.
+
+  Returns:
+    A table with a row for the teacher, if there is one, and for the student at
+    its best epoch and at its last.
+  """
+  rows = []
+  teacher = result.get('teacher')
+  if teacher:
+    rows.append((f'teacher {teacher["model"]}', teacher))
+  name = f'{result["student"]["model"]} ({result["method"]})'
+  rows.append((f'{name}, best epoch', result['student'] | result['best']))
+  rows.append((f'{name}, last epoch', result['student'] | result['last']))
+  header = (
+    'test split',
+    'accuracy',
+    'loss',
+    'agreement',
+    'parameters',
+    'train time',
+  )
+  lines = [header]
+  for title, row in rows:
+    test = row['test']
+    lines.append(
+      (
+        title,
+        f'{test["accuracy"]:.2%}',
+        f'{test["loss"]:.4f}',
+        f'{test["agreement"]:.2%}' if 'agreement' in test else '-',
+        f'{row["parameters"]:,}',
+        f'{row["wall_time_s"]:.0f} s',
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  text = [
+    '  '.join(
+      cell.ljust(width) if i == 0 else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+    )
+    for line in lines
+  ]
+  text.insert(1, '  '.join('-' * width for width in widths))
+  return '\n'.join(text)
+
+
+def _without_free_fields(config: dict[str, Any]) -> dict[str, Any]:
+  """Flattens a configuration and drops what may change in a run."""
+  flat: dict[str, Any] = {}
+  # Settings of the methods that are not used do not matter either.
+  method = config['method']
+  used = {key: method[key] for key in ('name', method['name']) if key in method}
+  config = config | {'method': used}
+
+  def visit(prefix: str, value: Any) -> None:
+    if prefix in _FREE:
+      return
+    if isinstance(value, dict):
+      for key, child in value.items():
+        visit(f'{prefix}.{key}' if prefix else key, child)
+    else:
+      flat[prefix] = value
+
+  visit('', config)
+  return flat
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  return json.loads(path.read_text(encoding='utf-8'))
+
+
+def _write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+  # Replaced as a whole, so that nobody ever reads half a file.
+  temporary = path.with_suffix('.json.tmp')
+  temporary.write_text(
+    json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8'
+  )
+  temporary.replace(path)

@@ -1,0 +1,262 @@
+"""The training step and the prediction step: pure functions of arrays."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kdjax import features
+from kdjax.methods import Method
+
+# What a run's key is folded with, so that no two uses draw the same numbers.
+_STUDENT_KEY, _METHOD_KEY, _DATA_KEY = range(3)
+
+
+class Network(NamedTuple):
+  """A model and its variables.
+
+  Attributes:
+    model: a Flax module called as `model(images, train=…)`.
+    variables: its collections: `params`, `batch_stats` and `normalization`
+      (see `kdjax.features`).
+  """
+
+  model: nn.Module
+  variables: features.Variables
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """All that changes during a run, and all that is needed to continue it.
+
+  Attributes:
+    step: number of steps done, int32 scalar.
+    params: `student`, the student's parameters, and `method`, the method's own.
+    batch_stats: the student's BatchNorm statistics.
+    opt_state: the optimiser's state.
+    rng: the run's key, the same throughout.
+  """
+
+  step: jax.Array
+  params: dict[str, Any]
+  batch_stats: Any
+  opt_state: optax.OptState
+  rng: jax.Array
+
+
+def data_key(rng: jax.Array) -> jax.Array:
+  """Gives the key that orders and augments a run's data, from the run's key."""
+  return jax.random.fold_in(rng, _DATA_KEY)
+
+
+def create_state(
+  rng: jax.Array,
+  student: nn.Module,
+  method: Method,
+  optimizer: optax.GradientTransformation,
+  images: jax.ShapeDtypeStruct,
+  teacher: Network | None = None,
+) -> TrainState:
+  """Makes the state that a run starts from.
+
+  Args:
+    rng: the run's key; the same key gives the same state.
+    student: the student's model.
+    method: the distillation method.
+    optimizer: the optimiser.
+    images: shape of a batch of images, `[batch, height, width, channels]`.
+    teacher: the teacher, if the method needs one.
+
+  Returns:
+    The state at step 0.
+
+  Raises:
+    ValueError: a feature that the method wants is missing, or does not fit.
+  """
+  check_teacher(method, teacher)
+  variables = features.init(
+    student, jax.random.fold_in(rng, _STUDENT_KEY), images
+  )
+  student_shapes = features.output_shapes(
+    student, variables, images, method.student_features
+  )
+  teacher_shapes = teacher and features.output_shapes(
+    teacher.model, teacher.variables, images, method.teacher_features
+  )
+  params = {
+    'student': variables['params'],
+    'method': method.init(
+      jax.random.fold_in(rng, _METHOD_KEY), student_shapes, teacher_shapes
+    ),
+  }
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=variables['batch_stats'],
+    opt_state=optimizer.init(params),
+    rng=rng,
+  )
+
+
+def make_train_step(
+  student: nn.Module,
+  method: Method,
+  optimizer: optax.GradientTransformation,
+  *,
+  teacher: nn.Module | None = None,
+  label_smoothing: float = 0.0,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  """Makes the training step of a method.
+
+  Args:
+    student: the student's model.
+    method: the distillation method.
+    optimizer: the optimiser.
+    teacher: the teacher's model, if the method needs one.
+    label_smoothing: share of the probability spread evenly over all classes,
+      from 0 to 1 (Szegedy et al., 2016, https://arxiv.org/abs/1512.00567).
+
+  Returns:
+    A pure function `train_step(state, images, labels, normalization,
+    teacher_variables, hyperparameters)`, to be jitted, that returns the next
+    state and the batch's metrics (`loss`, `accuracy`, `gradient_norm`, with a
+    teacher `teacher_agreement`, and the method's own), all scalars. Images are
+    pixels from 0 to 255, `[batch, height, width, channels]`, labels integers
+    `[batch]`; `normalization` is the student's. The teacher runs in evaluation
+    mode, its variables are never changed.
+  """
+
+  def train_step(
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    normalization: Mapping[str, jax.Array],
+    teacher_variables: features.Variables | None,
+    hyperparameters: Mapping[str, jax.typing.ArrayLike],
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    teacher_outputs = None
+    if teacher is not None:
+      assert teacher_variables is not None
+      teacher_outputs, _ = features.forward(
+        teacher,
+        jax.lax.stop_gradient(teacher_variables),
+        images,
+        names=method.teacher_features,
+        train=False,
+      )
+
+    def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, Any]:
+      outputs, batch_stats = features.forward(
+        student,
+        {
+          'params': params['student'],
+          'batch_stats': state.batch_stats,
+          'normalization': normalization,
+        },
+        images,
+        names=method.student_features,
+        train=True,
+      )
+      per_example, metrics = method.loss(
+        params['method'],
+        hyperparameters,
+        outputs,
+        teacher_outputs,
+        _smooth(labels, outputs.logits.shape[-1], label_smoothing),
+      )
+      return per_example.mean(), (outputs.logits, batch_stats, metrics)
+
+    (loss, (logits, batch_stats, metrics)), gradients = jax.value_and_grad(
+      loss_fn, has_aux=True
+    )(state.params)
+    updates, opt_state = optimizer.update(
+      gradients, state.opt_state, state.params
+    )
+    predictions = logits.argmax(axis=-1)
+    metrics = {
+      'loss': loss,
+      'accuracy': (predictions == labels).mean(),
+      'gradient_norm': optax.tree.norm(gradients),
+      **{name: values.mean() for name, values in metrics.items()},
+    }
+    if teacher_outputs is not None:
+      metrics['teacher_agreement'] = (
+        predictions == teacher_outputs.logits.argmax(axis=-1)
+      ).mean()
+    state = state.replace(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+    )
+    return state, metrics
+
+  return train_step
+
+
+def predict(network: Network, images: jax.Array, batch_size: int) -> np.ndarray:
+  """Computes the logits of images in evaluation mode, each exactly once.
+
+  Args:
+    network: the model and its variables.
+    images: pixels from 0 to 255, `[size, height, width, channels]`, best
+      already on the device.
+    batch_size: how many to compute at once.
+
+  Returns:
+    Logits, float32 `[size, classes]`, in the order of the images.
+  """
+  size = images.shape[0]
+  batch_size = min(batch_size, size)
+  batches = []
+  for first in range(0, size, batch_size):
+    # All batches are full, so that one program serves: the last begins early,
+    # and the rows that it repeats are dropped.
+    start = min(first, size - batch_size)
+    logits = _predict_batch(
+      network.model, network.variables, images, start, batch_size
+    )
+    batches.append((first - start, logits))
+  return np.concatenate([np.asarray(logits)[skip:] for skip, logits in batches])
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'batch_size'))
+def _predict_batch(
+  model: nn.Module,
+  variables: features.Variables,
+  images: jax.Array,
+  start: jax.typing.ArrayLike,
+  batch_size: int,
+) -> jax.Array:
+  batch = jax.lax.dynamic_slice_in_dim(images, start, batch_size)
+  outputs, _ = features.forward(model, variables, batch, train=False)
+  return outputs.logits
+
+
+def check_teacher(method: Method, teacher: Any) -> None:
+  """Checks that there is a teacher exactly if the method needs one.
+
+  Args:
+    method: the distillation method.
+    teacher: the teacher, or None.
+
+  Raises:
+    ValueError: there is one and none is needed, or the reverse.
+  """
+  if method.needs_teacher != (teacher is not None):
+    raise ValueError(
+      'this method needs a teacher, and none was given'
+      if method.needs_teacher
+      else 'a teacher was given, and this method needs none'
+    )
+
+
+def _smooth(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
+  if not smoothing:
+    return labels
+  return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), smoothing)
