@@ -50,6 +50,11 @@ class Checkpoints:
       policies.append(checkpoint_managers.BestN(get_metric_fn=metric, n=1))
     self._manager = ocp.CheckpointManager(
       pathlib.Path(workdir).absolute() / _DIRECTORY,
+      # Named here so that what was saved can be described before it is read.
+      item_handlers={
+        'state': ocp.StandardCheckpointHandler(),
+        'metadata': ocp.JsonCheckpointHandler(),
+      },
       options=ocp.CheckpointManagerOptions(
         best_fn=metric if validated else None,
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),

@@ -88,7 +88,7 @@ def default() -> ConfigDict:
     }
   )
   config.teacher.train.epochs = 60
-  return config
+  return config.lock()
 
 
 def _training() -> ConfigDict:
@@ -139,7 +139,7 @@ def teacher_run(config: ConfigDict) -> ConfigDict:
   Returns:
     Configuration of a run without distillation whose student is that teacher.
   """
-  run = ConfigDict(config.to_dict()).unlock()
+  run = config.copy_and_resolve_references()
   run.seed = config.teacher.seed
   run.method.name = 'scratch'
   for field in config.student:
@@ -151,9 +151,9 @@ def teacher_run(config: ConfigDict) -> ConfigDict:
   # What concerns other methods and the teacher's teacher says nothing of this
   # run, and must not make it differ from the same teacher's run elsewhere.
   fresh = default()
-  run.method = fresh.method
-  run.teacher = fresh.teacher
-  return run.lock()
+  run.method.update(fresh.method)
+  run.teacher.update(fresh.teacher)
+  return run
 
 
 # What each field's value must satisfy, and how to say so.

@@ -76,9 +76,10 @@ def create_state(
     The state at step 0.
 
   Raises:
-    ValueError: a feature that the method wants is missing, or does not fit.
+    ValueError: a feature that the method wants is missing or does not fit, or
+      it needs a teacher and there is none, or the reverse.
   """
-  check_teacher(method, teacher)
+  _check_teacher(method, teacher)
   variables = features.init(
     student, jax.random.fold_in(rng, _STUDENT_KEY), images
   )
@@ -129,7 +130,11 @@ def make_train_step(
     pixels from 0 to 255, `[batch, height, width, channels]`, labels integers
     `[batch]`; `normalization` is the student's. The teacher runs in evaluation
     mode, its variables are never changed.
+
+  Raises:
+    ValueError: the method needs a teacher and there is none, or the reverse.
   """
+  _check_teacher(method, teacher)
 
   def train_step(
     state: TrainState,
@@ -238,16 +243,7 @@ def _predict_batch(
   return outputs.logits
 
 
-def check_teacher(method: Method, teacher: Any) -> None:
-  """Checks that there is a teacher exactly if the method needs one.
-
-  Args:
-    method: the distillation method.
-    teacher: the teacher, or None.
-
-  Raises:
-    ValueError: there is one and none is needed, or the reverse.
-  """
+def _check_teacher(method: Method, teacher: Any) -> None:
   if method.needs_teacher != (teacher is not None):
     raise ValueError(
       'this method needs a teacher, and none was given'

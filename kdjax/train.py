@@ -414,7 +414,13 @@ def _functions(
     config.data.crop_padding, config.data.flip
   )
 
-  @jax.jit
+  # It runs once: on CPU, optimising its random numbers takes several times
+  # longer than they do.
+  quick = {'xla_backend_optimization_level': 0}
+
+  @functools.partial(
+    jax.jit, compiler_options=quick if jax.default_backend() == 'cpu' else None
+  )
   def create_state(rng: jax.Array, teacher_variables: Any) -> step.TrainState:
     return step.create_state(
       rng,

@@ -1,0 +1,36 @@
+import os
+
+# Tests compile far more than they compute. Set before JAX is imported, and
+# inherited by the processes that tests start.
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+
+import jax
+import pytest
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    '--slow', action='store_true', help='also run the tests marked slow'
+  )
+
+
+def pytest_collection_modifyitems(config, items):
+  if config.getoption('--slow'):
+    return
+  skip = pytest.mark.skip(reason='slow: run with --slow')
+  for item in items:
+    if 'slow' in item.keywords:
+      item.add_marker(skip)
+
+
+@pytest.fixture
+def no_promotion():
+  """Makes JAX refuse to mix dtypes or ranks by itself.
+
+  For code that touches arrays only: Flax and optax mix dtypes inside.
+  """
+  with (
+    jax.numpy_dtype_promotion('strict'),
+    jax.numpy_rank_promotion('raise'),
+  ):
+    yield

@@ -1,0 +1,79 @@
+"""Splits, moments and digest of a loaded data set."""
+
+import numpy as np
+import pytest
+
+from kdjax import config as config_lib
+from kdjax import data
+from kdjax.data import sources
+
+
+def load(**fields):
+  config = config_lib.default().data
+  config.update(name='digits', **fields)
+  return data.load(config)
+
+
+def as_set(split):
+  return {
+    (image.tobytes(), int(label))
+    for image, label in zip(split.images, split.labels, strict=True)
+  }
+
+
+def test_validation_is_split_off_train_and_never_changes():
+  dataset = load(validation_fraction=0.1)
+  source = sources.load('digits', None)
+  assert len(dataset.validation.labels) == 144
+  assert len(dataset.train.labels) == 1437 - 144
+  assert as_set(dataset.train) | as_set(dataset.validation) == as_set(
+    source.train
+  )
+  assert not as_set(dataset.train) & as_set(dataset.validation)
+  assert load(validation_fraction=0.1).digest == dataset.digest
+  np.testing.assert_array_equal(dataset.test.images, source.test.images)
+
+
+def test_there_need_be_no_validation():
+  dataset = load(validation_fraction=0.0)
+  assert len(dataset.validation.labels) == 0
+  assert len(dataset.train.labels) == 1437
+
+
+def test_train_limit_keeps_the_other_splits():
+  whole, limited = load(), load(train_limit=100)
+  assert len(limited.train.labels) == 100
+  assert as_set(limited.train) < as_set(whole.train)
+  np.testing.assert_array_equal(limited.test.images, whole.test.images)
+  np.testing.assert_array_equal(
+    limited.validation.images, whole.validation.images
+  )
+  assert limited.digest != whole.digest
+
+
+def test_moments_are_those_of_the_training_pixels():
+  dataset = load()
+  pixels = dataset.train.images.astype(np.float64) / 255
+  np.testing.assert_allclose(dataset.mean, pixels.mean((0, 1, 2)), rtol=1e-6)
+  np.testing.assert_allclose(dataset.std, pixels.std((0, 1, 2)), rtol=1e-6)
+  assert dataset.mean.dtype == dataset.std.dtype == np.float32
+
+
+def test_a_constant_channel_is_only_centred(monkeypatch):
+  images = np.full((10, 2, 2, 1), 51, np.uint8)
+  split = data.Split(images, np.arange(10, dtype=np.int32))
+  monkeypatch.setattr(
+    sources, 'load', lambda *_: sources.Source(split, None, split, ('a',) * 10)
+  )
+  dataset = load()
+  np.testing.assert_allclose(dataset.mean, [0.2])
+  np.testing.assert_allclose(dataset.std, [1.0])
+
+
+def test_nothing_left_to_train_on_is_an_error(monkeypatch):
+  split = data.Split(np.zeros((4, 2, 2, 1), np.uint8), np.zeros(4, np.int32))
+  monkeypatch.setattr(
+    sources, 'load', lambda *_: sources.Source(split, None, split, ('a',))
+  )
+  with pytest.raises(ValueError, match='leaves none'):
+    load(validation_fraction=0.95)

@@ -1,0 +1,139 @@
+"""Configurations: the files in configs/, inheritance and checks."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+from kdjax import config as config_lib
+from kdjax import results
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
+
+
+def load(name, *variant):
+  spec = importlib.util.spec_from_file_location(name, CONFIGS / f'{name}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(*variant)
+
+
+@pytest.mark.parametrize(
+  'file', sorted(path.stem for path in CONFIGS.glob('*.py'))
+)
+def test_every_file_is_valid_and_tells_its_command(file):
+  config_lib.validate(load(file))
+  text = (CONFIGS / f'{file}.py').read_text()
+  assert f'python -m kdjax.main --config=configs/{file}.py' in text
+
+
+@pytest.mark.parametrize(
+  ('file', 'variant', 'settings'),
+  [
+    (
+      'fkd',
+      'sum',
+      {'ce_weight': 1.0, 'feature_weight': 0.1, 'reduction': 'sum'},
+    ),
+    (
+      'fkd',
+      'mean',
+      {'ce_weight': 0.3, 'feature_weight': 0.7, 'reduction': 'mean'},
+    ),
+    ('rkd', 't4', {'temperature': 4.0, 'alpha': 0.5}),
+    ('rkd', 't2', {'temperature': 2.0, 'alpha': 0.7}),
+  ],
+)
+def test_published_variants_are_there_by_name(file, variant, settings):
+  config = load(file, variant)
+  chosen = config.method[config.method.name].to_dict()
+  assert settings.items() <= chosen.items()
+  adam = variant in ('sum', 't4')
+  assert config.train.epochs == 20
+  assert config.teacher.train.epochs == (20 if adam else 60)
+  if adam:
+    assert config_lib.teacher_run(config).train.learning_rate == 0.001
+
+
+@pytest.mark.parametrize('file', ['fkd', 'rkd', 'scratch'])
+def test_unknown_variants_are_refused(file):
+  with pytest.raises(ValueError, match='unknown variant'):
+    load(file, 'nonsense')
+
+
+def test_response_and_feature_runs_share_their_teacher():
+  for variants in (('mean', 't2'), ('sum', 't4')):
+    feature, response = load('fkd', variants[0]), load('rkd', variants[1])
+    assert feature.teacher.sibling == response.teacher.sibling
+    assert results.as_json(config_lib.teacher_run(feature)) == results.as_json(
+      config_lib.teacher_run(response)
+    )
+  assert results.as_json(load('teacher')) == results.as_json(
+    config_lib.teacher_run(load('fkd'))
+  )
+
+
+def test_teacher_inherits_what_it_is_not_given():
+  config = config_lib.default()
+  config.student.stem = 'imagenet'
+  config.train.batch_size = 7
+  config.train.max_steps = 5
+  config.teacher.train.max_steps = 9
+  config.teacher.seed = 3
+  run = config_lib.teacher_run(config)
+  assert run.student.to_dict() == config.student.to_dict() | {
+    'name': 'resnet50'
+  }
+  assert (run.train.batch_size, run.train.max_steps) == (7, 9)
+  assert (run.train.epochs, run.seed) == (60, 3)
+  assert run.method.name == 'scratch'
+  assert config.student.name == 'resnet18'
+
+
+def test_misspelt_fields_cannot_be_set():
+  config = config_lib.default()
+  with pytest.raises(AttributeError):
+    config.train.learnign_rate = 0.1
+  with pytest.raises(AttributeError):
+    config_lib.teacher_run(config).tarin = 1
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('train.epochs', 0),
+    ('train.max_steps', -1),
+    ('train.batch_size', 0),
+    ('train.optimizer', 'sdg'),
+    ('train.learning_rate', 0.0),
+    ('train.schedule', 'linear'),
+    ('train.warmup_epochs', -1.0),
+    ('train.momentum', 1.0),
+    ('train.weight_decay', -0.1),
+    ('train.clip_norm', -1.0),
+    ('train.label_smoothing', 1.0),
+    ('data.validation_fraction', 1.0),
+    ('data.crop_padding', -1),
+    ('eval.batch_size', 0),
+    ('checkpoint.keep', 0),
+    ('log.every_steps', 0),
+    ('teacher.checkpoint', 'first'),
+  ],
+)
+def test_values_that_make_no_sense_are_named(field, value):
+  config = config_lib.default()
+  section, key = field.split('.')
+  config[section][key] = value
+  with pytest.raises(ValueError, match=rf'config\.{field} is {value!r}'):
+    config_lib.validate(config)
+
+
+def test_method_settings_are_checked():
+  config = config_lib.default()
+  config.method.name = 'response'
+  config.method.response.temperature = 0.0
+  with pytest.raises(ValueError, match='temperature is 0'):
+    config_lib.validate(config)
+  config.method.name = 'nonsense'
+  with pytest.raises(ValueError, match="unknown method 'nonsense'"):
+    config_lib.validate(config)

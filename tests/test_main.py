@@ -1,0 +1,228 @@
+"""The commands, as a user starts them: in processes of their own."""
+
+import json
+import os
+import pathlib
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from kdjax import checkpoint
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / 'shared' / 'tensorflow_datasets'
+
+
+def command(*flags, module='kdjax.main'):
+  return [sys.executable, '-m', module, *flags]
+
+
+def run(*flags, module='kdjax.main', cwd=ROOT):
+  return subprocess.run(
+    command(*flags, module=module),
+    cwd=cwd,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def metrics_of(workdir):
+  """The metrics of a run, without what depends on the machine's speed."""
+  records = []
+  for line in (workdir / 'metrics.jsonl').read_text().splitlines():
+    record = json.loads(line)
+    for timing in ('images_per_second', 'seconds_left'):
+      record.pop(timing, None)
+    records.append(record)
+  return records
+
+
+def final_state(workdir):
+  """Every array of the last checkpoint, read with Orbax alone."""
+  import orbax.checkpoint as ocp
+
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(checkpoint.find(workdir, 'last') / 'state')
+
+
+def kill_after(process, metrics_file, step):
+  """Kills a run as soon as it has validated after a step."""
+  deadline = time.monotonic() + 300
+  while time.monotonic() < deadline and process.poll() is None:
+    if metrics_file.exists() and any(
+      f'"kind": "validation", "step": {step},' in line
+      for line in metrics_file.read_text().splitlines()
+    ):
+      break
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+  """One command from nothing to a distilled student."""
+  workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
+  return workdir, run(*tiny.FLAGS, f'--workdir={workdir}')
+
+
+def test_one_command_gives_a_distilled_student_and_a_table(undisturbed):
+  workdir, done = undisturbed
+  assert done.returncode == 0, done.stderr
+  assert (workdir.parent / 'quickstart_teacher' / 'result.json').exists()
+  result = json.loads((workdir / 'result.json').read_text())
+  table = done.stdout
+  assert 'teacher resnet10' in table
+  assert 'resnet10 (feature), best epoch' in table
+  assert f'{result["best"]["test"]["accuracy"]:.2%}' in table
+  assert f'{result["student"]["parameters"]:,}' in table
+  # Plain lines where there is no terminal, and nothing of the libraries'.
+  assert 'step 15/15 train: accuracy=' in done.stderr
+  assert '\r' not in done.stderr
+  assert 'orbax' not in done.stderr.lower()
+
+
+@pytest.mark.parametrize('step', [5, 10])
+def test_a_killed_run_continues_bit_for_bit(undisturbed, tmp_path, step):
+  whole, done = undisturbed
+  assert done.returncode == 0, done.stderr
+  workdir = tmp_path / 'run'
+  teacher = whole.parent / 'quickstart_teacher'
+  flags = (*tiny.FLAGS, f'--config.teacher.path={teacher}')
+  with subprocess.Popen(
+    command(*flags, f'--workdir={workdir}'),
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  ) as process:
+    kill_after(process, workdir / 'metrics.jsonl', step)
+  assert not (workdir / 'result.json').exists()
+  again = run(*flags, f'--workdir={workdir}')
+  assert again.returncode == 0, again.stderr
+  # Killed while the checkpoint of that step was being written: the run goes
+  # back to the one before, or to the beginning.
+  assert metrics_of(workdir) == metrics_of(whole)
+  ours, theirs = final_state(workdir), final_state(whole)
+  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+      a, b = jax.random.key_data(a), jax.random.key_data(b)
+    np.testing.assert_array_equal(a, b)
+  results = [
+    json.loads((path / 'result.json').read_text()) for path in (workdir, whole)
+  ]
+  for which in ('best', 'last'):
+    assert results[0][which] == results[1][which]
+  assert results[0]['student']['digest'] == results[1]['student']['digest']
+
+
+def test_evaluate_prints_the_same_table(undisturbed):
+  workdir, done = undisturbed
+  again = run(f'--workdir={workdir}', module='kdjax.evaluate')
+  assert again.returncode == 0, again.stderr
+  assert again.stdout.strip() in done.stdout
+
+
+def test_mode_and_variant_choose_the_method_and_the_directory(tmp_path):
+  done = run(
+    f'--config={ROOT / "configs" / "rkd.py"}:t4',
+    '--mode=scratch',
+    '--config.data.name=digits',
+    *(flag for flag in tiny.FLAGS[1:] if 'train.epochs' not in flag),
+    '--config.train.epochs=1',
+    cwd=tmp_path,
+  )
+  assert done.returncode == 0, done.stderr
+  result = tmp_path / 'runs' / 'rkd-t4-scratch' / 'result.json'
+  result = json.loads(result.read_text())
+  assert result['method'] == 'scratch'
+  assert result['config']['method']['response']['temperature'] == 4.0
+  assert result['config']['train']['learning_rate'] == 0.001
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    ((), 'config'),
+    (('--config=configs/nowhere.py',), 'nowhere.py'),
+    (('--config=configs/fkd.py:nonsense',), "unknown variant 'nonsense'"),
+    (('--config=configs/fkd.py', '--mode=nonsense'), 'feature|response'),
+    (
+      ('--config=configs/quickstart.py', '--config.train.epochs=0'),
+      'error: config.train.epochs is 0: expected 1 or more',
+    ),
+    (
+      ('--config=configs/quickstart.py', '--config.trian.epochs=1'),
+      'trian',
+    ),
+    (
+      ('--config=configs/quickstart.py', '--config.data.name=cifar01'),
+      'cifar10',
+    ),
+    (('--config=configs/quickstart.py', 'stray'), 'stray'),
+  ],
+)
+def test_mistakes_are_explained(flags, message, tmp_path):
+  done = run(*flags, f'--workdir={tmp_path / "run"}')
+  assert done.returncode != 0
+  assert message in done.stderr
+  assert not (tmp_path / 'run').exists()
+  if message.startswith('error: '):
+    assert 'Traceback' not in done.stderr
+
+
+def test_a_terminal_shows_a_progress_bar(tmp_path):
+  primary, secondary = pty.openpty()
+  termios.tcsetwinsize(secondary, (24, 200))
+  with subprocess.Popen(
+    command(
+      *tiny.FLAGS,
+      '--mode=scratch',
+      f'--workdir={tmp_path / "run"}',
+    ),
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=secondary,
+  ) as process:
+    os.close(secondary)
+    shown = b''
+    # Linux ends a closed pseudo-terminal with an error rather than a zero.
+    try:
+      while chunk := os.read(primary, 4096):
+        shown += chunk
+    except OSError:
+      pass
+    assert process.wait() == 0
+  os.close(primary)
+  assert b'15/15' in shown
+  assert b'accuracy=' in shown
+  assert b'images_per_second=' in shown
+  assert b'validation_accuracy=' in shown
+
+
+@pytest.mark.shared_data
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.exists(), reason=f'no data set in {SHARED}')
+def test_real_cifar10_beats_chance(tmp_path):
+  done = run(
+    '--config=configs/fkd.py',
+    f'--config.data.data_dir={SHARED}',
+    '--config.student.stem=imagenet',
+    '--config.train.max_steps=300',
+    f'--workdir={tmp_path / "run"}',
+  )
+  assert done.returncode == 0, done.stderr
+  result = json.loads((tmp_path / 'run' / 'result.json').read_text())
+  assert result['data']['train'] == 45_000
+  assert result['data']['test'] == 10_000
+  assert result['teacher']['test']['accuracy'] > 0.3
+  assert result['last']['test']['accuracy'] > 0.3

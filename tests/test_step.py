@@ -1,0 +1,171 @@
+"""The training step and the prediction step."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kdjax import features, methods, models, step
+
+IMAGES = jax.random.randint(jax.random.key(1), (6, 8, 8, 2), 0, 256, 'uint8')
+LABELS = jnp.arange(6) % 3
+NORMALIZATION = {'mean': jnp.array([0.4, 0.5]), 'std': jnp.array([0.2, 0.3])}
+RNG = jax.random.key(0)
+STUDENT = models.build('resnet10', num_classes=3, stem='cifar', width=4)
+
+
+@functools.cache
+def make_teacher():
+  model = models.build('resnet10', num_classes=3, stem='cifar', width=8)
+  variables = features.init(model, jax.random.key(7), IMAGES)
+  return step.Network(model, variables | {'normalization': NORMALIZATION})
+
+
+class Counted:
+  """A function jitted, and how often it was traced."""
+
+  def __init__(self, function):
+    self.traces = 0
+    self.jitted = jax.jit(self._count(function))
+
+  def _count(self, function):
+    def counted(*arguments):
+      self.traces += 1
+      return function(*arguments)
+
+    return counted
+
+
+@functools.cache
+def make(method_name, label_smoothing=0.0):
+  """State, training step and its other arguments; made once per method."""
+  method, hyperparameters = methods.build(method_name)
+  teacher = make_teacher() if method.needs_teacher else None
+  optimizer = optax.sgd(0.1)
+  train_step = step.make_train_step(
+    STUDENT,
+    method,
+    optimizer,
+    teacher=teacher.model if teacher else None,
+    label_smoothing=label_smoothing,
+  )
+  state = step.create_state(RNG, STUDENT, method, optimizer, IMAGES, teacher)
+  arguments = (
+    IMAGES,
+    LABELS,
+    NORMALIZATION,
+    teacher.variables if teacher else None,
+    {name: jnp.float32(value) for name, value in hyperparameters.items()},
+  )
+  return state, Counted(train_step), arguments
+
+
+@pytest.mark.parametrize('method', methods.names())
+def test_a_few_steps_lower_the_loss_with_one_trace(method):
+  state, train_step, arguments = make(method)
+  before = jax.device_get(arguments[3])
+  losses = []
+  for i in range(8):
+    state, metrics = train_step.jitted(state, *arguments)
+    losses.append(float(metrics['loss']))
+    assert int(state.step) == i + 1
+  assert losses[-1] < losses[0]
+  assert np.isfinite(losses).all()
+  assert all(value.shape == () for value in metrics.values())
+  # The teacher is an argument, and unchanged: bit for bit.
+  jax.tree.map(np.testing.assert_array_equal, before, arguments[3])
+  # Other hyperparameters, same program.
+  halved = jax.tree.map(lambda value: value / 2, arguments[4])
+  train_step.jitted(state, *arguments[:4], halved)
+  assert train_step.traces == 1
+
+
+def test_step_is_gradient_descent_on_the_mean_loss():
+  state, train_step, arguments = make('scratch')
+  after, metrics = train_step.jitted(state, *arguments)
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(params):
+    logits, _ = STUDENT.apply(
+      {'params': params, 'batch_stats': state.batch_stats},
+      (IMAGES / 255 - NORMALIZATION['mean']) / NORMALIZATION['std'],
+      train=True,
+      mutable=['batch_stats'],
+    )
+    return -jax.nn.log_softmax(logits)[jnp.arange(6), LABELS].mean()
+
+  value, gradient = loss(state.params['student'])
+  np.testing.assert_allclose(metrics['loss'], value, rtol=1e-6)
+  np.testing.assert_allclose(
+    metrics['gradient_norm'], optax.tree.norm(gradient), rtol=1e-5
+  )
+  jax.tree.map(
+    lambda new, old, g: np.testing.assert_allclose(
+      new, old - 0.1 * g, rtol=1e-4, atol=1e-6
+    ),
+    after.params['student'],
+    state.params['student'],
+    gradient,
+  )
+
+
+def test_label_smoothing_spreads_probability():
+  plain, smooth = (
+    train_step.jitted(state, *arguments)[1]['loss']
+    for state, train_step, arguments in (make('scratch'), make('scratch', 0.3))
+  )
+  state, _, _ = make('scratch')
+  outputs, _ = jax.jit(
+    functools.partial(features.forward, STUDENT, train=True)
+  )(
+    {
+      'params': state.params['student'],
+      'batch_stats': state.batch_stats,
+      'normalization': NORMALIZATION,
+    },
+    IMAGES,
+  )
+  log_probabilities = jax.nn.log_softmax(outputs.logits)
+  uniform = -log_probabilities.mean()
+  np.testing.assert_allclose(smooth, 0.7 * plain + 0.3 * uniform, rtol=1e-5)
+
+
+def test_same_key_same_state_and_methods_share_the_student():
+  states = [make(name)[0] for name in ('scratch', 'response', 'feature')]
+  for state in states[1:]:
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      state.params['student'],
+      states[0].params['student'],
+    )
+  assert set(states[2].params) == {'student', 'method'}
+  assert states[0].params['method'] == {}
+
+
+def test_a_teacher_is_there_exactly_when_it_is_needed():
+  for name, teacher in (('response', None), ('scratch', make_teacher())):
+    method, _ = methods.build(name)
+    with pytest.raises(ValueError, match='teacher'):
+      step.create_state(RNG, STUDENT, method, optax.sgd(0.1), IMAGES, teacher)
+    with pytest.raises(ValueError, match='teacher'):
+      step.make_train_step(STUDENT, method, optax.sgd(0.1), teacher=teacher)
+
+
+@pytest.mark.parametrize('batch_size', [1, 2, 4, 5, 6, 100])
+def test_every_example_is_predicted_once(batch_size):
+  network = make_teacher()
+  outputs, _ = jax.jit(
+    functools.partial(features.forward, network.model, train=False)
+  )(network.variables, IMAGES)
+  logits = step.predict(network, IMAGES, batch_size)
+  assert logits.shape == (6, 3)
+  np.testing.assert_allclose(logits, outputs.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_data_key_is_not_the_key_of_the_parameters():
+  key = jax.random.key_data(step.data_key(RNG))
+  assert not np.array_equal(key, jax.random.key_data(RNG))

@@ -1,0 +1,257 @@
+"""The real loop on a small problem, in this process."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from kdjax import checkpoint, data, features, metrics, results, step, train
+
+
+def lines(workdir, kind=None):
+  records = [
+    json.loads(line)
+    for line in (workdir / 'metrics.jsonl').read_text().splitlines()
+  ]
+  return [record for record in records if kind in (None, record['kind'])]
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """A teacher, trained because there was none, and the student it taught."""
+  root = tmp_path_factory.mktemp('runs')
+  return root, train.train_and_evaluate(tiny.config(), root / 'feature')
+
+
+def test_a_run_leaves_what_it_promises(runs):
+  root, result = runs
+  workdir = root / 'feature'
+  assert json.loads((workdir / 'result.json').read_text()) == result
+  assert results.read_config(workdir).to_dict() == result['config']
+  assert list((workdir / 'tensorboard').glob('events.out.tfevents.*'))
+  assert result['method'] == 'feature'
+  assert result['seed'] == 0
+  assert result['hyperparameters'] == {'ce_weight': 0.3, 'feature_weight': 0.7}
+  assert result['data'] | {'digest': ''} == {
+    'name': 'digits',
+    'digest': '',
+    'train': 160,
+    'validation': 144,
+    'test': 360,
+  }
+  assert result['student']['model'] == result['teacher']['model'] == 'resnet10'
+  assert result['student']['parameters'] < result['teacher']['parameters']
+  assert (result['last']['step'], result['last']['epoch']) == (15, 3)
+  for which in ('best', 'last'):
+    test = result[which]['test']
+    assert test['count'] == 360
+    assert 0 <= test['accuracy'] <= 1
+    assert 0 <= test['agreement'] <= 1
+    assert test['kl_to_teacher'] >= 0
+  assert set(result['versions']) >= {'kdjax', 'jax', 'flax', 'optax'}
+
+
+def test_it_learns(runs):
+  root, result = runs
+  # Chance is 10 %.
+  assert result['teacher']['test']['accuracy'] > 0.3
+  train_lines = lines(root / 'feature', 'train')
+  assert train_lines[-1]['loss'] < 0.9 * train_lines[0]['loss']
+
+
+def test_metrics_are_written_at_the_steps_asked_for(runs):
+  root, _ = runs
+  workdir = root / 'feature'
+  # Every second step, and at the end of each epoch of five.
+  steps = [record['step'] for record in lines(workdir, 'train')]
+  assert steps == [2, 4, 5, 6, 8, 10, 12, 14, 15]
+  validation = lines(workdir, 'validation')
+  assert [record['step'] for record in validation] == [5, 10, 15]
+  assert all(record['count'] == 144 for record in validation)
+  first = lines(workdir, 'train')[0]
+  expected = {'loss', 'accuracy', 'learning_rate', 'images_per_second'}
+  expected |= {'teacher_agreement', 'cross_entropy', 'feature_mse/stage4'}
+  assert expected <= set(first)
+
+
+def test_the_best_checkpoint_is_the_one_of_the_best_validation(runs):
+  root, result = runs
+  validation = lines(root / 'feature', 'validation')
+  best = max(
+    validation, key=lambda record: (record['accuracy'], record['step'])
+  )
+  assert result['best']['step'] == best['step']
+  assert result['best']['validation_accuracy'] == best['accuracy']
+
+
+def test_the_result_is_that_of_the_restored_student(runs):
+  root, result = runs
+  network = checkpoint.restore(root / 'feature')
+  dataset = data.load(tiny.config().data)
+  logits, _ = jax.jit(
+    lambda variables, images: features.forward(
+      network.model, variables, images, train=False
+    )
+  )(network.variables, dataset.test.images)
+  measured = metrics.classification(logits.logits, dataset.test.labels)
+  for name in ('accuracy', 'loss'):
+    np.testing.assert_allclose(
+      measured[name], result['best']['test'][name], rtol=1e-4
+    )
+
+
+def test_connectors_are_not_part_of_the_student(runs):
+  root, _ = runs
+  _, variables = checkpoint.restore(root / 'feature')
+  assert set(variables) == {'params', 'batch_stats', 'normalization'}
+  assert set(variables['params']) == {
+    *('conv1', 'bn1', 'fc'),
+    *(f'stage{i}' for i in range(1, 5)),
+  }
+
+
+def test_a_teacher_is_used_again_and_stays_as_it_is(runs, caplog):
+  root, first = runs
+  before = checkpoint.restore(root / 'teacher')
+  config = tiny.config('response')
+  config.train.max_steps = 3
+  with caplog.at_level('INFO', 'kdjax'):
+    result = train.train_and_evaluate(config, root / 'response')
+  assert 'training the teacher first' not in caplog.text
+  assert result['teacher']['digest'] == first['teacher']['digest']
+  assert result['teacher']['test'] == first['teacher']['test']
+  assert result['last']['step'] == 3
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    before.variables,
+    checkpoint.restore(root / 'teacher').variables,
+  )
+
+
+def test_a_finished_run_says_so_and_is_evaluated(runs, caplog):
+  root, result = runs
+  before = (root / 'feature' / 'metrics.jsonl').read_bytes()
+  with caplog.at_level('INFO', 'kdjax'):
+    again = train.train_and_evaluate(tiny.config(), root / 'feature')
+  assert 'has finished' in caplog.text
+  assert again == result
+  assert train.evaluate(root / 'feature') == result
+  assert (root / 'feature' / 'metrics.jsonl').read_bytes() == before
+
+
+def test_another_configuration_in_the_same_directory_is_refused(runs):
+  root, _ = runs
+  config = tiny.config()
+  config.train.learning_rate = 0.02
+  config.seed = 1
+  with pytest.raises(ValueError, match='another configuration') as error:
+    train.train_and_evaluate(config, root / 'feature')
+  assert 'train.learning_rate: 0.01 there, 0.02 now' in str(error.value)
+  assert 'seed: 0 there, 1 now' in str(error.value)
+
+
+def test_what_changes_no_result_may_change(runs):
+  root, result = runs
+  config = tiny.config()
+  config.log.every_steps = 7
+  config.eval.batch_size = 100
+  config.checkpoint.keep = 5
+  config.method.response.temperature = 9.0
+  again = train.train_and_evaluate(config, root / 'feature')
+  np.testing.assert_allclose(
+    again['best']['test']['loss'], result['best']['test']['loss'], rtol=1e-5
+  )
+
+
+def test_a_teacher_of_other_classes_is_refused(runs, tmp_path, monkeypatch):
+  root, _ = runs
+  load = data.load
+
+  def renamed(config):
+    return load(config)._replace(class_names=tuple('abcdefghij'))
+
+  monkeypatch.setattr(data, 'load', renamed)
+  config = tiny.config()
+  config.teacher.path = str(root / 'teacher')
+  with pytest.raises(ValueError, match=r'knows the classes 0, 1, .* a, b, c'):
+    train.train_and_evaluate(config, tmp_path / 'run')
+
+
+def test_the_teachers_own_directory_is_refused(tmp_path):
+  with pytest.raises(ValueError, match='where the teacher of its neighbours'):
+    train.train_and_evaluate(tiny.config(), tmp_path / 'teacher')
+
+
+def test_a_missing_teacher_is_said_so(tmp_path):
+  config = tiny.config()
+  config.teacher.path = str(tmp_path / 'nowhere')
+  with pytest.raises(FileNotFoundError, match='nowhere'):
+    train.train_and_evaluate(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+  config = tiny.config('scratch')
+  config.train.batch_size = 161
+  with pytest.raises(ValueError, match=r'is 161, .* only 160 training'):
+    train.train_and_evaluate(config, tmp_path)
+
+
+def test_evaluating_an_unfinished_run_is_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match='no run in'):
+    train.evaluate(tmp_path)
+  results.claim(tmp_path, tiny.config())
+  with pytest.raises(FileNotFoundError, match='has not finished'):
+    train.evaluate(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+  config = tiny.config('scratch')
+  config.train.update(optimizer='sgd', learning_rate=1e30, warmup_epochs=0.0)
+  with pytest.raises(FloatingPointError, match=r'the loss is .* at step \d'):
+    train.train_and_evaluate(config, tmp_path)
+  assert results.read_result(tmp_path) is None
+
+
+def test_everything_compiles_once(tmp_path, monkeypatch):
+  """Across epochs and evaluations: the step and the prediction, each once."""
+  traces = {'step': 0, 'prediction': 0}
+  make_train_step, forward = step.make_train_step, features.forward
+
+  def counting_make(*args, **kwargs):
+    train_step = make_train_step(*args, **kwargs)
+
+    def counted(*arguments):
+      traces['step'] += 1
+      return train_step(*arguments)
+
+    return counted
+
+  def counting_forward(model, variables, images, *, names=(), train):
+    traces['prediction'] += images.shape[0] == 48
+    return forward(model, variables, images, names=names, train=train)
+
+  monkeypatch.setattr(step, 'make_train_step', counting_make)
+  monkeypatch.setattr(features, 'forward', counting_forward)
+  config = tiny.config('scratch')
+  # 144 validation images and 360 test images: one shape for each.
+  config.eval.batch_size = 48
+  config.student.width = 5
+  train.train_and_evaluate(config, tmp_path)
+  # Validation and test sets have shapes of their own; each is traced once,
+  # whatever the number of epochs and batches.
+  assert traces == {'step': 1, 'prediction': 2}
+
+
+def test_without_validation_the_last_epoch_is_the_best(tmp_path):
+  config = tiny.config('scratch')
+  config.data.validation_fraction = 0.0
+  config.train.max_steps = 7
+  result = train.train_and_evaluate(config, tmp_path)
+  assert result['best'] == result['last']
+  assert result['last']['validation_accuracy'] is None
+  assert not lines(tmp_path, 'validation')
+  assert pathlib.Path(checkpoint.find(tmp_path)).name == '7'
