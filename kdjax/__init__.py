@@ -9,11 +9,11 @@ from kdjax.losses import (
   response_loss,
   temperature_kl,
 )
-
-__version__ = '0.1.0'
+from kdjax.version import __version__
 
 __all__ = [
   'Outputs',
+  '__version__',
   'checkpoint',
   'cross_entropy',
   'feature_loss',

@@ -156,6 +156,19 @@ def teacher_run(config: ConfigDict) -> ConfigDict:
   return run
 
 
+def model_arguments(config: ConfigDict, num_classes: int) -> dict[str, Any]:
+  """Gives the arguments that `kdjax.models.build` makes the student with.
+
+  Args:
+    config: a run's configuration.
+    num_classes: number of classes of its data set.
+
+  Returns:
+    The arguments by name.
+  """
+  return {'num_classes': num_classes, **config.student.to_dict()}
+
+
 # What each field's value must satisfy, and how to say so.
 _NUMBER_OR_ZERO = (lambda value: value >= 0, '0 or more')
 _POSITIVE = (lambda value: value >= 1, '1 or more')

@@ -7,7 +7,7 @@ import sys
 
 from absl import app, flags
 
-from kdjax import logs, results, train
+from kdjax import evaluation, logs, results
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.', required=True)
 _DATA_DIR = flags.DEFINE_string(
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
   logs.setup()
   try:
-    result = train.evaluate(_WORKDIR.value, data_dir=_DATA_DIR.value)
+    result = evaluation.evaluate(_WORKDIR.value, data_dir=_DATA_DIR.value)
   except (ValueError, FileNotFoundError) as error:
     sys.exit(f'error: {error}')
   print(results.table(result))

@@ -140,7 +140,7 @@ def feature_names(
     images: images, or their shape and dtype.
 
   Returns:
-    The path of every submodule, in the order of the calls.
+    The path of every submodule, sorted.
   """
   _, changed = jax.eval_shape(
     lambda variables, images: model.apply(
@@ -150,7 +150,7 @@ def feature_names(
     images,
   )
   paths = flax.traverse_util.flatten_dict(changed['intermediates'])
-  return ['/'.join(path[:-1]) for path in paths if len(path) > 1]
+  return sorted('/'.join(path[:-1]) for path in paths if len(path) > 1)
 
 
 def output_shapes(

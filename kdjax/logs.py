@@ -117,18 +117,27 @@ class RunLog:
     if self._writer:
       for name, value in (metrics | timings).items():
         self._writer.add_scalar(f'{kind}/{name}', value, step)
-    shown = {
-      name: f'{value:.4f}' if abs(value) < 100 else f'{value:.0f}'
-      for name, value in (metrics | timings).items()
-      if name in ('loss', 'accuracy', 'images_per_second', 'seconds_left')
-    }
+    text = _describe(record)
     if self._bar.disable:
-      text = ' '.join(f'{name}={value}' for name, value in shown.items())
-      logger.info('step %d/%d %s: %s', step, self._total_steps, kind, text)
+      logger.info('step %d/%d: %s', step, self._total_steps, text)
     else:
-      prefix = '' if kind == 'train' else f'{kind}_'
-      self._shown |= {prefix + name: value for name, value in shown.items()}
-      self._bar.set_postfix(self._shown)
+      # The bar itself tells the time left.
+      self._shown[kind] = text.rpartition(', ')[0] if timings else text
+      self._bar.set_postfix_str('; '.join(self._shown.values()))
+
+
+def _describe(record: dict[str, Any]) -> str:
+  prefix = '' if record['kind'] == 'train' else f'{record["kind"]} '
+  parts = [
+    f'{prefix}loss {record["loss"]:.4f}',
+    f'{prefix}accuracy {record["accuracy"]:.2%}',
+  ]
+  if 'images_per_second' in record:
+    parts.append(f'{record["images_per_second"]:.0f} images/s')
+  if 'seconds_left' in record:
+    left = tqdm.tqdm.format_interval(record['seconds_left'])
+    parts.append(f'{left} left')
+  return ', '.join(parts)
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:

@@ -58,11 +58,6 @@ def main(argv: list[str]) -> None:
   print(f'\nrun directory: {workdir}')
 
 
-def run() -> None:
-  """Entry point of the command `kdjax`."""
+if __name__ == '__main__':
   flags.mark_flag_as_required('config')
   app.run(main)
-
-
-if __name__ == '__main__':
-  run()

@@ -22,35 +22,58 @@ def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return json.loads(config.to_json())
 
 
-def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-  """Writes a run's configuration, or compares it with the one there.
+def differences(
+  workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> list[str]:
+  """Compares a configuration with that of the run in a directory.
 
   Args:
-    workdir: the run directory; made if it does not exist.
+    workdir: the run directory.
+    config: a run's configuration.
+
+  Returns:
+    A line for each field that differs and changes what the run computes; empty
+    if none does, or if the directory holds no run.
+  """
+  path = workdir / _CONFIG
+  if not path.exists():
+    return []
+  theirs = _without_free_fields(_read(path))
+  ours = _without_free_fields(as_json(config))
+  return [
+    f'{field}: {theirs.get(field, "nothing")!r} there, '
+    f'{ours.get(field, "nothing")!r} now'
+    for field in sorted(theirs.keys() | ours.keys())
+    if theirs.get(field) != ours.get(field)
+  ]
+
+
+def check_same_run(
+  workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> None:
+  """Checks that a directory holds no run with another configuration.
+
+  Args:
+    workdir: the run directory.
     config: the run's configuration.
 
   Raises:
-    ValueError: the directory holds a run with another configuration.
+    ValueError: it does; the message names the fields that differ.
   """
-  path = workdir / _CONFIG
-  ours = as_json(config)
-  if path.exists():
-    theirs = _without_free_fields(_read(path))
-    mine = _without_free_fields(ours)
-    differing = [
-      f'{field}: {theirs.get(field, "nothing")!r} there, '
-      f'{mine.get(field, "nothing")!r} now'
-      for field in sorted(theirs.keys() | mine.keys())
-      if theirs.get(field) != mine.get(field)
-    ]
-    if differing:
-      shown = '\n  '.join(differing)
-      raise ValueError(
-        f'{workdir} holds a run with another configuration:\n  {shown}\n'
-        'Choose another run directory, or remove that one'
-      )
+  if differing := differences(workdir, config):
+    shown = '\n  '.join(differing)
+    raise ValueError(
+      f'{workdir} holds a run with another configuration:\n  {shown}\n'
+      'Choose another run directory, or remove that one'
+    )
+
+
+def write_config(
+  workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> None:
+  """Writes a run's configuration; makes the directory if need be."""
   workdir.mkdir(parents=True, exist_ok=True)
-  _write(path, ours)
+  _write(workdir / _CONFIG, as_json(config))
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:

@@ -18,6 +18,7 @@ import optax
 from kdjax import (
   checkpoint,
   data,
+  evaluation,
   logs,
   methods,
   metrics,
@@ -27,16 +28,12 @@ from kdjax import (
   step,
 )
 from kdjax import config as config_lib
+from kdjax import teacher as teacher_lib
 from kdjax.data import batches
+from kdjax.teacher import Teacher
+from kdjax.version import __version__
 
 logger = logs.logger
-
-
-class _Teacher(NamedTuple):
-  """A frozen teacher: its network, and what the result says of it."""
-
-  network: step.Network
-  report: dict[str, Any]
 
 
 def train_and_evaluate(
@@ -65,50 +62,11 @@ def train_and_evaluate(
   """
   workdir = pathlib.Path(workdir)
   config_lib.validate(config)
+  results.check_same_run(workdir, config)
   if results.read_result(workdir):
-    results.claim(workdir, config)
     logger.info('%s has finished; evaluating its checkpoints', workdir)
-    return evaluate(workdir, data_dir=config.data.data_dir)
+    return evaluation.evaluate(workdir, data_dir=config.data.data_dir)
   return _run(config, workdir, data.load(config.data))
-
-
-def evaluate(
-  workdir: str | pathlib.Path, *, data_dir: str | None = None
-) -> dict[str, Any]:
-  """Evaluates a finished run's checkpoints again.
-
-  Args:
-    workdir: the run directory.
-    data_dir: where the data is, if no longer where the run read it.
-
-  Returns:
-    The content of `result.json`, with what was measured now.
-
-  Raises:
-    FileNotFoundError: the directory holds no finished run, or its teacher or
-      data are gone.
-    ValueError: the data are not those of the run.
-  """
-  workdir = pathlib.Path(workdir)
-  config = results.read_config(workdir)
-  result = results.read_result(workdir)
-  if result is None:
-    raise FileNotFoundError(
-      f'the run in {workdir} has not finished; start kdjax.main again with the '
-      'same --config and --workdir to continue it'
-    )
-  if data_dir is not None:
-    config.data.data_dir = data_dir
-  dataset = data.load(config.data)
-  if dataset.digest != result['data']['digest']:
-    raise ValueError(
-      f'{dataset.name} is not the data that {workdir} was trained on: SHA-256 '
-      f'{dataset.digest}, expected {result["data"]["digest"]}'
-    )
-  teacher = None
-  if result['teacher']:
-    teacher = _load_teacher(pathlib.Path(result['teacher']['path']), config)
-  return _merge(result, _test(workdir, config, dataset, teacher))
 
 
 def _run(
@@ -119,10 +77,13 @@ def _run(
   method, hyperparameters = methods.build(
     config.method.name, config.method[config.method.name]
   )
+  # Before a teacher is trained for hours: what else can be wrong?
+  _plan(config, dataset)
+  models.build(**config_lib.model_arguments(config, len(dataset.class_names)))
   teacher = None
   if method.needs_teacher:
-    teacher = _find_teacher(config, workdir, dataset)
-  results.claim(workdir, config)
+    teacher = _find_teacher(config, workdir, dataset, method)
+  results.write_config(workdir, config)
   wall_time = _train(config, workdir, dataset, method, hyperparameters, teacher)
   result = {
     'method': config.method.name,
@@ -135,21 +96,23 @@ def _run(
       'validation': len(dataset.validation.labels),
       'test': len(dataset.test.labels),
     },
-    'student': {
-      'model': config.student.name,
-      'stem': config.student.stem,
-      'wall_time_s': wall_time,
-    },
-    'teacher': None,
     'device': jax.devices()[0].device_kind,
     'platform': jax.default_backend(),
     'versions': {
-      package: importlib.metadata.version(package)
-      for package in ('kdjax', 'jax', 'flax', 'optax', 'orbax-checkpoint')
+      'kdjax': __version__,
+      **{
+        package: importlib.metadata.version(package)
+        for package in ('jax', 'flax', 'optax', 'orbax-checkpoint')
+      },
     },
     'config': results.as_json(config),
+    **evaluation.measure(workdir, config, dataset, teacher),
   }
-  result = _merge(result, _test(workdir, config, dataset, teacher))
+  result['student'] |= {
+    'model': config.student.name,
+    'stem': config.student.stem,
+    'wall_time_s': wall_time,
+  }
   results.write_result(workdir, result)
   return result
 
@@ -158,7 +121,8 @@ def _find_teacher(
   config: ml_collections.ConfigDict,
   workdir: pathlib.Path,
   dataset: data.Dataset,
-) -> _Teacher:
+  method: methods.Method,
+) -> Teacher:
   """Loads the teacher, after training it if there is none."""
   if config.teacher.path:
     path = pathlib.Path(config.teacher.path)
@@ -170,12 +134,9 @@ def _find_teacher(
         f'(config.teacher.sibling={config.teacher.sibling!r}): choose another '
         '--workdir'
       )
-    if not results.read_result(path):
-      logger.info('training the teacher first, in %s', path)
-      teacher_config = config_lib.teacher_run(config)
-      config_lib.validate(teacher_config)
-      logger.info('\n%s', results.table(_run(teacher_config, path, dataset)))
-  teacher = _load_teacher(path, config)
+    _train_teacher(config, path, dataset, method)
+  teacher = teacher_lib.load(path, config.teacher)
+  teacher_lib.check_classes(teacher, dataset)
   logger.info(
     'teacher: %s of %s, step %d, validation accuracy %s',
     teacher.report['model'],
@@ -186,48 +147,35 @@ def _find_teacher(
   if teacher.report['data_digest'] != dataset.digest:
     logger.warning(
       'the teacher in %s was not trained on the same training and validation '
-      'split as this run; its accuracy on either may mislead',
+      'images as this run has; its accuracy on either may mislead',
       path,
-    )
-  if teacher.report['class_names'] != list(dataset.class_names):
-    raise ValueError(
-      f'the teacher in {path} knows the classes '
-      f'{_shorten(teacher.report["class_names"])}, {dataset.name} has '
-      f'{_shorten(dataset.class_names)}. Give this run a teacher of its own '
-      'with config.teacher.path or config.teacher.sibling'
     )
   return teacher
 
 
-def _load_teacher(
-  path: pathlib.Path, config: ml_collections.ConfigDict
-) -> _Teacher:
-  which = config.teacher.checkpoint
-  metadata = checkpoint.read_metadata(path, which)
-  network = checkpoint.restore(path, which)
-  if config.teacher.dtype:
-    network = network._replace(
-      model=network.model.clone(dtype=jnp.dtype(config.teacher.dtype))
-    )
-  return _Teacher(
-    network,
-    {
-      'path': str(path.absolute()),
-      'digest': results.digest(network.variables),
-      'model': metadata['model']['name'],
-      'parameters': _count(network.variables['params']),
-      **{
-        key: metadata[key]
-        for key in (
-          'step',
-          'validation_accuracy',
-          'wall_time_s',
-          'data_digest',
-          'class_names',
-        )
-      },
-    },
-  )
+def _train_teacher(
+  config: ml_collections.ConfigDict,
+  path: pathlib.Path,
+  dataset: data.Dataset,
+  method: methods.Method,
+) -> None:
+  """Trains a teacher in a directory, unless a finished one is there."""
+  teacher_config = config_lib.teacher_run(config)
+  if results.read_result(path):
+    if differing := results.differences(path, teacher_config):
+      logger.warning(
+        'the teacher in %s was trained with other settings than config.teacher '
+        'asks for; it is used as it is:\n  %s',
+        path,
+        '\n  '.join(differing),
+      )
+    return
+  config_lib.validate(teacher_config)
+  results.check_same_run(path, teacher_config)
+  teacher_lib.check_fit(config, dataset, method)
+  logger.info('training the teacher first, in %s', path)
+  result = _run(teacher_config, path, dataset)
+  logger.info('the teacher is trained\n%s', results.table(result))
 
 
 class _Plan(NamedTuple):
@@ -269,7 +217,7 @@ def _train(
   dataset: data.Dataset,
   method: methods.Method,
   hyperparameters: Mapping[str, float],
-  teacher: _Teacher | None,
+  teacher: Teacher | None,
 ) -> float:
   """Trains to the end and returns the seconds it took over all starts."""
   start_time = time.perf_counter()
@@ -324,7 +272,7 @@ def _train(
       workdir.name,
       config.student.name,
       config.method.name,
-      f'{_count(state.params["student"]):,}',
+      f'{optax.tree.size(state.params["student"]):,}',
       size,
       plan.total_steps,
       jax.devices()[0].device_kind,
@@ -395,7 +343,7 @@ def _functions(
   model: nn.Module,
   method: methods.Method,
   transformation: optax.GradientTransformation,
-  teacher: _Teacher | None,
+  teacher: Teacher | None,
 ) -> tuple[Any, Any]:
   """Makes the jitted functions that create the state and advance it.
 
@@ -488,15 +436,12 @@ class _Window:
 def _metadata(
   config: ml_collections.ConfigDict,
   dataset: data.Dataset,
-  teacher: _Teacher | None,
+  teacher: Teacher | None,
 ) -> dict[str, Any]:
   """What every checkpoint of the run says of it."""
   return {
     'config': results.as_json(config),
-    'model': {
-      'num_classes': len(dataset.class_names),
-      **config.student.to_dict(),
-    },
+    'model': config_lib.model_arguments(config, len(dataset.class_names)),
     'image_shape': list(dataset.train.images.shape[1:]),
     'class_names': list(dataset.class_names),
     'normalization': {
@@ -530,55 +475,3 @@ def _student(
       'normalization': normalization,
     },
   )
-
-
-def _test(
-  workdir: pathlib.Path,
-  config: ml_collections.ConfigDict,
-  dataset: data.Dataset,
-  teacher: _Teacher | None,
-) -> dict[str, Any]:
-  """Measures the best and the last checkpoint, and the teacher, on test."""
-  images, labels = jax.device_put(dataset.test.images), dataset.test.labels
-  predict = functools.partial(
-    step.predict, images=images, batch_size=config.eval.batch_size
-  )
-  tested: dict[str, Any] = {}
-  teacher_logits = None
-  if teacher:
-    teacher_logits = predict(teacher.network)
-    tested['teacher'] = teacher.report | {
-      'test': metrics.classification(teacher_logits, labels)
-    }
-  for which in ('best', 'last'):
-    path = checkpoint.find(workdir, which)
-    network = checkpoint.restore(path)
-    metadata = checkpoint.read_metadata(path)
-    tested[which] = {
-      **{
-        key: metadata[key] for key in ('step', 'epoch', 'validation_accuracy')
-      },
-      'test': metrics.classification(predict(network), labels, teacher_logits),
-    }
-  tested['student'] = {
-    'parameters': _count(network.variables['params']),
-    'digest': results.digest(network.variables),
-  }
-  return tested
-
-
-def _merge(
-  result: Mapping[str, Any], tested: Mapping[str, Any]
-) -> dict[str, Any]:
-  student = {**result['student'], **tested['student']}
-  return {**result, **tested, 'student': student}
-
-
-def _count(params: Any) -> int:
-  return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def _shorten(class_names: Any, most: int = 5) -> str:
-  shown = ', '.join(list(class_names)[:most])
-  more = len(class_names) - most
-  return f'{shown} and {more} more' if more > 0 else shown

@@ -198,7 +198,7 @@ def test_a_missing_name_raises_an_error_that_lists_the_names(plain, train):
 
 def test_a_missing_name_raises_that_error_under_jit_too(plain):
   model, variables = plain
-  with pytest.raises(ValueError, match='has no module named stage3; it has s'):
+  with pytest.raises(ValueError, match=r'named stage3; it has .*stage2'):
     jax.jit(
       lambda variables, images: features.forward(
         model, variables, images, names=('stage3',), train=False
@@ -306,6 +306,14 @@ def test_feature_names_are_the_paths_that_forward_can_capture(plain):
     model, variables, IMAGES, names=names, train=False
   )
   assert set(outputs.features) == set(names)
+
+
+@pytest.mark.xfail(strict=True, reason='they come in alphabetical order')
+def test_feature_names_are_in_the_order_of_the_calls(plain):
+  model, variables = plain
+  names = features.feature_names(model, variables, IMAGES)
+  blocks = [name for name in names if '/' not in name]
+  assert blocks == ['stage1', 'stage2', 'twice', 'fc']
 
 
 def test_names_and_shapes_need_only_shapes(plain):

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import tiny
 
-from kdjax import checkpoint, data, features, metrics, results, step, train
+from kdjax import (
+  checkpoint,
+  data,
+  evaluation,
+  features,
+  metrics,
+  results,
+  step,
+  train,
+)
 
 
 def lines(workdir, kind=None):
@@ -138,7 +147,7 @@ def test_a_finished_run_says_so_and_is_evaluated(runs, caplog):
     again = train.train_and_evaluate(tiny.config(), root / 'feature')
   assert 'has finished' in caplog.text
   assert again == result
-  assert train.evaluate(root / 'feature') == result
+  assert evaluation.evaluate(root / 'feature') == result
   assert (root / 'feature' / 'metrics.jsonl').read_bytes() == before
 
 
@@ -185,6 +194,26 @@ def test_the_teachers_own_directory_is_refused(tmp_path):
     train.train_and_evaluate(tiny.config(), tmp_path / 'teacher')
 
 
+def test_networks_that_do_not_fit_are_refused_before_the_teacher_is_trained(
+  tmp_path,
+):
+  config = tiny.config()
+  config.teacher.stem = 'imagenet'
+  with pytest.raises(ValueError, match='same stem'):
+    train.train_and_evaluate(config, tmp_path / 'run')
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_with_other_settings_is_used_with_a_warning(runs, caplog):
+  root, _ = runs
+  config = tiny.config()
+  config.train.max_steps = 1
+  config.teacher.width = 6
+  with caplog.at_level('WARNING', 'kdjax'):
+    train.train_and_evaluate(config, root / 'other_settings')
+  assert 'student.width: 8 there, 6 now' in caplog.text
+
+
 def test_a_missing_teacher_is_said_so(tmp_path):
   config = tiny.config()
   config.teacher.path = str(tmp_path / 'nowhere')
@@ -202,10 +231,10 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
 
 def test_evaluating_an_unfinished_run_is_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match='no run in'):
-    train.evaluate(tmp_path)
-  results.claim(tmp_path, tiny.config())
+    evaluation.evaluate(tmp_path)
+  results.write_config(tmp_path, tiny.config())
   with pytest.raises(FileNotFoundError, match='has not finished'):
-    train.evaluate(tmp_path)
+    evaluation.evaluate(tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

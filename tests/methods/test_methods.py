@@ -1,0 +1,558 @@
+"""What every method must do, and what each one computes.
+
+A new method in kdjax/methods/ is covered by the first part as it is.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+
+from kdjax import features, losses, methods, models, step
+from kdjax.features import Outputs
+from kdjax.methods.feature import connect
+
+BATCH, CLASSES = 6, 10
+RNG = jax.random.key(0)
+LABELS = jnp.array([0, 3, 9, 3, 1, 7], jnp.int32)
+
+# Methods touch arrays only, so they need no help with dtypes.
+pytestmark = pytest.mark.usefixtures('strict_dtypes')
+
+each_method = pytest.mark.parametrize('name', methods.names())
+
+
+@pytest.fixture
+def strict_dtypes():
+  with jax.numpy_dtype_promotion('strict'):
+    yield
+
+
+@functools.cache
+def problem(name, dtype=jnp.float32):
+  """A method with its defaults, and arguments for its loss."""
+  method, hyperparameters = methods.build(name)
+  rng = np.random.default_rng(0)
+
+  def outputs(names, channels):
+    def normal(*shape):
+      return rng.normal(size=shape)
+
+    return Outputs(
+      jnp.asarray(3 * normal(BATCH, CLASSES), jnp.float32),
+      {
+        name: jnp.asarray(normal(BATCH, 4, 2, channels * (i + 1)), dtype)
+        for i, name in enumerate(names)
+      },
+    )
+
+  student = outputs(method.student_features, 3)
+  teacher = (
+    outputs(method.teacher_features, 5) if method.needs_teacher else None
+  )
+  # As in training: made from shapes alone.
+  parameters = method.init(
+    RNG, jax.eval_shape(lambda: student), jax.eval_shape(lambda: teacher)
+  )
+  hyperparameters = {k: jnp.float32(v) for k, v in hyperparameters.items()}
+  return method, (parameters, hyperparameters, student, teacher)
+
+
+def assert_trees_close(found, expected, **tolerance):
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, **tolerance), found, expected
+  )
+
+
+# What every method must do
+
+
+@each_method
+def test_loss_and_metrics_are_finite_and_per_example(name):
+  method, arguments = problem(name)
+  loss, metrics = method.loss(*arguments, LABELS)
+  for key, values in {'loss': loss, **metrics}.items():
+    assert values.shape == (BATCH,), key
+    assert values.dtype == jnp.float32, key
+    assert jnp.isfinite(values).all(), key
+
+
+@each_method
+def test_bfloat16_features_give_float32_losses(name):
+  method, arguments = problem(name, jnp.bfloat16)
+  loss, metrics = method.loss(*arguments, LABELS)
+  for key, values in {'loss': loss, **metrics}.items():
+    assert values.dtype == jnp.float32, key
+  expected, _ = method.loss(*problem(name)[1], LABELS)
+  np.testing.assert_allclose(loss, expected, rtol=0.02)
+
+
+@each_method
+def test_the_student_learns_and_the_teacher_does_not(name):
+  method, (parameters, hyperparameters, student, teacher) = problem(name)
+
+  @jax.jit
+  @functools.partial(jax.grad, argnums=(0, 1, 2))
+  def gradients(parameters, student, teacher):
+    loss, _ = method.loss(parameters, hyperparameters, student, teacher, LABELS)
+    return loss.mean()
+
+  to_parameters, to_student, to_teacher = gradients(
+    parameters, student, teacher
+  )
+  # Logits, each feature that the method asked for, each of its parameters.
+  leaves = jax.tree.leaves((to_parameters, to_student))
+  assert len(leaves) >= 1 + len(method.student_features)
+  for leaf in leaves:
+    assert jnp.isfinite(leaf).all()
+    assert jnp.abs(leaf).max() > 0
+  for leaf in jax.tree.leaves(to_teacher):
+    np.testing.assert_array_equal(leaf, jnp.zeros_like(leaf))
+
+
+@each_method
+def test_jit_equals_eager(name):
+  method, arguments = problem(name)
+  assert_trees_close(
+    jax.jit(method.loss)(*arguments, LABELS),
+    method.loss(*arguments, LABELS),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
+@each_method
+def test_other_hyperparameters_need_no_second_trace(name):
+  method, (parameters, hyperparameters, *outputs) = problem(name)
+  traces = []
+
+  @jax.jit
+  def loss(hyperparameters):
+    traces.append(1)
+    return method.loss(parameters, hyperparameters, *outputs, LABELS)[0]
+
+  reference_loss = loss(hyperparameters)
+  for key, (default, low, high) in method.hyperparameters.items():
+    for value in {low, high} - {default}:
+      changed = loss({**hyperparameters, key: jnp.float32(value)})
+      assert jnp.isfinite(changed).all(), (key, value)
+      assert (changed != reference_loss).any(), f'{key} changes nothing'
+  assert len(traces) == 1
+
+
+@each_method
+def test_permuting_the_batch_permutes_the_loss(name):
+  method, (parameters, hyperparameters, student, teacher) = problem(name)
+  order = np.array([3, 0, 5, 1, 4, 2])
+  permuted = jax.tree.map(lambda x: x[order], (student, teacher, LABELS))
+  loss = jax.jit(method.loss)
+  assert_trees_close(
+    loss(parameters, hyperparameters, *permuted),
+    jax.tree.map(
+      lambda x: x[order],
+      loss(parameters, hyperparameters, student, teacher, LABELS),
+    ),
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
+@each_method
+def test_labels_may_be_probabilities(name):
+  method, arguments = problem(name)
+  one_hot = jax.nn.one_hot(LABELS, CLASSES)
+  hard, soft, smooth = (
+    method.loss(*arguments, labels)
+    for labels in (LABELS, one_hot, optax.smooth_labels(one_hot, 0.1))
+  )
+  assert_trees_close(soft, hard, rtol=1e-5, atol=1e-6)
+  assert jnp.isfinite(smooth[0]).all()
+  assert (smooth[0] != hard[0]).any()
+
+
+@each_method
+def test_defaults_are_settings_within_their_ranges(name):
+  defaults = methods.defaults(name)
+  method, hyperparameters = methods.build(name, defaults)
+  assert hyperparameters.keys() == method.hyperparameters.keys()
+  assert hyperparameters.keys() <= defaults.keys()
+  for key, (default, low, high) in method.hyperparameters.items():
+    assert low <= default <= high, key
+    assert hyperparameters[key] == default, key
+
+
+@each_method
+def test_features_are_wanted_of_a_teacher_only_if_it_needs_one(name):
+  method, _ = methods.build(name)
+  assert method.needs_teacher or not method.teacher_features
+
+
+# Names and settings
+
+
+def test_names_are_the_files():
+  assert {'feature', 'response', 'scratch'} <= set(methods.names())
+  assert not any(name.startswith('_') for name in methods.names())
+
+
+def test_an_unknown_method_is_refused_with_those_that_exist():
+  expected = r"'hint'.*feature.*response.*scratch"
+  with pytest.raises(ValueError, match=expected):
+    methods.build('hint')
+  with pytest.raises(ValueError, match=expected):
+    methods.defaults('hint')
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('response', "'response' has no setting beta, gamma; it has temp.*, alpha"),
+    ('feature', "'feature' has no setting beta, gamma; it has .*ce_weight"),
+    ('scratch', "'scratch' has no setting beta, gamma; it has none"),
+  ],
+)
+def test_unknown_settings_are_refused_with_those_that_exist(name, message):
+  with pytest.raises(ValueError, match=message):
+    methods.build(name, {'beta': 1.0, 'gamma': 1.0})
+
+
+@pytest.mark.parametrize(
+  ('name', 'key', 'value', 'range_'),
+  [
+    ('response', 'temperature', 0.0, '0.01 to 1000.0'),
+    ('response', 'temperature', -4.0, '0.01 to 1000.0'),
+    ('response', 'temperature', float('nan'), '0.01 to 1000.0'),
+    ('response', 'temperature', float('inf'), '0.01 to 1000.0'),
+    ('response', 'alpha', 1.001, '0.0 to 1.0'),
+    ('response', 'alpha', -0.1, '0.0 to 1.0'),
+    ('feature', 'ce_weight', -1.0, '0.0 to'),
+    ('feature', 'feature_weight', float('inf'), '0.0 to'),
+  ],
+)
+def test_hyperparameters_out_of_range_are_refused(name, key, value, range_):
+  with pytest.raises(ValueError, match=rf'{name}\.{key} is {value}.*{range_}'):
+    methods.build(name, {key: value})
+
+
+def test_settings_split_into_options_and_hyperparameters():
+  settings = {
+    'reduction': 'sum',
+    'student_features': ['stage3', 'stage4'],
+    'teacher_features': ['stage2', 'stage3'],
+    'ce_weight': 1,
+  }
+  method, hyperparameters = methods.build('feature', settings)
+  assert method.student_features == ('stage3', 'stage4')
+  assert method.teacher_features == ('stage2', 'stage3')
+  assert hyperparameters == {'ce_weight': 1.0, 'feature_weight': 0.7}
+  defaults = methods.defaults('feature')
+  assert settings.keys() <= defaults.keys()
+  assert defaults['reduction'] == 'mean'
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({'reduction': 'max'}, "feature.reduction is 'max': expected 'mean' or"),
+    ({'student_features': ('stage1',)}, r"found \('stage1',\) and \('stage1',"),
+    ({'student_features': (), 'teacher_features': ()}, r'found \(\) and \(\)'),
+  ],
+)
+def test_feature_options_that_do_not_fit_are_refused(settings, message):
+  with pytest.raises(ValueError, match=message):
+    methods.build('feature', settings)
+
+
+# Scratch
+
+
+def test_scratch_is_cross_entropy_and_needs_no_teacher():
+  method, arguments = problem('scratch')
+  loss, _ = method.loss(*arguments, LABELS)
+  np.testing.assert_array_equal(
+    loss, losses.cross_entropy(arguments[2].logits, LABELS)
+  )
+  assert not method.needs_teacher
+
+
+# Response
+
+
+def test_response_defaults_are_the_first_published_variant():
+  assert methods.defaults('response') == {'temperature': 4.0, 'alpha': 0.5}
+
+
+@pytest.mark.parametrize(('temperature', 'alpha'), [(4.0, 0.5), (2.0, 0.7)])
+def test_response_is_the_published_loss(temperature, alpha):
+  arrays = reference.losses()
+  method, hyperparameters = methods.build(
+    'response', {'temperature': temperature, 'alpha': alpha}
+  )
+  student, teacher, labels = (
+    jnp.asarray(arrays[f'response/8x10/{key}'])
+    for key in ('student_logits', 'teacher_logits', 'labels')
+  )
+  loss, metrics = method.loss(
+    {}, hyperparameters, Outputs(student, {}), Outputs(teacher, {}), labels
+  )
+  i = arrays['response/temperatures'].tolist().index(temperature)
+  j = arrays['response/alphas'].tolist().index(alpha)
+  np.testing.assert_allclose(
+    loss.mean(), arrays['response/8x10/loss/float64'][i, j], rtol=1e-5
+  )
+  np.testing.assert_array_equal(
+    loss, losses.response_loss(student, teacher, labels, temperature, alpha)
+  )
+  np.testing.assert_allclose(
+    metrics['cross_entropy'],
+    arrays['response/8x10/cross_entropy/float64'],
+    rtol=1e-5,
+  )
+  np.testing.assert_allclose(
+    metrics['temperature_kl'],
+    arrays['response/8x10/temperature_kl/float64'][i],
+    rtol=1e-4,
+  )
+
+
+# Feature
+
+
+def test_feature_defaults_are_the_second_published_variant():
+  defaults = methods.defaults('feature')
+  stages = ('stage1', 'stage2', 'stage3', 'stage4')
+  assert defaults == {
+    'reduction': 'mean',
+    'student_features': stages,
+    'teacher_features': stages,
+    'ce_weight': 0.3,
+    'feature_weight': 0.7,
+  }
+
+
+@pytest.mark.parametrize(
+  ('ce_weight', 'feature_weight', 'reduction'),
+  [(1.0, 0.1, 'sum'), (0.3, 0.7, 'mean')],
+)
+def test_feature_is_the_published_loss(ce_weight, feature_weight, reduction):
+  arrays = reference.losses()
+  method, hyperparameters = methods.build(
+    'feature',
+    {
+      'ce_weight': ce_weight,
+      'feature_weight': feature_weight,
+      'reduction': reduction,
+    },
+  )
+  logits = jnp.asarray(arrays['feature/student_logits'])
+  labels = jnp.asarray(arrays['feature/labels'])
+  student, teacher = (
+    Outputs(
+      logits,
+      {
+        stage: jnp.asarray(arrays[f'feature/{who}_{stage}'])
+        for stage in method.student_features
+      },
+    )
+    for who in ('student', 'teacher')
+  )
+  # The reference's channels agree, so its connectors are identities.
+  identities = {
+    stage: {
+      'kernel': jnp.eye(x.shape[-1])[None, None],
+      'bias': jnp.zeros(x.shape[-1]),
+    }
+    for stage, x in student.features.items()
+  }
+  loss, metrics = method.loss(
+    identities, hyperparameters, student, teacher, labels
+  )
+  np.testing.assert_allclose(
+    loss.mean(), arrays[f'feature/{reduction}/loss/float64'], rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    metrics['cross_entropy'],
+    arrays['feature/cross_entropy/float64'],
+    rtol=1e-5,
+  )
+  np.testing.assert_allclose(
+    [metrics[f'feature_mse/{stage}'] for stage in method.student_features],
+    arrays['feature/mse_per_example/float64'],
+    rtol=1e-5,
+  )
+
+
+def test_feature_compares_connected_features_of_other_names():
+  method, hyperparameters = methods.build(
+    'feature',
+    {
+      'student_features': ('b', 'a'),
+      'teacher_features': ('x', 'y'),
+      'ce_weight': 0.0,
+      'feature_weight': 1.0,
+      'reduction': 'sum',
+    },
+  )
+  rng = np.random.default_rng(0)
+
+  def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  student = Outputs(
+    normal(6, 10), {'a': normal(6, 2, 2, 3), 'b': normal(6, 4, 4, 5)}
+  )
+  teacher = Outputs(
+    normal(6, 10), {'x': normal(6, 4, 4, 7), 'y': normal(6, 2, 2, 9)}
+  )
+  parameters = method.init(RNG, student, teacher)
+  assert parameters['b']['kernel'].shape == (1, 1, 5, 7)
+  assert parameters['a']['kernel'].shape == (1, 1, 3, 9)
+  loss, _ = method.loss(parameters, hyperparameters, student, teacher, LABELS)
+  expected = 0.0
+  for ours, theirs in [('b', 'x'), ('a', 'y')]:
+    connector = parameters[ours]
+    mapped = np.einsum(
+      'bhwi,io->bhwo', student.features[ours], connector['kernel'][0, 0]
+    )
+    squares = (mapped + connector['bias'] - teacher.features[theirs]) ** 2
+    expected = expected + squares.mean(axis=(1, 2, 3))
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.xfail(strict=True, reason='both pairs share one connector')
+def test_a_student_feature_may_imitate_two_teacher_features():
+  method, _ = methods.build(
+    'feature',
+    {'student_features': ('a', 'a'), 'teacher_features': ('x', 'y')},
+  )
+  student = Outputs(jnp.zeros((6, 10)), {'a': jnp.ones((6, 2, 2, 3))})
+  teacher = Outputs(
+    jnp.zeros((6, 10)),
+    {'x': jnp.ones((6, 2, 2, 4)), 'y': jnp.ones((6, 2, 2, 4))},
+  )
+  parameters = method.init(RNG, student, teacher)
+  assert len(jax.tree.leaves(parameters)) == 4
+
+
+# Connectors
+
+
+def test_connectors_start_as_in_pytorch_and_differ_from_each_other():
+  method, _ = methods.build('feature')
+  names = method.student_features
+  student = Outputs(None, {name: jnp.zeros((2, 1, 1, 64)) for name in names})
+  teacher = Outputs(None, {name: jnp.zeros((2, 1, 1, 256)) for name in names})
+  parameters = method.init(RNG, student, teacher)
+  again = method.init(RNG, student, teacher)
+  jax.tree.map(np.testing.assert_array_equal, parameters, again)
+  bound = 1 / np.sqrt(64)
+  for connector in parameters.values():
+    kernel = connector['kernel']
+    assert kernel.shape == (1, 1, 64, 256)
+    assert 0.99 * bound < jnp.abs(kernel).max() <= bound
+    np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.02)
+    assert connector['bias'].shape == (256,)
+  first, *others = (parameters[name]['kernel'] for name in names)
+  assert all((other != first).any() for other in others)
+
+
+def test_connector_and_its_gradients_are_pytorchs():
+  arrays = {
+    key.removeprefix('connector/'): value
+    for key, value in reference.losses().items()
+    if key.startswith('connector/')
+  }
+  feature = jnp.asarray(arrays['student_feature'])
+  connector = {
+    'kernel': jnp.asarray(arrays['weight'].transpose(2, 3, 1, 0)),
+    'bias': jnp.asarray(arrays['bias']),
+  }
+
+  def batch_mean(connector, feature):
+    output = connect(connector, feature)
+    loss = losses.feature_mse(output, jnp.asarray(arrays['teacher_feature']))
+    return loss.mean(), output
+
+  (loss, output), (to_connector, to_feature) = jax.value_and_grad(
+    batch_mean, argnums=(0, 1), has_aux=True
+  )(connector, feature)
+  for found, key in [
+    (output, 'output'),
+    (loss, 'loss'),
+    (to_feature, 'student_feature_gradient'),
+    (to_connector['kernel'].transpose(3, 2, 0, 1), 'weight_gradient'),
+    (to_connector['bias'], 'bias_gradient'),
+  ]:
+    expected = arrays[f'{key}/float64']
+    np.testing.assert_allclose(
+      found, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max()
+    )
+
+
+def test_a_connector_computes_in_the_dtype_of_its_feature():
+  connector = {'kernel': jnp.ones((1, 1, 3, 4)), 'bias': jnp.ones(4)}
+  found = connect(connector, jnp.ones((2, 2, 2, 3), jnp.bfloat16))
+  assert found.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(found, jnp.full((2, 2, 2, 4), 4, found.dtype))
+
+
+def abstract_state(student, teacher, method):
+  """Shapes of a run's first state; computes nothing."""
+  images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+  variables = jax.eval_shape(
+    lambda rng: features.init(teacher, rng, images), RNG
+  )
+  return jax.eval_shape(
+    lambda rng: step.create_state(
+      rng,
+      student,
+      method,
+      optax.sgd(0.1),
+      images,
+      step.Network(teacher, variables),
+    ),
+    RNG,
+  )
+
+
+def test_connectors_of_resnet18_and_resnet50_have_the_published_shapes():
+  method, _ = methods.build('feature')
+  student, teacher = (
+    models.build(name, num_classes=10, stem='cifar')
+    for name in ('resnet18', 'resnet50')
+  )
+  params = abstract_state(student, teacher, method).params
+  assert jax.tree.map(jnp.shape, params['method']) == {
+    f'stage{i + 1}': {
+      'kernel': (1, 1, channels, 4 * channels),
+      'bias': (4 * channels,),
+    }
+    for i, channels in enumerate([64, 128, 256, 512])
+  }
+  # They are no part of the student.
+  count = sum(x.size for x in jax.tree.leaves(params['student']))
+  assert count == 11_173_962
+
+
+def test_stages_of_other_spatial_shapes_are_refused():
+  method, _ = methods.build('feature')
+  student = models.build('resnet10', num_classes=10, stem='cifar')
+  teacher = models.build('resnet10', num_classes=10, stem='imagenet')
+  with pytest.raises(ValueError, match='the same stem') as error:
+    abstract_state(student, teacher, method)
+  assert 'stage1 of the student has shape (2, 32, 32, 64)' in str(error.value)
+  assert 'stage1 of the teacher (2, 8, 8, 64)' in str(error.value)
+
+
+def test_a_feature_that_a_network_lacks_is_refused():
+  method, _ = methods.build(
+    'feature',
+    {'student_features': ('stage5',), 'teacher_features': ('stage4',)},
+  )
+  student = models.build('resnet10', num_classes=10, stem='cifar')
+  with pytest.raises(ValueError, match=r'named stage5; it has .*stage4'):
+    abstract_state(student, student, method)

@@ -1,0 +1,396 @@
+"""The arrows between kdjax's modules point one way, and stay few."""
+
+import ast
+import graphlib
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Which modules of kdjax each one may import; `.*` stands for the modules
+# directly inside a package that have no row of their own. A new module needs a
+# row; a new method, model or data set has one already.
+ALLOWED = {
+  'kdjax': (
+    'checkpoint',
+    'features',
+    'losses',
+    'methods',
+    'models',
+    'version',
+  ),
+  # Commands. Nothing imports them.
+  'kdjax.main': ('logs', 'methods', 'results', 'train'),
+  'kdjax.evaluate': ('evaluation', 'logs', 'results'),
+  # The loop.
+  'kdjax.train': (
+    'checkpoint',
+    'config',
+    'data',
+    'data.batches',
+    'evaluation',
+    'logs',
+    'methods',
+    'metrics',
+    'models',
+    'optimizer',
+    'results',
+    'step',
+    'teacher',
+    'version',
+  ),
+  'kdjax.evaluation': (
+    'checkpoint',
+    'data',
+    'metrics',
+    'results',
+    'step',
+    'teacher',
+  ),
+  'kdjax.teacher': (
+    'checkpoint',
+    'config',
+    'data',
+    'features',
+    'methods',
+    'models',
+    'results',
+    'step',
+  ),
+  'kdjax.checkpoint': ('models', 'step'),
+  'kdjax.config': ('methods',),
+  'kdjax.logs': (),
+  'kdjax.metrics': ('losses',),
+  'kdjax.optimizer': (),
+  'kdjax.results': (),
+  # Data.
+  'kdjax.data': ('data.sources',),
+  'kdjax.data.batches': (),
+  'kdjax.data.sources': ('registry',),
+  'kdjax.data.sources._cifar': (),
+  'kdjax.data.sources.*': ('data.sources', 'data.sources._cifar'),
+  # Distillation.
+  'kdjax.step': ('features', 'methods'),
+  'kdjax.methods': ('methods._base', 'registry'),
+  'kdjax.methods._base': ('features',),
+  'kdjax.methods.*': ('features', 'losses', 'methods._base'),
+  'kdjax.features': (),
+  'kdjax.losses': (),
+  # Networks.
+  'kdjax.models': ('registry',),
+  'kdjax.models.conv': (),
+  'kdjax.models.*': ('models.conv',),
+  'kdjax.registry': (),
+  'kdjax.version': (),
+}
+
+# Packages that few modules, or none, may import; by default any may.
+ONLY = {
+  'configs': (),
+  'tests': (),
+  'third_party': (),
+  # Both make an installation large; every use of them has a lighter one.
+  'tensorflow': (),
+  'torch': (),
+  'clu': (),  # It imports TensorFlow.
+  'orbax': ('kdjax.checkpoint',),
+  'tensorflow_datasets': (
+    'kdjax.data.sources.tfds',
+    'kdjax.data.sources._cifar',
+  ),
+}
+# What a module may import beside the standard library; by default anything.
+NEEDS_ONLY = {
+  'kdjax.losses': ('jax', 'optax'),
+  'kdjax.registry': (),
+  'kdjax.version': (),
+}
+# What a module may take from another one; by default anything.
+TAKES_ONLY = {('kdjax.methods.*', 'kdjax.features'): ('Outputs',)}
+
+DEFINE_FLAGS = ('kdjax.main', 'kdjax.evaluate')
+KNOW_INTERMEDIATES = ('kdjax.features',)
+
+
+# Reading a package
+
+
+def modules_in(root: pathlib.Path) -> dict[str, ast.Module]:
+  """Parses every module of the package kdjax inside a directory."""
+  modules = {}
+  for path in sorted((root / 'kdjax').rglob('*.py')):
+    parts = path.relative_to(root).with_suffix('').parts
+    name = '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+    modules[name] = ast.parse(path.read_text(encoding='utf-8'), str(path))
+  return modules
+
+
+def imports(
+  name: str, modules: dict[str, ast.Module]
+) -> Iterator[tuple[str, str | None]]:
+  """Yields what a module imports, wherever in it: a module, and a name of it.
+
+  The name is None where the module is imported as a whole.
+  """
+  for node in ast.walk(modules[name]):
+    if isinstance(node, ast.Import):
+      for alias in node.names:
+        yield alias.name, None
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{name} has a relative import'
+      assert node.module is not None
+      for alias in node.names:
+        whole = f'{node.module}.{alias.name}'
+        if whole in modules:
+          yield whole, None
+        else:
+          yield node.module, alias.name
+
+
+def row_of(name: str) -> str | None:
+  """Finds a module's row in ALLOWED."""
+  members = f'{name.rpartition(".")[0]}.*'
+  return next((row for row in (name, members) if row in ALLOWED), None)
+
+
+def is_kdjax(name: str) -> bool:
+  return name.partition('.')[0] == 'kdjax'
+
+
+# The rules: each gives the ways in which some modules break it
+
+
+def without_a_row(modules: dict[str, ast.Module]) -> list[str]:
+  return [
+    f'{name} has no row in ALLOWED' for name in modules if row_of(name) is None
+  ]
+
+
+def wrong_arrows(modules: dict[str, ast.Module]) -> list[str]:
+  wrong = []
+  for name in modules:
+    row = row_of(name)
+    allowed = {f'kdjax.{other}' for other in ALLOWED.get(row or '', ())}
+    for target, attribute in imports(name, modules):
+      if not is_kdjax(target):
+        continue
+      if target not in allowed:
+        wrong.append(f'{name} imports {target}')
+      names = TAKES_ONLY.get((row or '', target))
+      if names is not None and attribute not in names:
+        wrong.append(f'{name} takes {attribute} from {target}')
+  return wrong
+
+
+def wrong_packages(modules: dict[str, ast.Module]) -> list[str]:
+  wrong = []
+  for name in modules:
+    needed = NEEDS_ONLY.get(name)
+    for target, _ in imports(name, modules):
+      package = target.partition('.')[0]
+      if name not in ONLY.get(package, (name,)):
+        wrong.append(f'{name} imports {package}')
+      if (
+        needed is not None
+        and package not in (*needed, 'kdjax')
+        and package not in sys.stdlib_module_names
+      ):
+        wrong.append(f'{name} imports {package}')
+  return wrong
+
+
+def wrong_flags(modules: dict[str, ast.Module]) -> list[str]:
+  return [
+    f'{name} defines a flag'
+    for name, tree in modules.items()
+    if name not in DEFINE_FLAGS
+    and any(
+      isinstance(node, ast.Call)
+      and ast.unparse(node.func).rpartition('.')[2].startswith('DEFINE_')
+      for node in ast.walk(tree)
+    )
+  ]
+
+
+def wrong_intermediates(modules: dict[str, ast.Module]) -> list[str]:
+  words = {'intermediates', 'capture_intermediates', 'sow'}
+
+  def words_of(node: ast.AST) -> str | None:
+    match node:
+      case ast.Constant(value=str(word)):
+        return word
+      case ast.keyword(arg=word) | ast.Attribute(attr=word):
+        return word
+    return None
+
+  return [
+    f'{name} says {words_of(node)}'
+    for name, tree in modules.items()
+    if name not in KNOW_INTERMEDIATES
+    for node in ast.walk(tree)
+    if words_of(node) in words
+  ]
+
+
+RULES = (
+  without_a_row,
+  wrong_arrows,
+  wrong_packages,
+  wrong_flags,
+  wrong_intermediates,
+)
+
+
+# kdjax keeps them
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_kdjax_keeps_the_rule(rule):
+  modules = modules_in(ROOT)
+  assert 'kdjax.methods.response' in modules
+  assert rule(modules) == []
+
+
+def test_no_module_imports_itself_through_others():
+  modules = modules_in(ROOT)
+  graph = {
+    name: {target for target, _ in imports(name, modules) if target in modules}
+    for name in modules
+  }
+  # Raises an error that names the cycle.
+  order = list(graphlib.TopologicalSorter(graph).static_order())
+  assert order.index('kdjax.losses') < order.index('kdjax.train')
+
+
+def test_the_table_names_modules_that_exist():
+  modules = modules_in(ROOT)
+  used = {row_of(name) for name in modules}
+  assert set(ALLOWED) - used == set()
+  targets = {f'kdjax.{name}' for names in ALLOWED.values() for name in names}
+  assert targets - set(modules) == set()
+
+
+# A package that breaks them is found
+
+
+@pytest.mark.parametrize(
+  ('rule', 'path', 'source', 'expected'),
+  [
+    (without_a_row, 'plots.py', '', 'kdjax.plots has no row in ALLOWED'),
+    (
+      without_a_row,
+      'data/cache/disk.py',
+      '',
+      'kdjax.data.cache.disk has no row in ALLOWED',
+    ),
+    (
+      wrong_arrows,
+      'losses.py',
+      'from kdjax import features',
+      'kdjax.losses imports kdjax.features',
+    ),
+    (
+      wrong_arrows,
+      'step.py',
+      'import kdjax.train as loop',
+      'kdjax.step imports kdjax.train',
+    ),
+    (
+      wrong_arrows,
+      'step.py',
+      'def late():\n  from kdjax.train import train_and_evaluate',
+      'kdjax.step imports kdjax.train',
+    ),
+    (
+      wrong_arrows,
+      'config.py',
+      'from kdjax import __version__',
+      'kdjax.config imports kdjax',
+    ),
+    (
+      wrong_arrows,
+      'methods/hint.py',
+      'from kdjax.methods import response',
+      'kdjax.methods.hint imports kdjax.methods.response',
+    ),
+    (
+      wrong_arrows,
+      'methods/hint.py',
+      'from kdjax.features import Outputs, forward',
+      'kdjax.methods.hint takes forward from kdjax.features',
+    ),
+    (
+      wrong_packages,
+      'train.py',
+      'import configs.quickstart',
+      'kdjax.train imports configs',
+    ),
+    (
+      wrong_packages,
+      'train.py',
+      'from orbax import checkpoint',
+      'kdjax.train imports orbax',
+    ),
+    (
+      wrong_packages,
+      'losses.py',
+      'import flax.linen as nn',
+      'kdjax.losses imports flax',
+    ),
+    (
+      wrong_flags,
+      'train.py',
+      'from absl import flags\nA = flags.DEFINE_string("a", None, "")',
+      'kdjax.train defines a flag',
+    ),
+    (
+      wrong_flags,
+      'logs.py',
+      'from absl.flags import DEFINE_bool\nDEFINE_bool("a", None, "")',
+      'kdjax.logs defines a flag',
+    ),
+    (
+      wrong_intermediates,
+      'step.py',
+      'model.apply(x, mutable=["intermediates"])',
+      'kdjax.step says intermediates',
+    ),
+    (
+      wrong_intermediates,
+      'step.py',
+      'model.apply(x, capture_intermediates=True)',
+      'kdjax.step says capture_intermediates',
+    ),
+    (
+      wrong_intermediates,
+      'models/resnet.py',
+      'self.sow(a, b, c)',
+      'kdjax.models.resnet says sow',
+    ),
+  ],
+)
+def test_a_broken_rule_is_found(tmp_path, rule, path, source, expected):
+  sources = {
+    'features.py': 'import flax',
+    'methods/response.py': 'from kdjax.features import Outputs',
+    'step.py': 'from kdjax import methods',
+    'train.py': 'from kdjax import step',
+    path: source,
+  }
+  for name in ('__init__.py', 'methods/__init__.py'):
+    sources.setdefault(name, '')
+  for name, text in sources.items():
+    file = tmp_path / 'kdjax' / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding='utf-8')
+  assert rule(modules_in(tmp_path)) == [expected]
+
+
+def test_a_relative_import_is_found(tmp_path):
+  (tmp_path / 'kdjax').mkdir()
+  (tmp_path / 'kdjax/step.py').write_text('from . import train')
+  with pytest.raises(AssertionError, match=r'kdjax\.step has a relative'):
+    wrong_arrows(modules_in(tmp_path))
