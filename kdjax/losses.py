@@ -182,8 +182,14 @@ def feature_loss(
     raise ValueError(
       f"unknown reduction '{reduction}': expected 'mean' or 'sum' over stages"
     )
-  per_stage = jnp.stack([feature_mse(s, t) for s, t in stages])
   hard = cross_entropy(student_logits, labels)
+  for feature, _ in stages:
+    if feature.shape[:1] != hard.shape:
+      raise ValueError(
+        f'student_logits has shape {student_logits.shape}, a feature has shape '
+        f'{feature.shape}: they must have the same batch'
+      )
+  per_stage = jnp.stack([feature_mse(s, t) for s, t in stages])
   return jnp.asarray(ce_weight, jnp.float32) * hard + jnp.asarray(
     feature_weight, jnp.float32
   ) * reducers[reduction](per_stage, axis=0)

@@ -377,21 +377,21 @@ def test_the_teacher_gets_no_gradient(name):
     np.testing.assert_array_equal(gradient, jnp.zeros_like(gradient))
 
 
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
   'name', ['cross_entropy', 'response_loss', 'feature_loss_mean']
 )
-def test_one_hot_probabilities_equal_integer_labels(name):
+def test_one_hot_probabilities_equal_integer_labels(name, dtype):
   loss, student, rest = example()[name]
 
   def one_hot(x):
     if jnp.issubdtype(jnp.result_type(x), jnp.integer):
-      return jax.nn.one_hot(x, 10)
+      return jax.nn.one_hot(x, 10, dtype=dtype)
     return x
 
-  soft = jax.tree.map(one_hot, rest)
-  np.testing.assert_allclose(
-    loss(*student, *soft), loss(*student, *rest), rtol=1e-6
-  )
+  found = loss(*student, *jax.tree.map(one_hot, rest))
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, loss(*student, *rest), rtol=1e-6)
 
 
 # Extreme logits
@@ -567,6 +567,16 @@ def test_unequal_features_are_refused(shape):
         call(zeros(*student), zeros(*teacher))
       assert f'student_feature has shape {student}' in str(error.value)
       assert f'teacher_feature has shape {teacher}' in str(error.value)
+
+
+@pytest.mark.parametrize('batch', [1, 3])
+@pytest.mark.xfail(strict=True, reason='the terms are broadcast, or TypeError')
+def test_features_of_another_batch_than_the_logits_are_refused(batch):
+  feature = zeros(batch, 2, 2, 8)
+  with pytest.raises(ValueError, match=rf'\(4, 10\).*\({batch}, 2, 2, 8\)'):
+    losses.feature_loss(
+      LOGITS, [feature], [feature], INTEGERS, 1.0, 1.0, 'mean'
+    )
 
 
 @pytest.mark.parametrize('shape', [(), (4,)])

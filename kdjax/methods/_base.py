@@ -26,6 +26,14 @@ class Hyperparameter(NamedTuple):
   high: float
 
 
+def no_parameters(
+  rng: jax.Array, student: Outputs, teacher: Outputs | None
+) -> Parameters:
+  """The `init` of a method that trains nothing of its own."""
+  del rng, student, teacher
+  return {}
+
+
 class Method(NamedTuple):
   """A distillation method, in the spirit of `optax.GradientTransformation`.
 

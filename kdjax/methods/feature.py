@@ -55,14 +55,20 @@ def feature(
       f'{tuple(teacher_features)}'
     )
 
+  pairs = {
+    student if student == teacher else f'{student}->{teacher}': (
+      student,
+      teacher,
+    )
+    for student, teacher in zip(student_features, teacher_features, strict=True)
+  }
+
   def init(
     rng: jax.Array, student: Outputs, teacher: Outputs | None
   ) -> Parameters:
     assert teacher is not None
     connectors = {}
-    for index, (student_name, teacher_name) in enumerate(
-      zip(student_features, teacher_features, strict=True)
-    ):
+    for index, (pair, (student_name, teacher_name)) in enumerate(pairs.items()):
       source = student.features[student_name].shape
       target = teacher.features[teacher_name].shape
       if source[:-1] != target[:-1]:
@@ -71,7 +77,7 @@ def feature(
           f'of the teacher {target}: a 1×1 connector changes channels only. '
           'Give both networks the same stem, or pair other features'
         )
-      connectors[student_name] = _init_connector(
+      connectors[pair] = _init_connector(
         jax.random.fold_in(rng, index), source[-1], target[-1]
       )
     return connectors
@@ -84,11 +90,13 @@ def feature(
     labels: jax.Array,
   ) -> tuple[jax.Array, Metrics]:
     assert teacher is not None
-    connected = [
-      connect(parameters[name], student.features[name])
-      for name in student_features
-    ]
-    targets = [teacher.features[name] for name in teacher_features]
+    connected = {
+      pair: connect(parameters[pair], student.features[name])
+      for pair, (name, _) in pairs.items()
+    }
+    targets = {
+      pair: teacher.features[name] for pair, (_, name) in pairs.items()
+    }
     per_example = losses.feature_loss(
       student.logits,
       connected,
@@ -99,10 +107,10 @@ def feature(
     )
     # XLA computes what the loss and its metrics share once.
     metrics = {'cross_entropy': losses.cross_entropy(student.logits, labels)}
-    for name, source, target in zip(
-      student_features, connected, targets, strict=True
-    ):
-      metrics[f'feature_mse/{name}'] = losses.feature_mse(source, target)
+    for pair, source in connected.items():
+      metrics[f'feature_mse/{pair}'] = losses.feature_mse(
+        source, targets[pair]
+      )
     return per_example, metrics
 
   return Method(

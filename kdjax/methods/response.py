@@ -10,6 +10,7 @@ from kdjax.methods._base import (
   Method,
   Metrics,
   Parameters,
+  no_parameters,
 )
 
 
@@ -22,12 +23,6 @@ def response() -> Method:
   Returns:
     A Method whose loss is `kdjax.losses.response_loss`.
   """
-
-  def init(
-    rng: jax.Array, student: Outputs, teacher: Outputs | None
-  ) -> Parameters:
-    del rng, student, teacher
-    return {}
 
   def loss(
     parameters: Parameters,
@@ -58,6 +53,6 @@ def response() -> Method:
       'temperature': Hyperparameter(4.0, 0.01, 1000.0),
       'alpha': Hyperparameter(0.5, 0.0, 1.0),
     },
-    init=init,
+    init=no_parameters,
     loss=loss,
   )

@@ -4,7 +4,13 @@ import jax
 
 from kdjax import losses
 from kdjax.features import Outputs
-from kdjax.methods._base import Hyperparameters, Method, Metrics, Parameters
+from kdjax.methods._base import (
+  Hyperparameters,
+  Method,
+  Metrics,
+  Parameters,
+  no_parameters,
+)
 
 
 def scratch() -> Method:
@@ -13,12 +19,6 @@ def scratch() -> Method:
   Returns:
     A Method whose loss is `kdjax.losses.cross_entropy`.
   """
-
-  def init(
-    rng: jax.Array, student: Outputs, teacher: Outputs | None
-  ) -> Parameters:
-    del rng, student, teacher
-    return {}
 
   def loss(
     parameters: Parameters,
@@ -35,6 +35,6 @@ def scratch() -> Method:
     teacher_features=(),
     needs_teacher=False,
     hyperparameters={},
-    init=init,
+    init=no_parameters,
     loss=loss,
   )

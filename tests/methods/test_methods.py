@@ -391,7 +391,7 @@ def test_feature_compares_connected_features_of_other_names():
     'feature',
     {
       'student_features': ('b', 'a'),
-      'teacher_features': ('x', 'y'),
+      'teacher_features': ('y', 'x'),
       'ce_weight': 0.0,
       'feature_weight': 1.0,
       'reduction': 'sum',
@@ -406,14 +406,14 @@ def test_feature_compares_connected_features_of_other_names():
     normal(6, 10), {'a': normal(6, 2, 2, 3), 'b': normal(6, 4, 4, 5)}
   )
   teacher = Outputs(
-    normal(6, 10), {'x': normal(6, 4, 4, 7), 'y': normal(6, 2, 2, 9)}
+    normal(6, 10), {'x': normal(6, 2, 2, 9), 'y': normal(6, 4, 4, 7)}
   )
   parameters = method.init(RNG, student, teacher)
   assert parameters['b']['kernel'].shape == (1, 1, 5, 7)
   assert parameters['a']['kernel'].shape == (1, 1, 3, 9)
   loss, _ = method.loss(parameters, hyperparameters, student, teacher, LABELS)
   expected = 0.0
-  for ours, theirs in [('b', 'x'), ('a', 'y')]:
+  for ours, theirs in [('b', 'y'), ('a', 'x')]:
     connector = parameters[ours]
     mapped = np.einsum(
       'bhwi,io->bhwo', student.features[ours], connector['kernel'][0, 0]

@@ -140,23 +140,6 @@ def test_a_kernel_that_never_meets_the_map_is_as_in_jax(
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_precision_is_passed_on():
-  for shape in [(1, 1, 3, 4), (3, 3, 3, 4)]:
-    for precision in (None, lax.Precision.HIGHEST):
-      text = str(
-        jax.make_jaxpr(
-          functools.partial(
-            conv.conv_general_dilated,
-            window_strides=(1, 1),
-            padding='SAME',
-            dimension_numbers=NHWC,
-            precision=precision,
-          )
-        )(normal(0, (2, 2, 2, 3)), normal(1, shape))
-      )
-      assert ('HIGHEST' in text) == (precision is not None)
-
-
 # Convolutions that are none of its business
 
 
@@ -269,9 +252,9 @@ TINY = ((2, 2, 2, 3), (3, 3, 3, 4))
 LARGE = ((2, 8, 8, 3), (3, 3, 3, 4))
 
 
-def convolve(lhs, rhs, padding='SAME'):
+def convolve(lhs, rhs, padding='SAME', precision=None):
   return conv.conv_general_dilated(
-    lhs, rhs, (1, 1), padding, dimension_numbers=NHWC
+    lhs, rhs, (1, 1), padding, dimension_numbers=NHWC, precision=precision
   )
 
 
@@ -340,6 +323,18 @@ def test_larger_maps_stay_convolutions_on_every_platform(f, platforms):
 def test_a_padded_pointwise_convolution_stays_one():
   padded = functools.partial(convolve, padding=[(1, 1), (1, 1)])
   assert operations(padded, POINTWISE, ('cpu',)) == {'convolution'}
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'cuda'])
+@pytest.mark.parametrize('shapes', [POINTWISE, TINY], ids=['1x1', 'tiny'])
+def test_the_precision_is_passed_on(shapes, platform):
+  for precision in (None, 'highest'):
+    text = lowered_text(
+      functools.partial(convolve, precision=precision),
+      *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes),
+      platforms=(platform,),
+    )
+    assert ('HIGHEST' in text) == (precision == 'highest')
 
 
 def test_it_can_be_differentiated_twice():
