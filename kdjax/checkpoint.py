@@ -110,7 +110,14 @@ class Checkpoints:
     Raises:
       ValueError: the checkpoint holds other arrays, shapes or dtypes.
     """
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    # Onto this machine's device, whatever the one was that it was saved from.
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding
+      ),
+      like,
+    )
     saved = self._manager.item_metadata(step)['state']
     _check_same(abstract, saved.tree, f'checkpoint {step}')
     restored = self._manager.restore(
@@ -121,10 +128,6 @@ class Checkpoints:
       ),
     )
     return restored['state'], restored['metadata']
-
-  def wait(self) -> None:
-    """Waits until every checkpoint is written."""
-    self._manager.wait_until_finished()
 
 
 def restore(path: _Path, checkpoint: str = 'best') -> Network:
@@ -221,6 +224,12 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
     return path
   root = path / _DIRECTORY
   steps = ocp.utils.checkpoint_steps(root) if root.is_dir() else []
+  # One without them was being deleted when its run was killed.
+  steps = [
+    step
+    for step in steps
+    if all((root / str(step) / item).is_dir() for item in ('state', 'metadata'))
+  ]
   if not steps:
     raise FileNotFoundError(
       f'no checkpoint in {path}: expected a run directory of kdjax, which '

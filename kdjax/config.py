@@ -12,9 +12,9 @@ from kdjax import methods
 def default() -> ConfigDict:
   """Gives the configuration that the files in `configs/` start from.
 
-  A field under `teacher` that is None takes the student's value: the stem, the
-  compute dtype and most of the training recipe are the same for both unless the
-  teacher is given its own.
+  A field under `teacher` that is None takes the student's value: the compute
+  dtype and, where a teacher must be trained, the stem and most of the recipe
+  are the same for both unless the teacher is given its own.
 
   Returns:
     A new configuration. Unknown fields cannot be set.
@@ -71,8 +71,9 @@ def default() -> ConfigDict:
 
   config.teacher = ConfigDict(
     {
-      # A finished run of kdjax. '' for the run directory beside this one that
-      # `sibling` names; if there is none, a teacher is trained there first.
+      # A finished run of kdjax, used as it is. '' for the run directory
+      # beside this one that `sibling` names; if there is none, a teacher
+      # is trained there first.
       'path': '',
       'sibling': 'teacher',
       'checkpoint': 'best',  # 'best' by validation accuracy, or 'last'
@@ -179,7 +180,11 @@ def _one_of(*values: str) -> tuple[Callable[[Any], bool], str]:
   return (lambda value: value in values, ' or '.join(map(repr, values)))
 
 
+_DTYPE = _one_of('float32', 'bfloat16')
+
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+  'student.dtype': _DTYPE,
+  'student.width': _POSITIVE,
   'data.validation_fraction': _FRACTION,
   'data.train_limit': _NUMBER_OR_ZERO,
   'data.crop_padding': _NUMBER_OR_ZERO,
@@ -198,6 +203,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
   'eval.every_epochs': _POSITIVE,
   'checkpoint.keep': _POSITIVE,
   'log.every_steps': _POSITIVE,
+  'teacher.dtype': (
+    lambda value: value is None or _DTYPE[0](value),
+    f'None or {_DTYPE[1]}',
+  ),
   'teacher.checkpoint': _one_of('best', 'last'),
 }
 

@@ -3,11 +3,12 @@
 python -m kdjax.evaluate --workdir=runs/fkd
 """
 
+import pathlib
 import sys
 
 from absl import app, flags
 
-from kdjax import evaluation, logs, results
+from kdjax import logs, measure, results
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.', required=True)
 _DATA_DIR = flags.DEFINE_string(
@@ -21,8 +22,13 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
   logs.setup()
   try:
-    result = evaluation.evaluate(_WORKDIR.value, data_dir=_DATA_DIR.value)
-  except (ValueError, FileNotFoundError) as error:
+    workdir = pathlib.Path(_WORKDIR.value)
+    config = results.read_config(workdir)
+    if _DATA_DIR.value:
+      config.data.data_dir = _DATA_DIR.value
+    result = measure.evaluate(workdir, config)
+  except (ValueError, OSError) as error:
+    logs.logger.debug('', exc_info=True)
     sys.exit(f'error: {error}')
   print(results.table(result))
 

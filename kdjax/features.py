@@ -76,6 +76,7 @@ def forward(
   *,
   names: Sequence[str] = (),
   train: bool,
+  rngs: dict[str, jax.Array] | None = None,
 ) -> tuple[Outputs, Any]:
   """Applies a model and captures the outputs of named modules.
 
@@ -87,6 +88,7 @@ def forward(
     images: `[batch, height, width, channels]`.
     names: paths of the modules to capture: `stage1`, `stage1/block2/conv1`, ….
     train: whether batch statistics are used and their running means updated.
+    rngs: keys for what is random in the model, such as `dropout`, by name.
 
   Returns:
     The outputs, and the `batch_stats` after the pass (changed only if `train`).
@@ -107,6 +109,7 @@ def forward(
     collections,
     images,
     train=train,
+    rngs=rngs,
     capture_intermediates=wanted if names else False,
     mutable=['intermediates', *(['batch_stats'] if train else [])],
   )

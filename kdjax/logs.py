@@ -6,6 +6,7 @@ TensorBoard; on a terminal a progress bar shows the last of them.
 
 import json
 import logging
+import math
 import pathlib
 import sys
 from typing import Any
@@ -29,9 +30,10 @@ def setup() -> None:
   """Shows the lines of the logger `kdjax` on standard error; for commands.
 
   What libraries say below a warning is left out, unless absl's flag
-  `--verbosity` asks for it.
+  `--verbosity` asks for it; `--verbosity=1` also shows where an error arose.
   """
-  if not flags.FLAGS['verbosity'].present:
+  verbosity = flags.FLAGS['verbosity']
+  if not verbosity.present:
     absl_logging.set_verbosity(absl_logging.WARNING)
   if not logger.handlers:
     handler = _Handler()
@@ -39,7 +41,8 @@ def setup() -> None:
       logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S')
     )
     logger.addHandler(handler)
-  logger.setLevel(logging.INFO)
+  verbose = verbosity.present and (verbosity.value or 0) > 0
+  logger.setLevel(logging.DEBUG if verbose else logging.INFO)
   logger.propagate = False
 
 
@@ -112,11 +115,20 @@ class RunLog:
       **timings: further values that depend on the machine.
     """
     record: dict[str, Any] = {'kind': kind, 'step': step, **metrics, **timings}
-    self._file.write(json.dumps(record) + '\n')
+    # JSON has no NaN and no infinity.
+    finite = {
+      name: None
+      if isinstance(value, float) and not math.isfinite(value)
+      else value
+      for name, value in record.items()
+    }
+    self._file.write(json.dumps(finite, allow_nan=False) + '\n')
     self._file.flush()
     if self._writer:
       for name, value in (metrics | timings).items():
         self._writer.add_scalar(f'{kind}/{name}', value, step)
+      # Or a run that is killed would leave a gap before its checkpoint.
+      self._writer.flush()
     text = _describe(record)
     if self._bar.disable:
       logger.info('step %d/%d: %s', step, self._total_steps, text)

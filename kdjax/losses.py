@@ -65,7 +65,7 @@ def temperature_kl(
     Loss of each example, float32 `[batch]`.
 
   Raises:
-    ValueError: the shapes differ.
+    ValueError: the shapes differ, or the temperature is not a scalar.
   """
   student_logits = _as_logits('student_logits', student_logits)
   teacher_logits = _as_logits('teacher_logits', teacher_logits)
@@ -73,7 +73,7 @@ def temperature_kl(
     'student_logits', student_logits, 'teacher_logits', teacher_logits
   )
   teacher_logits = jax.lax.stop_gradient(teacher_logits)
-  temperature = jnp.asarray(temperature, jnp.float32)
+  temperature = _as_scalar('temperature', temperature)
   return temperature**2 * optax.losses.kl_divergence_with_log_targets(
     jax.nn.log_softmax(student_logits / temperature),
     jax.nn.log_softmax(teacher_logits / temperature),
@@ -139,7 +139,7 @@ def response_loss(
   Raises:
     ValueError: the shapes do not fit, as in `cross_entropy`, `temperature_kl`.
   """
-  alpha = jnp.asarray(alpha, jnp.float32)
+  alpha = _as_scalar('alpha', alpha)
   hard = cross_entropy(student_logits, labels)
   soft = temperature_kl(student_logits, teacher_logits, temperature)
   return (1 - alpha) * hard + alpha * soft
@@ -183,16 +183,17 @@ def feature_loss(
       f"unknown reduction '{reduction}': expected 'mean' or 'sum' over stages"
     )
   hard = cross_entropy(student_logits, labels)
+  differences = [feature_mse(s, t) for s, t in stages]
   for feature, _ in stages:
     if feature.shape[:1] != hard.shape:
       raise ValueError(
         f'student_logits has shape {student_logits.shape}, a feature has shape '
         f'{feature.shape}: they must have the same batch'
       )
-  per_stage = jnp.stack([feature_mse(s, t) for s, t in stages])
-  return jnp.asarray(ce_weight, jnp.float32) * hard + jnp.asarray(
-    feature_weight, jnp.float32
-  ) * reducers[reduction](per_stage, axis=0)
+  ce_weight = _as_scalar('ce_weight', ce_weight)
+  feature_weight = _as_scalar('feature_weight', feature_weight)
+  feature_term = reducers[reduction](jnp.stack(differences), axis=0)
+  return ce_weight * hard + feature_weight * feature_term
 
 
 def _pair_stages(
@@ -230,6 +231,13 @@ def _as_logits(name: str, logits: jax.Array) -> jax.Array:
       f'{name} must have shape [batch, classes], found {logits.shape}'
     )
   return logits.astype(jnp.float32)
+
+
+def _as_scalar(name: str, value: jax.typing.ArrayLike) -> jax.Array:
+  scalar = jnp.asarray(value, jnp.float32)
+  if scalar.ndim:
+    raise ValueError(f'{name} must be a scalar, found shape {scalar.shape}')
+  return scalar
 
 
 def _check_equal_shapes(

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
   workdir = pathlib.Path(_WORKDIR.value or _default_workdir())
   try:
     result = train.train_and_evaluate(config, workdir)
-  except (ValueError, FileNotFoundError, FloatingPointError) as error:
+  except (ValueError, OSError, FloatingPointError) as error:
     logs.logger.debug('', exc_info=True)
     sys.exit(f'error: {error}')
   print(results.table(result))

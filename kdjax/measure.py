@@ -14,13 +14,15 @@ from kdjax import teacher as teacher_lib
 
 
 def evaluate(
-  workdir: str | os.PathLike[str], *, data_dir: str | None = None
+  workdir: str | os.PathLike[str],
+  config: ml_collections.ConfigDict | None = None,
 ) -> dict[str, Any]:
   """Evaluates a finished run's checkpoints again.
 
   Args:
     workdir: the run directory.
-    data_dir: where the data is, if no longer where the run read it.
+    config: its configuration, with other values for fields that change no
+      result; by default that in the directory.
 
   Returns:
     The content of `result.json`, with what was measured now.
@@ -28,30 +30,53 @@ def evaluate(
   Raises:
     FileNotFoundError: the directory holds no finished run, or its teacher or
       data are gone.
-    ValueError: the data are not those of the run.
+    ValueError: data or teacher are not those of the run.
   """
   workdir = pathlib.Path(workdir)
-  config = results.read_config(workdir)
+  config = config or results.read_config(workdir)
   result = results.read_result(workdir)
   if result is None:
     raise FileNotFoundError(
       f'the run in {workdir} has not finished; start kdjax.main again with the '
       'same --config and --workdir to continue it'
     )
-  if data_dir is not None:
-    config.data.data_dir = data_dir
   dataset = data.load(config.data)
-  if dataset.digest != result['data']['digest']:
-    raise ValueError(
-      f'{dataset.name} is not the data that {workdir} was trained on: SHA-256 '
-      f'{dataset.digest}, expected {result["data"]["digest"]}'
-    )
+  check_same('data', result['data']['digest'], dataset.digest, workdir)
   teacher = None
-  if result['teacher']:
-    teacher = teacher_lib.load(result['teacher']['path'], config.teacher)
+  if trained_with := result['teacher']:
+    path = pathlib.Path(trained_with['path'])
+    if not path.exists():
+      # The run directories may have been moved together.
+      path = workdir.absolute().parent / path.name
+    teacher = teacher_lib.load(path, config)
+    check_same(
+      'teacher', trained_with['digest'], teacher.report['digest'], workdir
+    )
   measured = measure(workdir, config, dataset, teacher)
   student = result['student'] | measured['student']
   return result | measured | {'student': student}
+
+
+def check_same(
+  what: str, expected: str | None, found: str | None, workdir: pathlib.Path
+) -> None:
+  """Checks that a run goes on with what it was begun with.
+
+  Args:
+    what: what is compared, 'data' or 'teacher'.
+    expected: the SHA-256 that the run recorded; None where it has no such
+      thing.
+    found: that of what there is now.
+    workdir: the run directory.
+
+  Raises:
+    ValueError: they differ.
+  """
+  if expected != found:
+    raise ValueError(
+      f'{workdir} was begun with another {what}: SHA-256 {expected}, now '
+      f'{found}. Use that one, or choose another run directory'
+    )
 
 
 def measure(
@@ -69,10 +94,10 @@ def measure(
     teacher: its teacher, if it has one.
 
   Returns:
-    `best` and `last` with `step`, `epoch`, `validation_accuracy` and, under
-    `test`, what `kdjax.metrics.classification` gives; `student` with the number
-    of `parameters` and the `digest` of the last checkpoint; and `teacher`, its
-    report and its `test`, or None.
+    `best` and `last` with `step`, `epoch`, `validation_accuracy`, the student's
+    `digest` and, under `test`, what `kdjax.metrics.classification` gives;
+    `student` with the number of `parameters`; and `teacher`, its report and its
+    `test`, or None.
   """
   images, labels = jax.device_put(dataset.test.images), dataset.test.labels
   predict = functools.partial(
@@ -85,18 +110,22 @@ def measure(
     measured['teacher'] = teacher.report | {
       'test': metrics.classification(teacher_logits, labels)
     }
+  tested: dict[pathlib.Path, dict[str, Any]] = {}
   for which in ('best', 'last'):
     directory = checkpoint.find(workdir, which)
-    network = checkpoint.restore(directory)
-    metadata = checkpoint.read_metadata(directory)
-    measured[which] = {
-      **{
-        key: metadata[key] for key in ('step', 'epoch', 'validation_accuracy')
-      },
-      'test': metrics.classification(predict(network), labels, teacher_logits),
-    }
+    if directory not in tested:
+      network = checkpoint.restore(directory)
+      metadata = checkpoint.read_metadata(directory)
+      logits = predict(network)
+      tested[directory] = {
+        'step': metadata['step'],
+        'epoch': metadata['epoch'],
+        'validation_accuracy': metadata['validation_accuracy'],
+        'digest': results.digest(network.variables),
+        'test': metrics.classification(logits, labels, teacher_logits),
+      }
+    measured[which] = tested[directory]
   measured['student'] = {
-    'parameters': optax.tree.size(network.variables['params']),
-    'digest': results.digest(network.variables),
+    'parameters': optax.tree.size(network.variables['params'])
   }
   return measured

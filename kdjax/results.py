@@ -10,11 +10,18 @@ import jax
 import ml_collections
 import numpy as np
 
+from kdjax import config as config_lib
+from kdjax import methods
+
 _CONFIG = 'config.json'
 _RESULT = 'result.json'
 
 # Fields that change what a run writes or where it reads, not what it computes.
-_FREE = ('log', 'checkpoint', 'data.data_dir', 'eval.batch_size')
+# Which teacher a run has is known by its digest, wherever it is.
+_FREE = (
+  *('log', 'checkpoint', 'data.data_dir', 'eval.batch_size'),
+  *('teacher.path', 'teacher.sibling'),
+)
 
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -38,11 +45,12 @@ def differences(
   path = workdir / _CONFIG
   if not path.exists():
     return []
-  theirs = _without_free_fields(_read(path))
-  ours = _without_free_fields(as_json(config))
+  # A field that another version of kdjax did not have was as it is by default.
+  default = _without_free_fields(as_json(config_lib.default()))
+  theirs = default | _without_free_fields(_read(path))
+  ours = default | _without_free_fields(as_json(config))
   return [
-    f'{field}: {theirs.get(field, "nothing")!r} there, '
-    f'{ours.get(field, "nothing")!r} now'
+    f'{field}: {theirs.get(field)!r} there, {ours.get(field)!r} now'
     for field in sorted(theirs.keys() | ours.keys())
     if theirs.get(field) != ours.get(field)
   ]
@@ -175,6 +183,8 @@ def _without_free_fields(config: dict[str, Any]) -> dict[str, Any]:
   method = config['method']
   used = {key: method[key] for key in ('name', method['name']) if key in method}
   config = config | {'method': used}
+  if not methods.build(method['name'])[0].needs_teacher:
+    del config['teacher']
 
   def visit(prefix: str, value: Any) -> None:
     if prefix in _FREE:

@@ -15,7 +15,7 @@ from kdjax import features
 from kdjax.methods import Method
 
 # What a run's key is folded with, so that no two uses draw the same numbers.
-_STUDENT_KEY, _METHOD_KEY, _DATA_KEY = range(3)
+_STUDENT_KEY, _METHOD_KEY, _DATA_KEY, _DROPOUT_KEY = range(4)
 
 
 class Network(NamedTuple):
@@ -52,6 +52,25 @@ class TrainState(flax.struct.PyTreeNode):
 def data_key(rng: jax.Array) -> jax.Array:
   """Gives the key that orders and augments a run's data, from the run's key."""
   return jax.random.fold_in(rng, _DATA_KEY)
+
+
+def student_variables(
+  state: TrainState, normalization: Mapping[str, jax.Array]
+) -> dict[str, Any]:
+  """Gives the variables of the student in a state.
+
+  Args:
+    state: the state.
+    normalization: `mean` and `std` of the student's images.
+
+  Returns:
+    Its collections, as `Network` has them.
+  """
+  return {
+    'params': state.params['student'],
+    'batch_stats': state.batch_stats,
+    'normalization': normalization,
+  }
 
 
 def create_state(
@@ -155,17 +174,18 @@ def make_train_step(
         train=False,
       )
 
+    dropout_key = jax.random.fold_in(
+      jax.random.fold_in(state.rng, _DROPOUT_KEY), state.step
+    )
+
     def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, Any]:
       outputs, batch_stats = features.forward(
         student,
-        {
-          'params': params['student'],
-          'batch_stats': state.batch_stats,
-          'normalization': normalization,
-        },
+        student_variables(state.replace(params=params), normalization),
         images,
         names=method.student_features,
         train=True,
+        rngs={'dropout': dropout_key},
       )
       per_example, metrics = method.loss(
         params['method'],

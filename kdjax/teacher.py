@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +20,8 @@ class Teacher(NamedTuple):
   Attributes:
     network: its model and variables.
     report: what a result says of it: `path`, `digest`, `model`, `parameters`,
-      and of its checkpoint `step`, `validation_accuracy`, `wall_time_s`,
-      `data_digest` and `class_names`.
+      `wall_time_s` of its whole training, and of its checkpoint `step`,
+      `validation_accuracy`, `data_digest`, `class_names` and `image_shape`.
   """
 
   network: step.Network
@@ -33,52 +34,73 @@ def load(
   """Loads a teacher from its run directory.
 
   Args:
-    path: the run directory, or one checkpoint in it.
-    config: the section `teacher` of a run's configuration.
+    path: the directory of a finished run, or one checkpoint in it.
+    config: configuration of the run that it teaches in; says which checkpoint,
+      and the dtype to compute in.
 
   Returns:
     The teacher.
 
   Raises:
     FileNotFoundError: there is no checkpoint.
+    ValueError: the run has not finished.
   """
   path = pathlib.Path(path).absolute()
-  directory = checkpoint.find(path, config.checkpoint)
+  directory = checkpoint.find(path, config.teacher.checkpoint)
   metadata = checkpoint.read_metadata(directory)
+  last = metadata
+  if directory != path:
+    last = checkpoint.read_metadata(path, 'last')
+    if results.read_result(path) is None:
+      raise ValueError(
+        f'the teacher in {path} has not finished, it is at step '
+        f'{last["step"]}: start its own command again first, or name one of '
+        'its checkpoints'
+      )
   model, variables = checkpoint.restore(directory)
-  if config.dtype:
-    model = model.clone(dtype=jnp.dtype(config.dtype))
+  dtype = config.teacher.dtype or config.student.dtype
   report = {
     'path': str(path),
     'digest': results.digest(variables),
     'model': metadata['model']['name'],
     'parameters': optax.tree.size(variables['params']),
+    'wall_time_s': last['wall_time_s'],
   }
   for key in (
-    *('step', 'validation_accuracy', 'wall_time_s'),
-    *('data_digest', 'class_names'),
+    *('step', 'validation_accuracy'),
+    *('data_digest', 'class_names', 'image_shape'),
   ):
     report[key] = metadata[key]
-  return Teacher(step.Network(model, variables), report)
+  return Teacher(
+    step.Network(model.clone(dtype=jnp.dtype(dtype)), variables), report
+  )
 
 
-def check_classes(teacher: Teacher, dataset: data.Dataset) -> None:
-  """Checks that a teacher knows the classes of a data set.
+def check_suits(teacher: Teacher, dataset: data.Dataset) -> None:
+  """Checks that a teacher knows the images and classes of a data set.
 
   Args:
     teacher: the teacher.
     dataset: the data set.
 
   Raises:
-    ValueError: it knows others, or in another order.
+    ValueError: it knows others.
   """
-  if teacher.report['class_names'] != list(dataset.class_names):
-    raise ValueError(
-      f'the teacher in {teacher.report["path"]} knows the classes '
-      f'{_shorten(teacher.report["class_names"])}, {dataset.name} has '
-      f'{_shorten(dataset.class_names)}. Give this run a teacher of its own '
-      'with config.teacher.path or config.teacher.sibling'
-    )
+  for what, known, present in (
+    (
+      'images of shape',
+      teacher.report['image_shape'],
+      dataset.train.images.shape[1:],
+    ),
+    ('the classes', teacher.report['class_names'], dataset.class_names),
+  ):
+    if known != list(present):
+      raise ValueError(
+        f'the teacher in {teacher.report["path"]} knows {what} '
+        f'{_shorten(known)}, {dataset.name} has {_shorten(present)}. Give this '
+        'run a teacher of its own with config.teacher.path or '
+        'config.teacher.sibling'
+      )
 
 
 def check_fit(
@@ -113,7 +135,7 @@ def check_fit(
   jax.eval_shape(initialize, jax.random.key(0))
 
 
-def _shorten(class_names: Any, most: int = 5) -> str:
-  shown = ', '.join(list(class_names)[:most])
-  more = len(class_names) - most
+def _shorten(values: Sequence[Any], most: int = 5) -> str:
+  shown = ', '.join(map(str, values[:most]))
+  more = len(values) - most
   return f'{shown} and {more} more' if more > 0 else shown

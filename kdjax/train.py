@@ -18,8 +18,8 @@ import optax
 from kdjax import (
   checkpoint,
   data,
-  evaluation,
   logs,
+  measure,
   methods,
   metrics,
   models,
@@ -65,7 +65,7 @@ def train_and_evaluate(
   results.check_same_run(workdir, config)
   if results.read_result(workdir):
     logger.info('%s has finished; evaluating its checkpoints', workdir)
-    return evaluation.evaluate(workdir, data_dir=config.data.data_dir)
+    return measure.evaluate(workdir, config)
   return _run(config, workdir, data.load(config.data))
 
 
@@ -106,7 +106,7 @@ def _run(
       },
     },
     'config': results.as_json(config),
-    **evaluation.measure(workdir, config, dataset, teacher),
+    **measure.measure(workdir, config, dataset, teacher),
   }
   result['student'] |= {
     'model': config.student.name,
@@ -135,8 +135,8 @@ def _find_teacher(
         '--workdir'
       )
     _train_teacher(config, path, dataset, method)
-  teacher = teacher_lib.load(path, config.teacher)
-  teacher_lib.check_classes(teacher, dataset)
+  teacher = teacher_lib.load(path, config)
+  teacher_lib.check_suits(teacher, dataset)
   logger.info(
     'teacher: %s of %s, step %d, validation accuracy %s',
     teacher.report['model'],
@@ -162,13 +162,7 @@ def _train_teacher(
   """Trains a teacher in a directory, unless a finished one is there."""
   teacher_config = config_lib.teacher_run(config)
   if results.read_result(path):
-    if differing := results.differences(path, teacher_config):
-      logger.warning(
-        'the teacher in %s was trained with other settings than config.teacher '
-        'asks for; it is used as it is:\n  %s',
-        path,
-        '\n  '.join(differing),
-      )
+    _check_sibling(path, results.differences(path, teacher_config))
     return
   config_lib.validate(teacher_config)
   results.check_same_run(path, teacher_config)
@@ -176,6 +170,32 @@ def _train_teacher(
   logger.info('training the teacher first, in %s', path)
   result = _run(teacher_config, path, dataset)
   logger.info('the teacher is trained\n%s', results.table(result))
+
+
+def _check_sibling(path: pathlib.Path, differing: list[str]) -> None:
+  """Checks that a teacher found beside a run is the one it would train."""
+  # Another recipe makes another teacher, which may still be the one meant;
+  # another network, other data or a shorter training never is.
+  harmless = [
+    line
+    for line in differing
+    if line.startswith(('train.', 'eval.'))
+    and not line.startswith(('train.epochs', 'train.max_steps'))
+  ]
+  shown = '\n  '.join(differing)
+  if len(harmless) < len(differing):
+    raise ValueError(
+      f'the teacher in {path} is not the one that this run asks for:\n  {shown}'
+      f'\nUse it as it is with --config.teacher.path={path}, or train another '
+      'with --config.teacher.sibling=NAME'
+    )
+  if differing:
+    logger.warning(
+      'the teacher in %s was trained with another recipe than config.teacher '
+      'asks for; it is used as it is:\n  %s',
+      path,
+      shown,
+    )
 
 
 class _Plan(NamedTuple):
@@ -247,9 +267,13 @@ def _train(
     if first_step:
       like = jax.eval_shape(create_state, rng, teacher_variables)
       state, saved = checkpoints.restore(first_step, like)
-      _check_same_teacher(saved, metadata, workdir)
+      for what in ('data', 'teacher'):
+        digest = f'{what}_digest'
+        measure.check_same(what, saved[digest], metadata[digest], workdir)
       start_time -= saved['wall_time_s']
       logger.info('continuing %s from step %d', workdir, first_step)
+      if first_step == plan.total_steps:
+        return saved['wall_time_s']
     else:
       state = create_state(rng, teacher_variables)
 
@@ -306,17 +330,17 @@ def _train(
             averages | {'learning_rate': learning_rate},
             **timings,
           )
-          if not math.isfinite(averages['loss']):
-            raise FloatingPointError(
-              f'the loss is {averages["loss"]} at step {done} of {workdir}, '
-              f'learning rate {learning_rate:g}. Lower '
-              'config.train.learning_rate, or set config.train.clip_norm'
-            )
+          _check_finite(
+            {key: averages[key] for key in ('loss', 'gradient_norm')},
+            done,
+            workdir,
+            learning_rate,
+          )
         if at_eval:
           accuracy = None
           if len(dataset.validation.labels):
             logits = step.predict(
-              _student(model, state, normalization),
+              step.Network(model, step.student_variables(state, normalization)),
               validation_images,
               config.eval.batch_size,
             )
@@ -324,6 +348,13 @@ def _train(
             accuracy = measured['accuracy']
             log.write(
               'validation', done, {'epoch': plan.epoch(done), **measured}
+            )
+            # So that no checkpoint holds what cannot be continued from.
+            _check_finite(
+              {'validation loss': measured['loss']},
+              done,
+              workdir,
+              learning_rate,
             )
           progress = {
             'step': done,
@@ -403,6 +434,21 @@ def _functions(
   return create_state, run_step
 
 
+def _check_finite(
+  values: Mapping[str, float],
+  done: int,
+  workdir: pathlib.Path,
+  learning_rate: float,
+) -> None:
+  for name, value in values.items():
+    if not math.isfinite(value):
+      raise FloatingPointError(
+        f'the {name} is {value} at step {done} of {workdir}, learning rate '
+        f'{learning_rate:g}. Lower config.train.learning_rate, or set '
+        'config.train.clip_norm'
+      )
+
+
 class _Window:
   """The training metrics between two log lines, left on the device."""
 
@@ -451,27 +497,3 @@ def _metadata(
     'data_digest': dataset.digest,
     'teacher_digest': teacher and teacher.report['digest'],
   }
-
-
-def _check_same_teacher(
-  saved: Mapping[str, Any], ours: Mapping[str, Any], workdir: pathlib.Path
-) -> None:
-  if saved['teacher_digest'] != ours['teacher_digest']:
-    raise ValueError(
-      f'{workdir} was begun with another teacher (SHA-256 '
-      f'{saved["teacher_digest"]}, now {ours["teacher_digest"]}): continue it '
-      'with that one, or choose another run directory'
-    )
-
-
-def _student(
-  model: nn.Module, state: step.TrainState, normalization: Any
-) -> step.Network:
-  return step.Network(
-    model,
-    {
-      'params': state.params['student'],
-      'batch_stats': state.batch_stats,
-      'normalization': normalization,
-    },
-  )

@@ -1,6 +1,7 @@
 """Saving and restoring, with kdjax and with Orbax alone."""
 
 import functools
+import shutil
 import subprocess
 import sys
 
@@ -76,6 +77,27 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, state):
   assert saved == metadata(1, 0.5)
 
 
+def test_another_kind_of_device_continues(tmp_path, state):
+  save_all(tmp_path, state, [0.5])
+  move_to_another_device(checkpoint.find(tmp_path))
+  with checkpoint.Checkpoints(tmp_path, keep=2, validated=True) as checkpoints:
+    restored, _ = checkpoints.restore(1, jax.eval_shape(lambda: state))
+  assert_equal(restored, at(state, 1))
+  assert_equal(
+    checkpoint.restore(tmp_path).variables['params'],
+    at(state, 1).params['student'],
+  )
+
+
+@pytest.mark.parametrize('item', ['state', 'metadata'])
+def test_a_checkpoint_killed_while_being_deleted_is_passed_over(
+  tmp_path, state, item
+):
+  save_all(tmp_path, state, [0.1, 0.9, 0.3, 0.4])
+  shutil.rmtree(tmp_path / 'checkpoints' / '2' / item)
+  assert checkpoint.find(tmp_path, 'best').name == '4'
+
+
 @pytest.mark.parametrize(
   ('accuracies', 'kept', 'best'),
   [
@@ -119,11 +141,16 @@ def test_a_student_is_ready_for_apply(tmp_path, state):
 
 PLAIN_ORBAX = """
 import json, pathlib, sys
+import jax, numpy as np
 import orbax.checkpoint as ocp
 
 path = pathlib.Path(sys.argv[1]).absolute()
-with ocp.StandardCheckpointer() as checkpointer:
-  state = checkpointer.restore(path / 'state')
+with ocp.PyTreeCheckpointer() as checkpointer:
+  saved = checkpointer.metadata(path / 'state').item_metadata
+  as_numpy = jax.tree.map(
+    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved.tree
+  )
+  state = checkpointer.restore(path / 'state', restore_args=as_numpy)
 metadata = json.loads((path / 'metadata' / 'metadata').read_text())
 kernel = state['params']['student']['conv1']['kernel']
 print(kernel.shape, float(kernel.sum()), sorted(state), metadata['model'])
@@ -131,8 +158,19 @@ assert not any(name.startswith('kdjax') for name in sys.modules)
 """
 
 
-def test_orbax_alone_reads_it(tmp_path, state):
+def move_to_another_device(directory):
+  """Makes a checkpoint look as if a GPU had written it."""
+  path = directory / 'state' / '_sharding'
+  text = path.read_text()
+  assert 'cpu:0' in text
+  path.write_text(text.replace('cpu:0', 'cuda:0'))
+
+
+@pytest.mark.parametrize('written_by', ['this device', 'another device'])
+def test_orbax_alone_reads_it(tmp_path, state, written_by):
   save_all(tmp_path, state, [0.5])
+  if written_by == 'another device':
+    move_to_another_device(checkpoint.find(tmp_path))
   done = subprocess.run(
     [sys.executable, '-c', PLAIN_ORBAX, str(checkpoint.find(tmp_path))],
     capture_output=True,

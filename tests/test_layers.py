@@ -24,15 +24,15 @@ ALLOWED = {
   ),
   # Commands. Nothing imports them.
   'kdjax.main': ('logs', 'methods', 'results', 'train'),
-  'kdjax.evaluate': ('evaluation', 'logs', 'results'),
+  'kdjax.evaluate': ('logs', 'measure', 'results'),
   # The loop.
   'kdjax.train': (
     'checkpoint',
     'config',
     'data',
     'data.batches',
-    'evaluation',
     'logs',
+    'measure',
     'methods',
     'metrics',
     'models',
@@ -42,7 +42,7 @@ ALLOWED = {
     'teacher',
     'version',
   ),
-  'kdjax.evaluation': (
+  'kdjax.measure': (
     'checkpoint',
     'data',
     'metrics',
@@ -65,7 +65,7 @@ ALLOWED = {
   'kdjax.logs': (),
   'kdjax.metrics': ('losses',),
   'kdjax.optimizer': (),
-  'kdjax.results': (),
+  'kdjax.results': ('config', 'methods'),
   # Data.
   'kdjax.data': ('data.sources',),
   'kdjax.data.batches': (),

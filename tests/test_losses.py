@@ -570,7 +570,6 @@ def test_unequal_features_are_refused(shape):
 
 
 @pytest.mark.parametrize('batch', [1, 3])
-@pytest.mark.xfail(strict=True, reason='the terms are broadcast, or TypeError')
 def test_features_of_another_batch_than_the_logits_are_refused(batch):
   feature = zeros(batch, 2, 2, 8)
   with pytest.raises(ValueError, match=rf'\(4, 10\).*\({batch}, 2, 2, 8\)'):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -11,13 +12,15 @@ import tiny
 from kdjax import (
   checkpoint,
   data,
-  evaluation,
   features,
+  logs,
+  measure,
   metrics,
   results,
   step,
   train,
 )
+from kdjax import teacher as teacher_lib
 
 
 def lines(workdir, kind=None):
@@ -127,6 +130,7 @@ def test_a_teacher_is_used_again_and_stays_as_it_is(runs, caplog):
   before = checkpoint.restore(root / 'teacher')
   config = tiny.config('response')
   config.train.max_steps = 3
+  config.teacher.train.max_steps = 0
   with caplog.at_level('INFO', 'kdjax'):
     result = train.train_and_evaluate(config, root / 'response')
   assert 'training the teacher first' not in caplog.text
@@ -147,7 +151,7 @@ def test_a_finished_run_says_so_and_is_evaluated(runs, caplog):
     again = train.train_and_evaluate(tiny.config(), root / 'feature')
   assert 'has finished' in caplog.text
   assert again == result
-  assert evaluation.evaluate(root / 'feature') == result
+  assert measure.evaluate(root / 'feature') == result
   assert (root / 'feature' / 'metrics.jsonl').read_bytes() == before
 
 
@@ -162,17 +166,42 @@ def test_another_configuration_in_the_same_directory_is_refused(runs):
   assert 'seed: 0 there, 1 now' in str(error.value)
 
 
-def test_what_changes_no_result_may_change(runs):
+def test_what_changes_no_result_may_change(runs, monkeypatch):
   root, result = runs
   config = tiny.config()
   config.log.every_steps = 7
-  config.eval.batch_size = 100
+  config.eval.batch_size = 7
   config.checkpoint.keep = 5
   config.method.response.temperature = 9.0
+  config.teacher.path = str(root / 'teacher')
+  predict, sizes = step.predict, set()
+
+  def recording(network, images, batch_size):
+    sizes.add(batch_size)
+    return predict(network, images, batch_size)
+
+  monkeypatch.setattr(step, 'predict', recording)
   again = train.train_and_evaluate(config, root / 'feature')
+  assert sizes == {7}
   np.testing.assert_allclose(
     again['best']['test']['loss'], result['best']['test']['loss'], rtol=1e-5
   )
+
+
+def test_a_teacher_of_other_images_is_refused(runs, tmp_path, monkeypatch):
+  root, _ = runs
+  load = data.load
+
+  def coloured(config):
+    dataset = load(config)
+    images = np.repeat(dataset.train.images, 3, axis=-1)
+    return dataset._replace(train=dataset.train._replace(images=images))
+
+  monkeypatch.setattr(data, 'load', coloured)
+  config = tiny.config()
+  config.teacher.path = str(root / 'teacher')
+  with pytest.raises(ValueError, match=r'images of shape 8, 8, 1, .* 8, 8, 3'):
+    train.train_and_evaluate(config, tmp_path / 'run')
 
 
 def test_a_teacher_of_other_classes_is_refused(runs, tmp_path, monkeypatch):
@@ -204,14 +233,127 @@ def test_networks_that_do_not_fit_are_refused_before_the_teacher_is_trained(
   assert not list(tmp_path.iterdir())
 
 
-def test_a_teacher_with_other_settings_is_used_with_a_warning(runs, caplog):
+@pytest.mark.parametrize(
+  ('section', 'field', 'value', 'message'),
+  [
+    ('teacher', 'width', 6, 'student.width: 8 there, 6 now'),
+    ('teacher.train', 'epochs', 9, 'train.epochs: 8 there, 9 now'),
+    ('data', 'crop_padding', 2, 'data.crop_padding: 1 there, 2 now'),
+  ],
+)
+def test_another_teacher_than_the_one_asked_for_is_refused(
+  runs, section, field, value, message
+):
   root, _ = runs
   config = tiny.config()
-  config.train.max_steps = 1
-  config.teacher.width = 6
-  with caplog.at_level('WARNING', 'kdjax'):
+  target = config
+  for part in section.split('.'):
+    target = target[part]
+  target[field] = value
+  with pytest.raises(ValueError, match='not the one that this run') as error:
     train.train_and_evaluate(config, root / 'other_settings')
-  assert 'student.width: 8 there, 6 now' in caplog.text
+  assert message in str(error.value)
+  assert f'--config.teacher.path={root / "teacher"}' in str(error.value)
+  assert not (root / 'other_settings').exists()
+
+
+def test_a_teacher_of_another_recipe_is_used_with_a_warning(runs, caplog):
+  root, _ = runs
+  config = tiny.config('response')
+  config.teacher.train.learning_rate = 0.02
+  config.teacher.train.max_steps = 0
+  config.train.max_steps = 1
+  with caplog.at_level('WARNING', 'kdjax'):
+    train.train_and_evaluate(config, root / 'other_recipe')
+  assert 'train.learning_rate: 0.01 there, 0.02 now' in caplog.text
+
+
+def test_a_teacher_that_has_not_finished_is_refused(runs, tmp_path):
+  root, _ = runs
+  unfinished = tmp_path / 'unfinished'
+  shutil.copytree(root / 'teacher', unfinished)
+  (unfinished / 'result.json').unlink()
+  config = tiny.config()
+  config.teacher.path = str(unfinished)
+  with pytest.raises(ValueError, match='has not finished, it is at step 40'):
+    train.train_and_evaluate(config, tmp_path / 'run')
+  # One of its checkpoints, named, is another matter.
+  one = checkpoint.find(unfinished, 'last')
+  assert teacher_lib.load(one, config).report['step'] == 40
+
+
+def test_teacher_computes_in_the_students_dtype_unless_told(runs):
+  root, _ = runs
+  config = tiny.config()
+  config.student.dtype = 'bfloat16'
+  network = teacher_lib.load(root / 'teacher', config).network
+  assert network.model.dtype == np.dtype('bfloat16')
+  config.teacher.dtype = 'float32'
+  network = teacher_lib.load(root / 'teacher', config).network
+  assert network.model.dtype == np.dtype('float32')
+
+
+def copy_unfinished(root, tmp_path):
+  """The student's run as if it had been killed after two of three epochs."""
+  shutil.copytree(root / 'teacher', tmp_path / 'teacher')
+  workdir = tmp_path / 'feature'
+  shutil.copytree(root / 'feature', workdir)
+  (workdir / 'result.json').unlink()
+  shutil.rmtree(workdir / 'checkpoints' / '15')
+  return workdir
+
+
+def test_a_run_is_not_continued_on_other_data(runs, tmp_path, monkeypatch):
+  root, _ = runs
+  workdir = copy_unfinished(root, tmp_path)
+  load = data.load
+  monkeypatch.setattr(data, 'load', lambda c: load(c)._replace(digest='other'))
+  with pytest.raises(ValueError, match=r'begun with another data.* now other'):
+    train.train_and_evaluate(tiny.config(), workdir)
+
+
+def test_a_run_is_neither_continued_nor_evaluated_with_another_teacher(
+  runs, tmp_path, monkeypatch
+):
+  root, _ = runs
+  workdir = copy_unfinished(root, tmp_path)
+  load = teacher_lib.load
+
+  def other(*args):
+    teacher = load(*args)
+    return teacher._replace(report=teacher.report | {'digest': 'other'})
+
+  monkeypatch.setattr(teacher_lib, 'load', other)
+  for path in (workdir, root / 'feature'):
+    with pytest.raises(ValueError, match=r'begun with another teacher.* other'):
+      train.train_and_evaluate(tiny.config(), path)
+
+
+def test_runs_that_were_moved_together_are_evaluated(runs, tmp_path):
+  root, result = runs
+  for name in ('teacher', 'feature'):
+    shutil.copytree(root / name, tmp_path / 'moved' / name)
+    path = tmp_path / 'moved' / name / 'result.json'
+    path.write_text(path.read_text().replace(str(root), '/gone'))
+  moved = measure.evaluate(tmp_path / 'moved' / 'feature')
+  assert moved['best'] == result['best']
+  assert moved['teacher']['test'] == result['teacher']['test']
+
+
+def test_a_result_that_is_missing_is_made_without_training(
+  runs, tmp_path, monkeypatch
+):
+  root, result = runs
+  shutil.copytree(root / 'teacher', tmp_path / 'teacher')
+  shutil.copytree(root / 'feature', tmp_path / 'feature')
+  (tmp_path / 'feature' / 'result.json').unlink()
+
+  def no_log(*_, **__):
+    raise AssertionError('it trains')
+
+  monkeypatch.setattr(logs, 'RunLog', no_log)
+  again = train.train_and_evaluate(tiny.config(), tmp_path / 'feature')
+  assert again['best'] == result['best']
 
 
 def test_a_missing_teacher_is_said_so(tmp_path):
@@ -231,18 +373,38 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
 
 def test_evaluating_an_unfinished_run_is_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match='no run in'):
-    evaluation.evaluate(tmp_path)
+    measure.evaluate(tmp_path)
   results.write_config(tmp_path, tiny.config())
   with pytest.raises(FileNotFoundError, match='has not finished'):
-    evaluation.evaluate(tmp_path)
+    measure.evaluate(tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   config = tiny.config('scratch')
   config.train.update(optimizer='sgd', learning_rate=1e30, warmup_epochs=0.0)
-  with pytest.raises(FloatingPointError, match=r'the loss is .* at step \d'):
+  with pytest.raises(FloatingPointError, match=r'is .* at step \d'):
     train.train_and_evaluate(config, tmp_path)
   assert results.read_result(tmp_path) is None
+  # JSON as others read it, in which there is no NaN.
+  text = (tmp_path / 'metrics.jsonl').read_text()
+  assert 'NaN' not in text
+  assert 'Infinity' not in text
+  assert 'null' in text
+
+
+def test_a_last_update_that_overflows_is_not_saved(tmp_path, monkeypatch):
+  """The loss of a step is from before its update; validation is after it."""
+  classification = metrics.classification
+
+  def overflown(*args):
+    return classification(*args) | {'loss': float('nan')}
+
+  monkeypatch.setattr(metrics, 'classification', overflown)
+  config = tiny.config('scratch')
+  with pytest.raises(FloatingPointError, match='the validation loss is nan'):
+    train.train_and_evaluate(config, tmp_path)
+  with pytest.raises(FileNotFoundError):
+    checkpoint.find(tmp_path)
 
 
 def test_everything_compiles_once(tmp_path, monkeypatch):
@@ -259,9 +421,9 @@ def test_everything_compiles_once(tmp_path, monkeypatch):
 
     return counted
 
-  def counting_forward(model, variables, images, *, names=(), train):
+  def counting_forward(model, variables, images, **options):
     traces['prediction'] += images.shape[0] == 48
-    return forward(model, variables, images, names=names, train=train)
+    return forward(model, variables, images, **options)
 
   monkeypatch.setattr(step, 'make_train_step', counting_make)
   monkeypatch.setattr(features, 'forward', counting_forward)

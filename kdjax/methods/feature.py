@@ -108,9 +108,7 @@ def feature(
     # XLA computes what the loss and its metrics share once.
     metrics = {'cross_entropy': losses.cross_entropy(student.logits, labels)}
     for pair, source in connected.items():
-      metrics[f'feature_mse/{pair}'] = losses.feature_mse(
-        source, targets[pair]
-      )
+      metrics[f'feature_mse/{pair}'] = losses.feature_mse(source, targets[pair])
     return per_example, metrics
 
   return Method(

@@ -37,7 +37,12 @@ def build(
     raise ValueError(
       f"unknown model '{name}': expected one of {', '.join(sorted(models))}"
     )
-  dtype = jnp.dtype(dtype)
+  try:
+    dtype = jnp.dtype(dtype)
+  except TypeError as error:
+    raise ValueError(
+      f"'{dtype}' is no dtype: expected 'float32' or 'bfloat16'"
+    ) from error
   if dtype not in (jnp.float32, jnp.bfloat16):
     raise ValueError(
       f'{name} computes in float32 or bfloat16, not in {dtype.name}'

@@ -8,7 +8,8 @@ On CPU, XLA runs a 1×1 convolution's gradients, and any convolution whose map
 is nearly all padding, many times slower than the same sums written as a matrix
 product. There, and only there, those are lowered as matrix products. The
 choice falls when the program is lowered for a platform, so a program exported
-for several platforms carries the right form for each.
+for several platforms carries the right form for each. There is no forward-mode
+gradient.
 """
 
 import functools
@@ -82,12 +83,34 @@ def conv_general_dilated(
       lhs.shape[1:3], rhs.shape[:2], window_strides, padding
     )
   pads = tuple((low, high) for low, high in padding)
-  pointwise = rhs.shape[:2] == (1, 1) and not any(map(sum, pads))
+  pointwise = rhs.shape[:2] == (1, 1) and not any(itertools.chain(*pads))
   tiny = lhs.shape[1] * lhs.shape[2] <= _TINY_MAP
-  if not (pointwise or tiny):
+  out_shape = jax.eval_shape(general, lhs, rhs).shape
+  # A tap of the kernel that only ever meets padding adds nothing: on a 1×1 map
+  # that leaves one of nine.
+  rows, columns = (
+    [
+      tap
+      for tap in range(rhs.shape[axis])
+      if any(
+        0
+        <= tap + window_strides[axis] * o - pads[axis][0]
+        < lhs.shape[axis + 1]
+        for o in range(out_shape[axis + 1])
+      )
+    ]
+    for axis in (0, 1)
+  )
+  if (
+    not (pointwise or tiny)
+    or not (rows and columns)
+    or min(*pads[0], *pads[1]) < 0
+  ):
     return general(lhs, rhs)
   product = functools.partial(
     _matrix_product,
+    taps=list(itertools.product(rows, columns)),
+    out_size=out_shape[1:3],
     strides=tuple(window_strides),
     padding=pads,
     precision=precision,
@@ -99,35 +122,14 @@ def _matrix_product(
   lhs: jax.Array,
   rhs: jax.Array,
   *,
+  taps: Sequence[tuple[int, int]],
+  out_size: Sequence[int],
   strides: tuple[int, ...],
   padding: _Padding,
   precision: lax.PrecisionLike,
 ) -> jax.Array:
   """Convolves by multiplying gathered patches with the kernel's matrix."""
-  (low_h, high_h), (low_w, high_w) = padding
-  (stride_h, stride_w), (height, width) = strides, lhs.shape[1:3]
-  out_h = (height + low_h + high_h - rhs.shape[0]) // stride_h + 1
-  out_w = (width + low_w + high_w - rhs.shape[1]) // stride_w + 1
-
-  def meets_image(tap: int, low: int, size: int, stride: int, out: int) -> bool:
-    return any(0 <= tap + stride * o - low < size for o in range(out))
-
-  # A tap of the kernel that only ever meets padding adds nothing: on a 1×1 map
-  # that leaves one of nine.
-  taps = list(
-    itertools.product(
-      (
-        i
-        for i in range(rhs.shape[0])
-        if meets_image(i, low_h, height, stride_h, out_h)
-      ),
-      (
-        j
-        for j in range(rhs.shape[1])
-        if meets_image(j, low_w, width, stride_w, out_w)
-      ),
-    )
-  )
+  (out_h, out_w), (stride_h, stride_w) = out_size, strides
   padded = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
   patches = jnp.concatenate(
     [

@@ -409,12 +409,12 @@ def test_feature_compares_connected_features_of_other_names():
     normal(6, 10), {'x': normal(6, 2, 2, 9), 'y': normal(6, 4, 4, 7)}
   )
   parameters = method.init(RNG, student, teacher)
-  assert parameters['b']['kernel'].shape == (1, 1, 5, 7)
-  assert parameters['a']['kernel'].shape == (1, 1, 3, 9)
+  assert parameters['b->y']['kernel'].shape == (1, 1, 5, 7)
+  assert parameters['a->x']['kernel'].shape == (1, 1, 3, 9)
   loss, _ = method.loss(parameters, hyperparameters, student, teacher, LABELS)
   expected = 0.0
   for ours, theirs in [('b', 'y'), ('a', 'x')]:
-    connector = parameters[ours]
+    connector = parameters[f'{ours}->{theirs}']
     mapped = np.einsum(
       'bhwi,io->bhwo', student.features[ours], connector['kernel'][0, 0]
     )
@@ -423,7 +423,6 @@ def test_feature_compares_connected_features_of_other_names():
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason='both pairs share one connector')
 def test_a_student_feature_may_imitate_two_teacher_features():
   method, _ = methods.build(
     'feature',
