@@ -1,12 +1,10 @@
 """Finds plug-ins: the modules of a package, so that one new file is enough."""
 
-import functools
 import importlib
 import pkgutil
 from types import ModuleType
 
 
-@functools.cache
 def names(package: str) -> tuple[str, ...]:
   """Lists the public modules of a package without importing them.
 
