@@ -123,7 +123,6 @@ def test_a_killed_run_continues_bit_for_bit(undisturbed, tmp_path, step):
   ]
   for which in ('best', 'last'):
     assert results[0][which] == results[1][which]
-  assert results[0]['student']['digest'] == results[1]['student']['digest']
 
 
 def test_evaluate_prints_the_same_table(undisturbed):
