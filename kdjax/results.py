@@ -31,7 +31,7 @@ def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def differences(
   workdir: pathlib.Path, config: ml_collections.ConfigDict
-) -> list[str]:
+) -> dict[str, str]:
   """Compares a configuration with that of the run in a directory.
 
   Args:
@@ -39,21 +39,21 @@ def differences(
     config: a run's configuration.
 
   Returns:
-    A line for each field that differs and changes what the run computes; empty
-    if none does, or if the directory holds no run.
+    For each field that differs and changes what the run computes, a line that
+    says how; empty if none does, or if the directory holds no run.
   """
   path = workdir / _CONFIG
   if not path.exists():
-    return []
+    return {}
   # A field that another version of kdjax did not have was as it is by default.
   default = _without_free_fields(as_json(config_lib.default()))
   theirs = default | _without_free_fields(_read(path))
   ours = default | _without_free_fields(as_json(config))
-  return [
-    f'{field}: {theirs.get(field)!r} there, {ours.get(field)!r} now'
+  return {
+    field: f'{field}: {theirs.get(field)!r} there, {ours.get(field)!r} now'
     for field in sorted(theirs.keys() | ours.keys())
     if theirs.get(field) != ours.get(field)
-  ]
+  }
 
 
 def check_same_run(
@@ -69,7 +69,7 @@ def check_same_run(
     ValueError: it does; the message names the fields that differ.
   """
   if differing := differences(workdir, config):
-    shown = '\n  '.join(differing)
+    shown = '\n  '.join(differing.values())
     raise ValueError(
       f'{workdir} holds a run with another configuration:\n  {shown}\n'
       'Choose another run directory, or remove that one'

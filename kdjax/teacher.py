@@ -12,6 +12,7 @@ import optax
 
 from kdjax import checkpoint, data, features, methods, models, results, step
 from kdjax import config as config_lib
+from kdjax.logs import logger
 
 
 class Teacher(NamedTuple):
@@ -101,6 +102,45 @@ def check_suits(teacher: Teacher, dataset: data.Dataset) -> None:
         'run a teacher of its own with config.teacher.path or '
         'config.teacher.sibling'
       )
+
+
+def check_sibling(
+  path: pathlib.Path, config: ml_collections.ConfigDict
+) -> None:
+  """Checks that a teacher found beside a run is the one it would train.
+
+  Another recipe makes another teacher, which may still be the one that is
+  meant, and is warned of. Another network, other data or a longer or shorter
+  training never is.
+
+  Args:
+    path: the run directory of the teacher.
+    config: configuration that the run would train it with.
+
+  Raises:
+    ValueError: it is another one; the message names the fields that differ.
+  """
+  differing = results.differences(path, config)
+  shown = '\n  '.join(differing.values())
+  recipe = [
+    field
+    for field in differing
+    if field.startswith(('train.', 'eval.'))
+    and field not in ('train.epochs', 'train.max_steps')
+  ]
+  if len(recipe) < len(differing):
+    raise ValueError(
+      f'the teacher in {path} is not the one that this run asks for:\n  {shown}'
+      f'\nUse it as it is with --config.teacher.path={path}, or train another '
+      'with --config.teacher.sibling=NAME'
+    )
+  if differing:
+    logger.warning(
+      'the teacher in %s was trained with another recipe than config.teacher '
+      'asks for; it is used as it is:\n  %s',
+      path,
+      shown,
+    )
 
 
 def check_fit(

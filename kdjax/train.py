@@ -162,7 +162,7 @@ def _train_teacher(
   """Trains a teacher in a directory, unless a finished one is there."""
   teacher_config = config_lib.teacher_run(config)
   if results.read_result(path):
-    _check_sibling(path, results.differences(path, teacher_config))
+    teacher_lib.check_sibling(path, teacher_config)
     return
   config_lib.validate(teacher_config)
   results.check_same_run(path, teacher_config)
@@ -170,32 +170,6 @@ def _train_teacher(
   logger.info('training the teacher first, in %s', path)
   result = _run(teacher_config, path, dataset)
   logger.info('the teacher is trained\n%s', results.table(result))
-
-
-def _check_sibling(path: pathlib.Path, differing: list[str]) -> None:
-  """Checks that a teacher found beside a run is the one it would train."""
-  # Another recipe makes another teacher, which may still be the one meant;
-  # another network, other data or a shorter training never is.
-  harmless = [
-    line
-    for line in differing
-    if line.startswith(('train.', 'eval.'))
-    and not line.startswith(('train.epochs', 'train.max_steps'))
-  ]
-  shown = '\n  '.join(differing)
-  if len(harmless) < len(differing):
-    raise ValueError(
-      f'the teacher in {path} is not the one that this run asks for:\n  {shown}'
-      f'\nUse it as it is with --config.teacher.path={path}, or train another '
-      'with --config.teacher.sibling=NAME'
-    )
-  if differing:
-    logger.warning(
-      'the teacher in %s was trained with another recipe than config.teacher '
-      'asks for; it is used as it is:\n  %s',
-      path,
-      shown,
-    )
 
 
 class _Plan(NamedTuple):

@@ -55,6 +55,7 @@ ALLOWED = {
     'config',
     'data',
     'features',
+    'logs',
     'methods',
     'models',
     'results',
