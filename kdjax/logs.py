@@ -18,6 +18,13 @@ from absl import logging as absl_logging
 
 logger = logging.getLogger('kdjax')
 
+# Images/s stand in the postfix, from the device's own pace: the rate that tqdm
+# sees is that of steps handed to the device.
+_BAR = (
+  '{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} '
+  '[{elapsed}<{remaining}{postfix}]'
+)
+
 
 class _Handler(logging.Handler):
   """Writes lines to standard error without breaking a progress bar."""
@@ -76,10 +83,9 @@ class RunLog:
       else None
     )
     self._bar = tqdm.tqdm(
-      desc=workdir.name,
       initial=start_step,
       total=total_steps,
-      unit='step',
+      bar_format=_BAR,
       dynamic_ncols=True,
       disable=not sys.stderr.isatty(),
     )
@@ -129,13 +135,18 @@ class RunLog:
         self._writer.add_scalar(f'{kind}/{name}', value, step)
       # Or a run that is killed would leave a gap before its checkpoint.
       self._writer.flush()
-    text = _describe(record)
     if self._bar.disable:
-      logger.info('step %d/%d: %s', step, self._total_steps, text)
+      logger.info('step %d/%d: %s', step, self._total_steps, _describe(record))
     else:
-      # The bar itself tells the time left.
-      self._shown[kind] = text.rpartition(', ')[0] if timings else text
-      self._bar.set_postfix_str('; '.join(self._shown.values()))
+      # Short, for 80 columns; the bar itself tells the time left.
+      accuracy = f'{metrics["accuracy"]:.1%}'
+      self._shown[kind] = (
+        f'loss {metrics["loss"]:.3f}, acc {accuracy}, '
+        f'{timings["images_per_second"]:.0f} images/s'
+        if kind == 'train'
+        else f'val {accuracy}'
+      )
+      self._bar.set_postfix_str(', '.join(self._shown.values()))
 
 
 def _describe(record: dict[str, Any]) -> str:

@@ -204,8 +204,9 @@ def test_a_terminal_shows_a_progress_bar(tmp_path):
     assert process.wait() == 0
   os.close(primary)
   assert b'15/15' in shown
-  assert b', accuracy ' in shown
-  assert b' images/s; validation loss ' in shown
+  assert b'loss ' in shown
+  assert b', acc ' in shown
+  assert b' images/s, val ' in shown
 
 
 @pytest.mark.shared_data
