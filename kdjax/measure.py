@@ -41,7 +41,9 @@ def evaluate(
       'same --config and --workdir to continue it'
     )
   dataset = data.load(config.data)
-  check_same('data', result['data']['digest'], dataset.digest, workdir)
+  results.check_same_digest(
+    workdir, 'data', result['data']['digest'], dataset.digest
+  )
   teacher = None
   if trained_with := result['teacher']:
     path = pathlib.Path(trained_with['path'])
@@ -49,34 +51,12 @@ def evaluate(
       # The run directories may have been moved together.
       path = workdir.absolute().parent / path.name
     teacher = teacher_lib.load(path, config)
-    check_same(
-      'teacher', trained_with['digest'], teacher.report['digest'], workdir
+    results.check_same_digest(
+      workdir, 'teacher', trained_with['digest'], teacher.report['digest']
     )
   measured = measure(workdir, config, dataset, teacher)
   student = result['student'] | measured['student']
   return result | measured | {'student': student}
-
-
-def check_same(
-  what: str, expected: str | None, found: str | None, workdir: pathlib.Path
-) -> None:
-  """Checks that a run goes on with what it was begun with.
-
-  Args:
-    what: what is compared, 'data' or 'teacher'.
-    expected: the SHA-256 that the run recorded; None where it has no such
-      thing.
-    found: that of what there is now.
-    workdir: the run directory.
-
-  Raises:
-    ValueError: they differ.
-  """
-  if expected != found:
-    raise ValueError(
-      f'{workdir} was begun with another {what}: SHA-256 {expected}, now '
-      f'{found}. Use that one, or choose another run directory'
-    )
 
 
 def measure(

@@ -19,8 +19,12 @@ _RESULT = 'result.json'
 # Fields that change what a run writes or where it reads, not what it computes.
 # Which teacher a run has is known by its digest, wherever it is.
 _FREE = (
-  *('log', 'checkpoint', 'data.data_dir', 'eval.batch_size'),
-  *('teacher.path', 'teacher.sibling'),
+  'log',
+  'checkpoint',
+  'data.data_dir',
+  'eval.batch_size',
+  'teacher.path',
+  'teacher.sibling',
 )
 
 
@@ -73,6 +77,28 @@ def check_same_run(
     raise ValueError(
       f'{workdir} holds a run with another configuration:\n  {shown}\n'
       'Choose another run directory, or remove that one'
+    )
+
+
+def check_same_digest(
+  workdir: pathlib.Path, what: str, expected: str | None, found: str | None
+) -> None:
+  """Checks that a run goes on with what it was begun with.
+
+  Args:
+    workdir: the run directory.
+    what: what is compared, 'data' or 'teacher'.
+    expected: the SHA-256 that the run recorded; None where it has no such
+      thing.
+    found: that of what there is now.
+
+  Raises:
+    ValueError: they differ.
+  """
+  if expected != found:
+    raise ValueError(
+      f'{workdir} was begun with another {what}: SHA-256 {expected}, now '
+      f'{found}. Use that one, or choose another run directory'
     )
 
 

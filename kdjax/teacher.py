@@ -68,8 +68,11 @@ def load(
     'wall_time_s': last['wall_time_s'],
   }
   for key in (
-    *('step', 'validation_accuracy'),
-    *('data_digest', 'class_names', 'image_shape'),
+    'step',
+    'validation_accuracy',
+    'data_digest',
+    'class_names',
+    'image_shape',
   ):
     report[key] = metadata[key]
   return Teacher(

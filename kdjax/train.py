@@ -243,7 +243,9 @@ def _train(
       state, saved = checkpoints.restore(first_step, like)
       for what in ('data', 'teacher'):
         digest = f'{what}_digest'
-        measure.check_same(what, saved[digest], metadata[digest], workdir)
+        results.check_same_digest(
+          workdir, what, saved[digest], metadata[digest]
+        )
       start_time -= saved['wall_time_s']
       logger.info('continuing %s from step %d', workdir, first_step)
       if first_step == plan.total_steps:

@@ -85,6 +85,8 @@ def conv_general_dilated(
   pads = tuple((low, high) for low, high in padding)
   pointwise = rhs.shape[:2] == (1, 1) and not any(itertools.chain(*pads))
   tiny = lhs.shape[1] * lhs.shape[2] <= _TINY_MAP
+  if not (pointwise or tiny) or min(itertools.chain(*pads)) < 0:
+    return general(lhs, rhs)
   out_shape = jax.eval_shape(general, lhs, rhs).shape
   # A tap of the kernel that only ever meets padding adds nothing: on a 1×1 map
   # that leaves one of nine.
@@ -101,11 +103,7 @@ def conv_general_dilated(
     ]
     for axis in (0, 1)
   )
-  if (
-    not (pointwise or tiny)
-    or not (rows and columns)
-    or min(*pads[0], *pads[1]) < 0
-  ):
+  if not (rows and columns):
     return general(lhs, rhs)
   product = functools.partial(
     _matrix_product,

@@ -46,6 +46,15 @@ def meets_image(size, kernel, strides, padding):
   return True
 
 
+def in_nhwc(convolution, strides, padding):
+  return functools.partial(
+    convolution,
+    window_strides=strides,
+    padding=padding,
+    dimension_numbers=NHWC,
+  )
+
+
 def value_and_gradients(convolve, lhs, rhs):
   """A convolution's value, and both gradients of its value's weighted sum."""
   value, pull_back = jax.vjp(convolve, lhs, rhs)
@@ -79,12 +88,7 @@ def test_values_and_gradients_are_those_of_jax(size, dtype):
   def run(lhs, kernels, convolution):
     return [
       value_and_gradients(
-        functools.partial(
-          convolution,
-          window_strides=strides,
-          padding=padding,
-          dimension_numbers=NHWC,
-        ),
+        in_nhwc(convolution, strides, padding),
         lhs,
         kernels[kernel],
       )
@@ -125,12 +129,7 @@ def test_a_kernel_that_never_meets_the_map_is_as_in_jax(
 ):
   found, expected = (
     value_and_gradients(
-      functools.partial(
-        convolution,
-        window_strides=strides,
-        padding=padding,
-        dimension_numbers=NHWC,
-      ),
+      in_nhwc(convolution, strides, padding),
       normal(0, (2, *size, 3)),
       normal(1, (kernel, kernel, 3, 4)),
     )
