@@ -19,7 +19,7 @@ class Teacher(NamedTuple):
   """A frozen teacher.
 
   Attributes:
-    network: its model and variables.
+    network: its model and variables, for evaluation only.
     report: what a result says of it: `path`, `digest`, `model`, `parameters`,
       `wall_time_s` of its whole training, and of its checkpoint `step`,
       `validation_accuracy`, `data_digest`, `class_names` and `image_shape`.
@@ -30,17 +30,20 @@ class Teacher(NamedTuple):
 
 
 def load(
-  path: str | os.PathLike[str], config: ml_collections.ConfigDict
+  path: str | os.PathLike[str],
+  config: ml_collections.ConfigDict,
+  names: Sequence[str] = (),
 ) -> Teacher:
-  """Loads a teacher from its run directory.
+  """Loads a teacher from its run directory, folded (see `models.fold`).
 
   Args:
     path: the directory of a finished run, or one checkpoint in it.
     config: configuration of the run that it teaches in; says which checkpoint,
       and the dtype to compute in.
+    names: the features that will be wanted of it.
 
   Returns:
-    The teacher.
+    The teacher. Its report describes the network as it was saved.
 
   Raises:
     FileNotFoundError: there is no checkpoint.
@@ -75,9 +78,9 @@ def load(
     'image_shape',
   ):
     report[key] = metadata[key]
-  return Teacher(
-    step.Network(model.clone(dtype=jnp.dtype(dtype)), variables), report
-  )
+  # First the dtype: a folded network's convolutions are stored in it.
+  model = model.clone(dtype=jnp.dtype(dtype))
+  return Teacher(step.Network(*models.fold(model, variables, names)), report)
 
 
 def check_suits(teacher: Teacher, dataset: data.Dataset) -> None:

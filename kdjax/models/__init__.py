@@ -1,5 +1,6 @@
 """Models by name. A new one is one new file here that lists it in `MODELS`."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -53,6 +54,30 @@ def build(
     raise ValueError(
       f'{name} does not take the options {sorted(options)}: {error}'
     ) from error
+
+
+def fold(
+  model: nn.Module, variables: Mapping[str, Any], names: Sequence[str] = ()
+) -> tuple[nn.Module, Mapping[str, Any]]:
+  """Folds BatchNorm into convolutions, for a network that only predicts.
+
+  Its outputs stay the same up to rounding. Jacob et al., 2018,
+  https://arxiv.org/abs/1712.05877, section 3.2. A model that can be folded has
+  a method `fold(variables, names)` that does so.
+
+  Args:
+    model: a Flax module.
+    variables: its collections, concrete arrays.
+    names: modules whose outputs will be captured.
+
+  Returns:
+    The folded model and its collections, whose kernels and biases are in the
+    dtype that the model computes in; both as they are if the model has no such
+    method, or if a name would no longer mean the same: that of a convolution or
+    of a BatchNorm.
+  """
+  method = getattr(model, 'fold', None)
+  return method(variables, names) if method else (model, variables)
 
 
 def _models() -> dict[str, Any]:

@@ -8,25 +8,60 @@ one; the outputs in training mode are the same.)
 
 The last BatchNorm of each block starts with scale zero, so that every block
 starts as the identity (Goyal et al., 2017, https://arxiv.org/abs/1706.02677).
+
+A network that only predicts can be had without BatchNorm, which is then part of
+its convolutions: `ResNet.fold`.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kdjax.models import conv
 
+_EPSILON = 1e-5
+
 Conv = functools.partial(
   nn.Conv,
-  use_bias=False,
   kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
   conv_general_dilated=conv.conv_general_dilated,
 )
-BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=_EPSILON)
+
+
+def _conv_norm(
+  x: jax.Array,
+  width: int,
+  kernel_size: tuple[int, int],
+  *,
+  name: str,
+  train: bool,
+  folded: bool,
+  dtype: Any,
+  scale_init: nn.initializers.Initializer = nn.initializers.ones,
+  **options: Any,
+) -> jax.Array:
+  """A convolution, and the BatchNorm that belongs to it unless folded.
+
+  The norm of `conv1` is `bn1`, that of `downsample_conv` is `downsample_bn`.
+  """
+  x = Conv(
+    width, kernel_size, use_bias=folded, dtype=dtype, name=name, **options
+  )(x)
+  if folded:
+    return x
+  return BatchNorm(
+    use_running_average=not train,
+    dtype=dtype,
+    scale_init=scale_init,
+    name=name.replace('conv', 'bn'),
+  )(x)
 
 
 class BasicBlock(nn.Module):
@@ -36,28 +71,27 @@ class BasicBlock(nn.Module):
     width: channels inside the block.
     stride: stride of the first convolution and of the shortcut.
     dtype: dtype of the computation.
+    folded: as in `ResNet`.
   """
 
   width: int
   stride: int = 1
   dtype: Any = jnp.float32
+  folded: bool = False
   expansion = 1
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """Maps `[batch, H, W, C]` to `[batch, H/stride, W/stride, width]`."""
+    conv_norm = functools.partial(
+      _conv_norm, train=train, folded=self.folded, dtype=self.dtype
+    )
     conv3x3 = functools.partial(
-      Conv, self.width, (3, 3), padding=1, dtype=self.dtype
+      conv_norm, width=self.width, kernel_size=(3, 3), padding=1
     )
-    norm = functools.partial(
-      BatchNorm, use_running_average=not train, dtype=self.dtype
-    )
-    y = conv3x3(strides=self.stride, name='conv1')(x)
-    y = nn.relu(norm(name='bn1')(y))
-    y = norm(scale_init=nn.initializers.zeros, name='bn2')(
-      conv3x3(name='conv2')(y)
-    )
-    return nn.relu(y + _shortcut(x, y, self.stride, norm))
+    y = nn.relu(conv3x3(x, strides=self.stride, name='conv1'))
+    y = conv3x3(y, scale_init=nn.initializers.zeros, name='conv2')
+    return nn.relu(y + _shortcut(x, y, self.stride, conv_norm))
 
 
 class Bottleneck(nn.Module):
@@ -67,45 +101,46 @@ class Bottleneck(nn.Module):
     width: channels of the 3×3 convolution; the block returns four times more.
     stride: stride of the 3×3 convolution and of the shortcut.
     dtype: dtype of the computation.
+    folded: as in `ResNet`.
   """
 
   width: int
   stride: int = 1
   dtype: Any = jnp.float32
+  folded: bool = False
   expansion = 4
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """Maps `[batch, H, W, C]` to `[batch, H/stride, W/stride, 4·width]`."""
-    convolution = functools.partial(Conv, dtype=self.dtype)
-    norm = functools.partial(
-      BatchNorm, use_running_average=not train, dtype=self.dtype
+    conv_norm = functools.partial(
+      _conv_norm, train=train, folded=self.folded, dtype=self.dtype
     )
-    y = convolution(self.width, (1, 1), name='conv1')(x)
-    y = nn.relu(norm(name='bn1')(y))
-    y = convolution(
-      self.width, (3, 3), strides=self.stride, padding=1, name='conv2'
-    )(y)
-    y = nn.relu(norm(name='bn2')(y))
-    y = convolution(self.width * self.expansion, (1, 1), name='conv3')(y)
-    y = norm(scale_init=nn.initializers.zeros, name='bn3')(y)
-    return nn.relu(y + _shortcut(x, y, self.stride, norm))
+    y = nn.relu(conv_norm(x, self.width, (1, 1), name='conv1'))
+    y = nn.relu(
+      conv_norm(
+        y, self.width, (3, 3), strides=self.stride, padding=1, name='conv2'
+      )
+    )
+    y = conv_norm(
+      y,
+      self.width * self.expansion,
+      (1, 1),
+      scale_init=nn.initializers.zeros,
+      name='conv3',
+    )
+    return nn.relu(y + _shortcut(x, y, self.stride, conv_norm))
 
 
 def _shortcut(
-  x: jax.Array, y: jax.Array, stride: int, norm: Callable[..., nn.Module]
+  x: jax.Array, y: jax.Array, stride: int, conv_norm: Callable[..., jax.Array]
 ) -> jax.Array:
   """The identity, or a projection where the block changes the shape."""
   if stride == 1 and x.shape == y.shape:
     return x
-  x = Conv(
-    y.shape[-1],
-    (1, 1),
-    strides=stride,
-    dtype=y.dtype,
-    name='downsample_conv',
-  )(x)
-  return norm(name='downsample_bn')(x)
+  return conv_norm(
+    x, y.shape[-1], (1, 1), strides=stride, name='downsample_conv'
+  )
 
 
 class Stage(nn.Module):
@@ -117,6 +152,7 @@ class Stage(nn.Module):
     width: width of each block.
     stride: stride of the first block.
     dtype: dtype of the computation.
+    folded: as in `ResNet`.
   """
 
   block: type[BasicBlock] | type[Bottleneck]
@@ -124,6 +160,7 @@ class Stage(nn.Module):
   width: int
   stride: int
   dtype: Any = jnp.float32
+  folded: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -133,6 +170,7 @@ class Stage(nn.Module):
         self.width,
         self.stride if i == 0 else 1,
         dtype=self.dtype,
+        folded=self.folded,
         name=f'block{i + 1}',
       )(x, train)
     return x
@@ -151,6 +189,8 @@ class ResNet(nn.Module):
       stride 1, no pool).
     width: channels of the stem; stage i works at width · 2^(i-1).
     dtype: dtype of the computation, bfloat16 or float32.
+    folded: whether each convolution has a bias and no BatchNorm after it; for
+      evaluation only (see `fold`).
   """
 
   block: type[BasicBlock] | type[Bottleneck]
@@ -159,6 +199,7 @@ class ResNet(nn.Module):
   stem: str = 'imagenet'
   width: int = 64
   dtype: Any = jnp.float32
+  folded: bool = False
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -174,23 +215,31 @@ class ResNet(nn.Module):
       Logits, float32 `[batch, num_classes]`.
 
     Raises:
-      ValueError: the stem is unknown.
+      ValueError: the stem is unknown, or a folded network is to be trained.
     """
+    if train and self.folded:
+      raise ValueError(
+        'a folded network cannot be trained: its BatchNorms are part of its '
+        'convolutions'
+      )
     x = jnp.asarray(images, self.dtype)
-    convolution = functools.partial(
-      Conv, self.width, dtype=self.dtype, name='conv1'
+    conv1 = functools.partial(
+      _conv_norm,
+      x,
+      self.width,
+      name='conv1',
+      train=train,
+      folded=self.folded,
+      dtype=self.dtype,
     )
     if self.stem == 'imagenet':
-      x = convolution((7, 7), strides=2, padding=3)(x)
+      x = conv1((7, 7), strides=2, padding=3)
     elif self.stem == 'cifar':
-      x = convolution((3, 3), padding=1)(x)
+      x = conv1((3, 3), padding=1)
     else:
       raise ValueError(
         f"unknown stem '{self.stem}': expected 'imagenet' or 'cifar'"
       )
-    x = BatchNorm(use_running_average=not train, dtype=self.dtype, name='bn1')(
-      x
-    )
     x = nn.relu(x)
     if self.stem == 'imagenet':
       x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
@@ -201,6 +250,7 @@ class ResNet(nn.Module):
         self.width * 2**i,
         stride=1 if i == 0 else 2,
         dtype=self.dtype,
+        folded=self.folded,
         name=f'stage{i + 1}',
       )(x, train)
     x = x.mean(axis=(1, 2), dtype=jnp.float32)
@@ -211,6 +261,54 @@ class ResNet(nn.Module):
       dtype=jnp.float32,
       name='fc',
     )(x)
+
+  @nn.nowrap
+  def fold(
+    self, variables: Mapping[str, Any], names: Sequence[str] = ()
+  ) -> tuple['ResNet', Mapping[str, Any]]:
+    """Folds each BatchNorm into the convolution before it.
+
+    In evaluation mode a BatchNorm is one affine map per channel, so that with
+    a = scale / √(var + ε) it becomes a convolution's kernel · a and
+    bias - mean · a.
+
+    Args:
+      variables: the network's collections, concrete arrays.
+      names: modules whose outputs will be captured.
+
+    Returns:
+      The folded network and its collections: kernels and biases of its
+      convolutions are in the dtype that it computes in, `batch_stats` is empty,
+      all else is the same. The network as it is if one of the names is that of
+      a convolution, whose output would be normalised, or of a BatchNorm, which
+      would be gone. Stages, blocks and `fc` give what they gave.
+    """
+    params = flax.traverse_util.flatten_dict(variables['params'], sep='/')
+    stats = flax.traverse_util.flatten_dict(variables['batch_stats'], sep='/')
+    norms = {path.rpartition('/')[0] for path in stats}
+    convs = {norm: norm.replace('bn', 'conv') for norm in norms}
+    if not set(names).isdisjoint((*convs.keys(), *convs.values())):
+      return self, variables
+    for norm, conv_name in convs.items():
+      kernel, scale, bias, mean, var = (
+        # Double precision, so that folding itself rounds only once.
+        np.asarray(array, np.float64)
+        for array in (
+          params[f'{conv_name}/kernel'],
+          params.pop(f'{norm}/scale'),
+          params.pop(f'{norm}/bias'),
+          stats[f'{norm}/mean'],
+          stats[f'{norm}/var'],
+        )
+      )
+      scale = scale / np.sqrt(var + _EPSILON)
+      params[f'{conv_name}/kernel'] = jnp.asarray(kernel * scale, self.dtype)
+      params[f'{conv_name}/bias'] = jnp.asarray(bias - mean * scale, self.dtype)
+    return self.clone(folded=True), {
+      **variables,
+      'params': flax.traverse_util.unflatten_dict(params, sep='/'),
+      'batch_stats': {},
+    }
 
 
 MODELS = {
