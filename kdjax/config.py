@@ -41,7 +41,7 @@ def default() -> ConfigDict:
 
   config.data = ConfigDict(
     {
-      'name': 'cifar10',  # 'digits' or the name of a TFDS data set
+      'name': 'cifar10',  # 'digits', 'synthetic' or one of TFDS's
       'data_dir': '',  # where TFDS keeps data sets; '' for its default
       'validation_fraction': 0.1,  # of train, where the set has no such split
       'train_limit': 0,  # use only so many training images; 0 for all
@@ -51,6 +51,13 @@ def default() -> ConfigDict:
   )
 
   config.train = _training()
+  config.device = ConfigDict(
+    {
+      # Training steps that the device is given at once; changes speed only. 0
+      # for what suits it: 1 on CPU, about 32 on an accelerator.
+      'steps_per_dispatch': 0,
+    }
+  )
   config.eval = ConfigDict(
     {
       'batch_size': 500,  # images; changes speed and memory only
@@ -199,6 +206,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
   'train.weight_decay': _NUMBER_OR_ZERO,
   'train.clip_norm': _NUMBER_OR_ZERO,
   'train.label_smoothing': _FRACTION,
+  'device.steps_per_dispatch': _NUMBER_OR_ZERO,
   'eval.batch_size': _POSITIVE,
   'eval.every_epochs': _POSITIVE,
   'checkpoint.keep': _POSITIVE,

@@ -8,7 +8,7 @@ import sys
 
 from absl import app, flags
 
-from kdjax import logs, measure, results
+from kdjax import logs, measure, results, runtime
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.', required=True)
 _DATA_DIR = flags.DEFINE_string(
@@ -21,6 +21,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
   logs.setup()
+  runtime.setup()
   try:
     workdir = pathlib.Path(_WORKDIR.value)
     config = results.read_config(workdir)

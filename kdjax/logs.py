@@ -101,9 +101,9 @@ class RunLog:
     if self._writer:
       self._writer.close()
 
-  def advance(self) -> None:
-    """Counts a step that has been started."""
-    self._bar.update()
+  def advance(self, steps: int) -> None:
+    """Counts steps that have been started."""
+    self._bar.update(steps)
 
   def write(
     self,

@@ -9,7 +9,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import logs, methods, results, train
+from kdjax import logs, methods, results, runtime, train
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -45,6 +45,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
   logs.setup()
+  runtime.setup()
   config = _CONFIG.value
   if _MODE.value:
     config.method.name = _MODE.value

@@ -8,9 +8,9 @@ from kdjax import losses
 
 
 def classification(
-  logits: np.ndarray,
+  logits: jax.typing.ArrayLike,
   labels: np.ndarray,
-  teacher_logits: np.ndarray | None = None,
+  teacher_logits: jax.typing.ArrayLike | None = None,
 ) -> dict[str, float]:
   """Measures a classifier on a split.
 

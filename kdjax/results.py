@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ _RESULT = 'result.json'
 _FREE = (
   'log',
   'checkpoint',
+  'device',
   'data.data_dir',
   'eval.batch_size',
   'teacher.path',
@@ -190,15 +191,31 @@ def table(result: Mapping[str, Any]) -> str:
         f'{row["wall_time_s"]:.0f} s',
       )
     )
+  return align(lines)
+
+
+def align(
+  lines: Sequence[Sequence[str]], *, header: int = 1, left: int = 1
+) -> str:
+  """Lays out a table for a terminal.
+
+  Args:
+    lines: the cells of each line, as many in all.
+    header: number of lines above the rule.
+    left: number of columns that are flush left, the first ones.
+
+  Returns:
+    The table.
+  """
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   text = [
     '  '.join(
-      cell.ljust(width) if i == 0 else cell.rjust(width)
+      cell.ljust(width) if i < left else cell.rjust(width)
       for i, (cell, width) in enumerate(zip(line, widths, strict=True))
     )
     for line in lines
   ]
-  text.insert(1, '  '.join('-' * width for width in widths))
+  text.insert(header, '  '.join('-' * width for width in widths))
   return '\n'.join(text)
 
 

@@ -8,10 +8,9 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from kdjax import features
+from kdjax import features, runtime
 from kdjax.methods import Method
 
 # What a run's key is folded with, so that no two uses draw the same numbers.
@@ -224,7 +223,7 @@ def make_train_step(
   return train_step
 
 
-def predict(network: Network, images: jax.Array, batch_size: int) -> np.ndarray:
+def predict(network: Network, images: jax.Array, batch_size: int) -> jax.Array:
   """Computes the logits of images in evaluation mode, each exactly once.
 
   Args:
@@ -234,7 +233,8 @@ def predict(network: Network, images: jax.Array, batch_size: int) -> np.ndarray:
     batch_size: how many to compute at once.
 
   Returns:
-    Logits, float32 `[size, classes]`, in the order of the images.
+    Logits, float32 `[size, classes]`, in the order of the images; they are not
+    waited for.
   """
   size = images.shape[0]
   batch_size = min(batch_size, size)
@@ -243,24 +243,33 @@ def predict(network: Network, images: jax.Array, batch_size: int) -> np.ndarray:
     # All batches are full, so that one program serves: the last begins early,
     # and the rows that it repeats are dropped.
     start = min(first, size - batch_size)
-    logits = _predict_batch(
+    logits = _predict_batch()(
       network.model, network.variables, images, start, batch_size
     )
-    batches.append((first - start, logits))
-  return np.concatenate([np.asarray(logits)[skip:] for skip, logits in batches])
+    batches.append(logits[first - start :])
+  return jnp.concatenate(batches)
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'batch_size'))
-def _predict_batch(
-  model: nn.Module,
-  variables: features.Variables,
-  images: jax.Array,
-  start: jax.typing.ArrayLike,
-  batch_size: int,
-) -> jax.Array:
-  batch = jax.lax.dynamic_slice_in_dim(images, start, batch_size)
-  outputs, _ = features.forward(model, variables, batch, train=False)
-  return outputs.logits
+# Made at its first use: its options depend on the device.
+@functools.cache
+def _predict_batch() -> Callable[..., jax.Array]:
+  @functools.partial(
+    jax.jit,
+    static_argnames=('model', 'batch_size'),
+    compiler_options=runtime.compiler_options(),
+  )
+  def predict_batch(
+    model: nn.Module,
+    variables: features.Variables,
+    images: jax.Array,
+    start: jax.typing.ArrayLike,
+    batch_size: int,
+  ) -> jax.Array:
+    batch = jax.lax.dynamic_slice_in_dim(images, start, batch_size)
+    outputs, _ = features.forward(model, variables, batch, train=False)
+    return outputs.logits
+
+  return predict_batch
 
 
 def _check_teacher(method: Method, teacher: Any) -> None:

@@ -5,10 +5,9 @@ import importlib.metadata
 import math
 import pathlib
 import time
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -23,13 +22,13 @@ from kdjax import (
   methods,
   metrics,
   models,
-  optimizer,
+  program,
   results,
   step,
 )
 from kdjax import config as config_lib
 from kdjax import teacher as teacher_lib
-from kdjax.data import batches
+from kdjax.program import Plan, Program
 from kdjax.teacher import Teacher
 from kdjax.version import __version__
 
@@ -78,7 +77,7 @@ def _run(
     config.method.name, config.method[config.method.name]
   )
   # Before a teacher is trained for hours: what else can be wrong?
-  _plan(config, dataset)
+  program.plan(config, dataset)
   models.build(**config_lib.model_arguments(config, len(dataset.class_names)))
   teacher = None
   if method.needs_teacher:
@@ -135,7 +134,7 @@ def _find_teacher(
         '--workdir'
       )
     _train_teacher(config, path, dataset, method)
-  teacher = teacher_lib.load(path, config)
+  teacher = teacher_lib.load(path, config, method.teacher_features)
   teacher_lib.check_suits(teacher, dataset)
   logger.info(
     'teacher: %s of %s, step %d, validation accuracy %s',
@@ -172,39 +171,6 @@ def _train_teacher(
   logger.info('the teacher is trained\n%s', results.table(result))
 
 
-class _Plan(NamedTuple):
-  """How long a run is, in steps."""
-
-  batch_size: int
-  steps_per_epoch: int
-  steps_per_eval: int
-  total_steps: int
-
-  def epoch(self, steps_done: int) -> float:
-    """Gives the epochs that so many steps make."""
-    return steps_done / self.steps_per_epoch
-
-
-def _plan(config: ml_collections.ConfigDict, dataset: data.Dataset) -> _Plan:
-  batch_size = config.train.batch_size
-  size = len(dataset.train.labels)
-  steps_per_epoch = size // batch_size
-  if not steps_per_epoch:
-    raise ValueError(
-      f'config.train.batch_size is {batch_size}, and {dataset.name} has only '
-      f'{size} training images'
-    )
-  total_steps = config.train.epochs * steps_per_epoch
-  if config.train.max_steps:
-    total_steps = min(total_steps, config.train.max_steps)
-  return _Plan(
-    batch_size,
-    steps_per_epoch,
-    config.eval.every_epochs * steps_per_epoch,
-    total_steps,
-  )
-
-
 def _train(
   config: ml_collections.ConfigDict,
   workdir: pathlib.Path,
@@ -215,57 +181,32 @@ def _train(
 ) -> float:
   """Trains to the end and returns the seconds it took over all starts."""
   start_time = time.perf_counter()
-  plan = _plan(config, dataset)
-  transformation, schedule = optimizer.build(
-    config.train,
-    steps_per_epoch=plan.steps_per_epoch,
-    total_steps=plan.total_steps,
-  )
   metadata = _metadata(config, dataset, teacher)
-  model = models.build(**metadata['model'])
-  normalization = jax.tree.map(
-    jnp.asarray, {'mean': dataset.mean, 'std': dataset.std}
+  run = Program(
+    config, dataset, method, hyperparameters, teacher and teacher.network
   )
-  teacher_variables = teacher and teacher.network.variables
-  create_state, run_step = _functions(
-    config, plan, dataset, model, method, transformation, teacher
-  )
+  plan = run.plan
 
   with checkpoint.Checkpoints(
     workdir,
     keep=config.checkpoint.keep,
     validated=len(dataset.validation.labels) > 0,
   ) as checkpoints:
-    rng = jax.random.key(config.seed)
-    first_step = checkpoints.latest_step() or 0
-    if first_step:
-      like = jax.eval_shape(create_state, rng, teacher_variables)
-      state, saved = checkpoints.restore(first_step, like)
+    done = checkpoints.latest_step() or 0
+    if done:
+      state, saved = checkpoints.restore(done, run.state_shapes())
       for what in ('data', 'teacher'):
         digest = f'{what}_digest'
         results.check_same_digest(
           workdir, what, saved[digest], metadata[digest]
         )
       start_time -= saved['wall_time_s']
-      logger.info('continuing %s from step %d', workdir, first_step)
-      if first_step == plan.total_steps:
+      logger.info('continuing %s from step %d', workdir, done)
+      if done == plan.total_steps:
         return saved['wall_time_s']
     else:
-      state = create_state(rng, teacher_variables)
-
-    arguments = (
-      *jax.device_put(dataset.train),
-      normalization,
-      teacher_variables,
-      {name: jnp.float32(value) for name, value in hyperparameters.items()},
-    )
-    validation_images = jax.device_put(dataset.validation.images)
-    # Compiled ahead of the loop: a second compilation would be an error.
-    compile_start = time.perf_counter()
-    size = len(dataset.train.labels)
-    compiled_step = run_step.lower(
-      state, jax.ShapeDtypeStruct((size,), jnp.int32), *arguments
-    ).compile()
+      state = run.create_state()
+    run.compile(state, done)
     logger.info(
       '%s: %s (%s), %s parameters, %d images, %d steps on %s; compiled in '
       '%.1f s',
@@ -273,141 +214,113 @@ def _train(
       config.student.name,
       config.method.name,
       f'{optax.tree.size(state.params["student"]):,}',
-      size,
+      len(dataset.train.labels),
       plan.total_steps,
       jax.devices()[0].device_kind,
-      time.perf_counter() - compile_start,
+      run.compile_time_s,
     )
+    validation_images = jax.device_put(dataset.validation.images)
 
     with logs.RunLog(
       workdir,
-      start_step=first_step,
+      start_step=done,
       total_steps=plan.total_steps,
       tensorboard=config.log.tensorboard,
     ) as log:
-      order = None
-      window = _Window(plan)
-      for done in range(first_step + 1, plan.total_steps + 1):
-        epoch, position = divmod(done - 1, plan.steps_per_epoch)
-        if order is None or position == 0:
-          order = batches.epoch_order(step.data_key(rng), epoch, size)
-        state, step_metrics = compiled_step(state, order, *arguments)
-        window.add(step_metrics)
-        log.advance()
-        at_eval = done % plan.steps_per_eval == 0 or done == plan.total_steps
-        # A checkpoint ends a window, so that a run continued there averages
-        # over the same steps as one that was never cut off.
-        if at_eval or done % config.log.every_steps == 0:
-          averages, timings = window.close(done)
-          learning_rate = float(schedule(done - 1))
+      window = _Window(plan, done)
+
+      def report(boundaries: Sequence[int]) -> None:
+        """Writes the training metrics of the windows that end there."""
+        for step_done, averages, timings in window.close(boundaries):
+          learning_rate = float(run.schedule(step_done - 1))
           log.write(
             'train',
-            done,
+            step_done,
             averages | {'learning_rate': learning_rate},
             **timings,
           )
           _check_finite(
             {key: averages[key] for key in ('loss', 'gradient_norm')},
-            done,
+            step_done,
             workdir,
             learning_rate,
           )
+
+      def finish_evaluation(
+        step_done: int, state: step.TrainState, logits: jax.Array | None
+      ) -> None:
+        """Writes what a validation gave, and saves the state."""
+        accuracy = None
+        if logits is not None:
+          measured = metrics.classification(logits, dataset.validation.labels)
+          accuracy = measured['accuracy']
+          log.write(
+            'validation',
+            step_done,
+            {'epoch': plan.epoch(step_done), **measured},
+          )
+          # So that no checkpoint holds what cannot be continued from.
+          _check_finite(
+            {'validation loss': measured['loss']},
+            step_done,
+            workdir,
+            float(run.schedule(step_done - 1)),
+          )
+        progress = {
+          'step': step_done,
+          'epoch': plan.epoch(step_done),
+          'validation_accuracy': accuracy,
+          'wall_time_s': time.perf_counter() - start_time,
+        }
+        checkpoints.save(state, metadata | progress, accuracy)
+
+      # What waits for the device is done once the next steps are under way, so
+      # that it never waits for the host.
+      waiting: list[Callable[[], None]] = []
+      while done < plan.total_steps:
+        before = done
+        state, step_metrics = run.run(state, before)
+        done += plan.next_dispatch(before)
+        for finish in waiting:
+          finish()
+        waiting.clear()
+        window.add(step_metrics)
+        log.advance(done - before)
+        at_eval = done % plan.steps_per_eval == 0 or done == plan.total_steps
+        # A checkpoint ends a window, so that a run continued there averages
+        # over the same steps as one that was never cut off.
+        boundaries = [
+          end
+          for end in range(before + 1, done + 1)
+          if end % config.log.every_steps == 0 or (at_eval and end == done)
+        ]
+        if boundaries:
+          waiting.append(functools.partial(report, boundaries))
         if at_eval:
-          accuracy = None
+          # The next steps reuse the state's own buffers.
+          kept = _copy(state) if plan.overlap else state
+          logits = None
           if len(dataset.validation.labels):
             logits = step.predict(
-              step.Network(model, step.student_variables(state, normalization)),
-              validation_images,
-              config.eval.batch_size,
+              run.student(kept), validation_images, config.eval.batch_size
             )
-            measured = metrics.classification(logits, dataset.validation.labels)
-            accuracy = measured['accuracy']
-            log.write(
-              'validation', done, {'epoch': plan.epoch(done), **measured}
-            )
-            # So that no checkpoint holds what cannot be continued from.
-            _check_finite(
-              {'validation loss': measured['loss']},
-              done,
-              workdir,
-              learning_rate,
-            )
-          progress = {
-            'step': done,
-            'epoch': plan.epoch(done),
-            'validation_accuracy': accuracy,
-            'wall_time_s': time.perf_counter() - start_time,
-          }
-          checkpoints.save(state, metadata | progress, accuracy)
-          window.restart_clock()
+          waiting.append(
+            functools.partial(finish_evaluation, done, kept, logits)
+          )
+        if not plan.overlap:
+          for finish in waiting:
+            finish()
+          waiting.clear()
+          if at_eval:
+            window.restart_clock()
+      for finish in waiting:
+        finish()
   return time.perf_counter() - start_time
 
 
-def _functions(
-  config: ml_collections.ConfigDict,
-  plan: _Plan,
-  dataset: data.Dataset,
-  model: nn.Module,
-  method: methods.Method,
-  transformation: optax.GradientTransformation,
-  teacher: Teacher | None,
-) -> tuple[Any, Any]:
-  """Makes the jitted functions that create the state and advance it.
-
-  Data, the teacher's variables and hyperparameters are arguments: nothing large
-  becomes a constant of the program, and no new value compiles it again.
-  """
-  teacher_model = teacher and teacher.network.model
-  train_step = step.make_train_step(
-    model,
-    method,
-    transformation,
-    teacher=teacher_model,
-    label_smoothing=config.train.label_smoothing,
-  )
-  augmentation = batches.Augmentation(
-    config.data.crop_padding, config.data.flip
-  )
-
-  # It runs once: on CPU, optimising its random numbers takes several times
-  # longer than they do.
-  quick = {'xla_backend_optimization_level': 0}
-
-  @functools.partial(
-    jax.jit, compiler_options=quick if jax.default_backend() == 'cpu' else None
-  )
-  def create_state(rng: jax.Array, teacher_variables: Any) -> step.TrainState:
-    return step.create_state(
-      rng,
-      model,
-      method,
-      transformation,
-      jax.ShapeDtypeStruct(
-        (plan.batch_size, *dataset.train.images.shape[1:]), jnp.uint8
-      ),
-      step.Network(teacher_model, teacher_variables) if teacher_model else None,
-    )
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def run_step(
-    state: step.TrainState,
-    order: jax.Array,
-    train_images: jax.Array,
-    train_labels: jax.Array,
-    *arguments: Any,
-  ) -> tuple[step.TrainState, dict[str, jax.Array]]:
-    images, labels = batches.train_batch(
-      step.data_key(state.rng),
-      state.step,
-      order,
-      train_images,
-      train_labels,
-      batch_size=plan.batch_size,
-      augmentation=augmentation,
-    )
-    return train_step(state, images, labels, *arguments)
-
-  return create_state, run_step
+@jax.jit
+def _copy(state: step.TrainState) -> step.TrainState:
+  return jax.tree.map(jnp.copy, state)
 
 
 def _check_finite(
@@ -428,31 +341,53 @@ def _check_finite(
 class _Window:
   """The training metrics between two log lines, left on the device."""
 
-  def __init__(self, plan: _Plan):
+  def __init__(self, plan: Plan, done: int):
     self._plan = plan
-    self._pending: list[dict[str, jax.Array]] = []
+    self._done = done
+    self._pending: list[Mapping[str, jax.typing.ArrayLike]] = []
     self.restart_clock()
 
   def restart_clock(self) -> None:
     self._start = time.perf_counter()
 
-  def add(self, step_metrics: dict[str, jax.Array]) -> None:
+  def add(self, step_metrics: Mapping[str, jax.Array]) -> None:
     self._pending.append(step_metrics)
 
-  def close(self, done: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Waits for the device; returns average metrics and the timings."""
-    fetched = jax.device_get(self._pending)
-    seconds = (time.perf_counter() - self._start) / len(fetched)
-    averages = {
-      name: float(np.mean([metric[name] for metric in fetched], dtype=float))
-      for name in fetched[0]
+  def close(
+    self, boundaries: Sequence[int]
+  ) -> Iterator[tuple[int, dict[str, float], dict[str, float]]]:
+    """Waits for the device; yields average metrics and timings of windows.
+
+    Args:
+      boundaries: the step that each window ends with. Steps after the last
+        stay for the next call.
+    """
+    fetched = {
+      name: np.concatenate([metric[name] for metric in metrics])
+      for metrics in [jax.device_get(self._pending)]
+      for name in metrics[0]
     }
-    self._pending = []
+    count = boundaries[-1] - self._done
+    seconds = (time.perf_counter() - self._start) / count
     self.restart_clock()
-    return {'epoch': self._plan.epoch(done), **averages}, {
-      'images_per_second': self._plan.batch_size / seconds,
-      'seconds_left': (self._plan.total_steps - done) * seconds,
-    }
+    begin = 0
+    for end in boundaries:
+      size = end - self._done
+      averages = {
+        name: float(np.mean(values[begin : begin + size], dtype=float))
+        for name, values in fetched.items()
+      }
+      begin += size
+      self._done = end
+      yield (
+        end,
+        {'epoch': self._plan.epoch(end), **averages},
+        {
+          'images_per_second': self._plan.batch_size / seconds,
+          'seconds_left': (self._plan.total_steps - end) * seconds,
+        },
+      )
+    self._pending = [{name: values[begin:] for name, values in fetched.items()}]
 
 
 def _metadata(

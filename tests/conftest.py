@@ -3,6 +3,8 @@ import os
 # Tests compile far more than they compute. Set before JAX is imported, and
 # inherited by the processes that tests start.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+# Nothing of the tests stays in the user's cache.
+os.environ.setdefault('JAX_ENABLE_COMPILATION_CACHE', 'false')
 
 import jax
 import pytest

@@ -1,0 +1,139 @@
+"""Many steps per dispatch give what single steps give."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from kdjax import checkpoint, data, methods, program, train
+
+
+def small(**changes):
+  config = tiny.config()
+  with config.unlocked():
+    config.update_from_flattened_dict(changes)
+  return config
+
+
+def train_records(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  timings = ('images_per_second', 'seconds_left')
+  return [
+    {name: value for name, value in record.items() if name not in timings}
+    for record in map(json.loads, lines)
+  ]
+
+
+@pytest.fixture(scope='module')
+def single(tmp_path_factory):
+  root = tmp_path_factory.mktemp('single')
+  config = small(**{'log.every_steps': 2})
+  train.train_and_evaluate(config, root / 'feature')
+  return root
+
+
+@pytest.mark.parametrize('steps', [3, 5])
+def test_many_steps_per_dispatch_change_no_result(single, tmp_path, steps):
+  config = small(
+    **{
+      'log.every_steps': 2,
+      'device.steps_per_dispatch': steps,
+      'teacher.path': str(single / 'teacher'),
+    }
+  )
+  train.train_and_evaluate(config, tmp_path)
+  found, expected = (
+    train_records(path) for path in (tmp_path, single / 'feature')
+  )
+  assert len(found) == len(expected)
+  for ours, theirs in zip(found, expected, strict=True):
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+      if isinstance(value, float):
+        assert ours[name] == pytest.approx(value, rel=2e-3, abs=1e-4), name
+      else:
+        assert ours[name] == value
+  ours, theirs = (
+    checkpoint.restore(path, 'last').variables
+    for path in (tmp_path, single / 'feature')
+  )
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    np.testing.assert_allclose(a, b, rtol=5e-3, atol=5e-3 * np.abs(b).max())
+
+
+def test_work_beside_the_device_changes_no_result(
+  single, tmp_path, monkeypatch
+):
+  plan = program.plan
+  monkeypatch.setattr(
+    program, 'plan', lambda *args: plan(*args)._replace(overlap=True)
+  )
+  config = small(
+    **{'log.every_steps': 2, 'teacher.path': str(single / 'teacher')}
+  )
+  train.train_and_evaluate(config, tmp_path)
+  assert train_records(tmp_path) == train_records(single / 'feature')
+  for which in ('best', 'last'):
+    ours, theirs = (
+      checkpoint.restore(path, which).variables
+      for path in (tmp_path, single / 'feature')
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.mark.parametrize(
+  ('size', 'batch', 'epochs', 'max_steps', 'dispatch', 'expected'),
+  [
+    # 12 steps per epoch: 6 is the largest divisor.
+    (120, 10, 2, 0, 8, [6, 6, 6, 6]),
+    # 13 steps: no divisor that is worth it.
+    (130, 10, 1, 0, 8, [8, 5]),
+    (120, 10, 2, 16, 8, [6, 6, 4]),
+    (120, 10, 1, 0, 1, [1] * 12),
+    (120, 10, 1, 0, 100, [12]),
+  ],
+)
+def test_a_dispatch_stays_within_an_epoch_and_the_run(
+  size, batch, epochs, max_steps, dispatch, expected
+):
+  config = small(
+    **{
+      'data.train_limit': size,
+      'train.batch_size': batch,
+      'train.epochs': epochs,
+      'train.max_steps': max_steps,
+      'device.steps_per_dispatch': dispatch,
+    }
+  )
+  plan = program.plan(config, data.load(config.data))
+  found, done = [], 0
+  while done < plan.total_steps:
+    found.append(plan.next_dispatch(done))
+    done += found[-1]
+  assert found == expected
+
+
+def test_on_cpu_a_dispatch_is_one_step():
+  config = small()
+  plan = program.plan(config, data.load(config.data))
+  if jax.default_backend() == 'cpu':
+    assert (plan.steps_per_dispatch, plan.overlap) == (1, False)
+  else:
+    assert plan.steps_per_dispatch > 1
+    assert plan.overlap
+
+
+def test_operations_of_a_step_are_counted_once_for_any_dispatch():
+  counted = []
+  for steps in (1, 5):
+    config = small(**{'device.steps_per_dispatch': steps})
+    run = program.Program(
+      config, data.load(config.data), *methods.build('scratch'), None
+    )
+    state = run.create_state()
+    run.compile(state)
+    counted.append(run.flops_per_step(state))
+  assert counted[0] > 1e6
+  assert counted[1] == pytest.approx(counted[0], rel=0.5)

@@ -1,0 +1,105 @@
+"""What commands set up in their process, seen from outside."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax import runtime
+
+CODE = """
+import json, sys
+import jax
+from kdjax import runtime
+
+runtime.setup()
+options = runtime.compiler_options()
+f = jax.jit(lambda x: (x @ x).sum(), compiler_options=options)
+hits = []
+jax.monitoring.register_event_listener(
+  lambda event, **_: hits.append(event)
+)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+value = float(f(jax.numpy.ones((8, 8))))
+print(json.dumps([value, '/jax/compilation_cache/cache_hits' in hits]))
+"""
+
+
+def run(**environment):
+  inherited = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith('JAX_')
+  }
+  finished = subprocess.run(
+    [sys.executable, '-W', 'error', '-c', CODE],
+    env=inherited | environment,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert not finished.stderr
+  return json.loads(finished.stdout)
+
+
+def test_programs_are_kept_in_the_users_cache_directory(tmp_path):
+  first = run(XDG_CACHE_HOME=str(tmp_path))
+  second = run(XDG_CACHE_HOME=str(tmp_path))
+  assert first == [512.0, False]
+  assert second == [512.0, True]
+  assert list((tmp_path / 'kdjax' / 'compiled').glob('jit_*-cache'))
+
+
+def test_the_users_own_cache_wins(tmp_path):
+  own = tmp_path / 'own'
+  run(XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_DIR=str(own))
+  assert list(own.iterdir())
+  assert not (tmp_path / 'kdjax').exists()
+
+
+@pytest.mark.parametrize('home', ['file', 'disabled'])
+def test_without_a_cache_all_goes_on(tmp_path, home):
+  (tmp_path / 'file').write_text('')
+  environment = {'XDG_CACHE_HOME': str(tmp_path / home)}
+  if home == 'disabled':
+    environment['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
+  assert run(**environment) == [512.0, False]
+  assert not (tmp_path / 'disabled').exists()
+
+
+def test_the_options_change_no_result():
+  def f(x, kernel):
+    y = jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    return y.sum(axis=(0, 1, 2)), y
+
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, 8, 8, 4)), jnp.float32)
+  kernel = jnp.asarray(rng.normal(size=(3, 3, 4, 4)), jnp.float32)
+  found = jax.jit(f, compiler_options=runtime.compiler_options())(x, kernel)
+  for ours, plain in zip(found, jax.jit(f)(x, kernel), strict=True):
+    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.skipif(
+  jax.default_backend() != 'cpu', reason='options are for CPU'
+)
+def test_unknown_options_are_left_out(monkeypatch):
+  known = runtime.compiler_options()
+  assert all(name.startswith('xla_cpu') for name in known)
+  runtime.compiler_options.cache_clear()
+  jit = jax.jit
+
+  def another_version(function, compiler_options=None):
+    return jit(function, compiler_options={'xla_cpu_unknown': 'true'})
+
+  monkeypatch.setattr(jax, 'jit', another_version)
+  monkeypatch.setattr(runtime.platform, 'machine', lambda: 'x86_64')
+  assert runtime.compiler_options() == {}
+  runtime.compiler_options.cache_clear()
