@@ -14,6 +14,7 @@ gradient.
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -84,10 +85,12 @@ def conv_general_dilated(
     )
   pads = tuple((low, high) for low, high in padding)
   pointwise = rhs.shape[:2] == (1, 1) and not any(itertools.chain(*pads))
-  tiny = lhs.shape[1] * lhs.shape[2] <= _TINY_MAP
+  out_shape = jax.eval_shape(general, lhs, rhs).shape
+  # Of a map and its output, the smaller: either is mostly padding to one of the
+  # convolution and its gradients.
+  tiny = min(math.prod(lhs.shape[1:3]), math.prod(out_shape[1:3])) <= _TINY_MAP
   if not (pointwise or tiny) or min(itertools.chain(*pads)) < 0:
     return general(lhs, rhs)
-  out_shape = jax.eval_shape(general, lhs, rhs).shape
   # A tap of the kernel that only ever meets padding adds nothing: on a 1×1 map
   # that leaves one of nine.
   rows, columns = (
