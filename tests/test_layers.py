@@ -23,24 +23,47 @@ ALLOWED = {
     'version',
   ),
   # Commands. Nothing imports them.
-  'kdjax.main': ('logs', 'methods', 'results', 'train'),
-  'kdjax.evaluate': ('logs', 'measure', 'results'),
+  'kdjax.main': ('logs', 'methods', 'results', 'runtime', 'train'),
+  'kdjax.evaluate': ('logs', 'measure', 'results', 'runtime'),
+  'kdjax.benchmark': (),
+  'kdjax.benchmark.__main__': ('benchmark.compare', 'logs', 'methods'),
+  'kdjax.benchmark.compare': ('config', 'logs', 'methods', 'results'),
+  'kdjax.benchmark.worker': (
+    'config',
+    'data',
+    'features',
+    'methods',
+    'models',
+    'program',
+    'runtime',
+    'step',
+    'version',
+  ),
   # The loop.
   'kdjax.train': (
     'checkpoint',
     'config',
     'data',
-    'data.batches',
     'logs',
     'measure',
     'methods',
     'metrics',
     'models',
-    'optimizer',
+    'program',
     'results',
     'step',
     'teacher',
     'version',
+  ),
+  'kdjax.program': (
+    'config',
+    'data',
+    'data.batches',
+    'methods',
+    'models',
+    'optimizer',
+    'runtime',
+    'step',
   ),
   'kdjax.measure': (
     'checkpoint',
@@ -74,7 +97,7 @@ ALLOWED = {
   'kdjax.data.sources._cifar': (),
   'kdjax.data.sources.*': ('data.sources', 'data.sources._cifar'),
   # Distillation.
-  'kdjax.step': ('features', 'methods'),
+  'kdjax.step': ('features', 'methods', 'runtime'),
   'kdjax.methods': ('methods._base', 'registry'),
   'kdjax.methods._base': ('features',),
   'kdjax.methods.*': ('features', 'losses', 'methods._base'),
@@ -83,8 +106,10 @@ ALLOWED = {
   # Networks.
   'kdjax.models': ('registry',),
   'kdjax.models.conv': (),
-  'kdjax.models.*': ('models.conv',),
+  'kdjax.models.pool': (),
+  'kdjax.models.*': ('models.conv', 'models.pool'),
   'kdjax.registry': (),
+  'kdjax.runtime': (),
   'kdjax.version': (),
 }
 
@@ -112,7 +137,7 @@ NEEDS_ONLY = {
 # What a module may take from another one; by default anything.
 TAKES_ONLY = {('kdjax.methods.*', 'kdjax.features'): ('Outputs',)}
 
-DEFINE_FLAGS = ('kdjax.main', 'kdjax.evaluate')
+DEFINE_FLAGS = ('kdjax.main', 'kdjax.evaluate', 'kdjax.benchmark.__main__')
 KNOW_INTERMEDIATES = ('kdjax.features',)
 
 

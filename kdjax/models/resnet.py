@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.models import conv
+from kdjax.models import conv, pool
 
 _EPSILON = 1e-5
 
@@ -242,7 +242,7 @@ class ResNet(nn.Module):
       )
     x = nn.relu(x)
     if self.stem == 'imagenet':
-      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+      x = pool.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     for i, size in enumerate(self.stage_sizes):
       x = Stage(
         self.block,

@@ -71,6 +71,29 @@ def test_digits_splits_share_no_scan():
   assert not any(image.tobytes() in train for image in source.test.images)
 
 
+# synthetic
+
+
+def test_synthetic_has_the_shapes_of_cifar10():
+  first = sources.load('synthetic', None)
+  assert first.train.images.shape == (50_000, 32, 32, 3)
+  assert first.test.images.shape == (10_000, 32, 32, 3)
+  assert first.validation is None
+  assert len(first.class_names) == 10
+  for split in (first.train, first.test):
+    assert split.images.dtype == np.uint8
+    assert split.labels.dtype == np.int32
+    assert split.labels.shape == split.images.shape[:1]
+    # Every value of a pixel, and every class, about as often as any other.
+    values = np.bincount(split.images[:5000].ravel(), minlength=256)
+    np.testing.assert_allclose(values, 5000 * 3072 / 256, rtol=0.05)
+    classes = np.bincount(split.labels)
+    np.testing.assert_allclose(classes, len(split.labels) / 10, rtol=0.1)
+  again = sources.load('synthetic', 'ignored')
+  np.testing.assert_array_equal(first.train.images, again.train.images)
+  np.testing.assert_array_equal(first.test.labels, again.test.labels)
+
+
 # names
 
 

@@ -1,0 +1,197 @@
+"""The process that `kdjax.benchmark.compare` measures kdjax in.
+
+python -m kdjax.benchmark.worker JSON
+
+What it trains is the program of a run, with its data set, as `kdjax.main` does;
+only the teacher is not trained but random, which is as fast. Its argument and
+the lines that it reads and writes are described in `compare`.
+"""
+
+import importlib.metadata
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from kdjax import config as config_lib
+from kdjax import data, features, methods, models, program, runtime, step
+from kdjax.version import __version__
+
+_PRODUCTS = 4
+
+
+def main() -> None:
+  """Makes the first step of a run, then does what is asked for."""
+  runtime.setup()
+  try:
+    training = Training(ml_collections.ConfigDict(json.loads(sys.argv[1])))
+  except (ValueError, OSError) as error:
+    sys.exit(f'error: {error}')
+  training.steps(1)
+  _say(training.description())
+  for line in sys.stdin:
+    request = json.loads(line)
+    if request.get('flops'):
+      _say(training.flops())
+    else:
+      start = time.perf_counter()
+      steps = training.steps(request['steps'])
+      seconds = time.perf_counter() - start
+      _say(
+        {
+          'seconds': seconds,
+          'steps': steps,
+          'peak_memory_bytes': _peak_memory(),
+        }
+      )
+
+
+class Training:
+  """A run from its configuration on, without checkpoints and log.
+
+  Args:
+    config: the run's configuration.
+
+  Raises:
+    ValueError: the configuration does not fit the data or the teacher.
+    FileNotFoundError: the data are not there.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    self._config = config
+    dataset = data.load(config.data)
+    method, hyperparameters = methods.build(
+      config.method.name, config.method[config.method.name]
+    )
+    self._image_shape = dataset.train.images.shape[1:]
+    self._num_classes = len(dataset.class_names)
+    self._train_size = len(dataset.train.labels)
+    teacher = None
+    if method.needs_teacher:
+      teacher = _random_teacher(config, dataset, method.teacher_features)
+    self._program = program.Program(
+      config, dataset, method, hyperparameters, teacher
+    )
+    self._state = self._program.create_state()
+    self._program.compile(self._state)
+    self._done = 0
+
+  def steps(self, least: int) -> int:
+    """Trains, and waits for the device.
+
+    Args:
+      least: number of steps; the device is given several at once, so there may
+        be some more.
+
+    Returns:
+      The number of steps.
+    """
+    plan = self._program.plan
+    count = 0
+    while count < least:
+      # After the last step of a run comes the first again, with the same state.
+      if self._done == plan.total_steps:
+        self._done = 0
+      steps = plan.next_dispatch(self._done)
+      self._state, _ = self._program.run(self._state, self._done)
+      self._done += steps
+      count += steps
+    jax.block_until_ready(self._state)
+    return count
+
+  def description(self) -> dict[str, Any]:
+    """Gives what is known after the first step, as JSON has it."""
+    device = jax.devices()[0]
+    return {
+      'versions': {
+        'kdjax': __version__,
+        **{name: importlib.metadata.version(name) for name in ('jax', 'flax')},
+      },
+      'platform': device.platform,
+      'device': device.device_kind,
+      'compile_s': self._program.compile_time_s,
+      'image_shape': list(self._image_shape),
+      'num_classes': self._num_classes,
+      'train_size': self._train_size,
+    }
+
+  def flops(self) -> dict[str, float]:
+    """Counts the FLOPs of an image, and measures those that are possible."""
+    return {
+      'flops_per_image': self._program.flops_per_step(self._state)
+      / self._config.train.batch_size,
+      'matmul_flops_per_s': _matmul_flops_per_s(self._config.student.dtype),
+    }
+
+
+def _random_teacher(
+  config: ml_collections.ConfigDict,
+  dataset: data.Dataset,
+  names: tuple[str, ...],
+) -> step.Network:
+  """Makes a teacher that was never trained, as `kdjax.teacher` loads one."""
+  model = models.build(
+    **config_lib.model_arguments(
+      config_lib.teacher_run(config), len(dataset.class_names)
+    )
+  )
+  images = jax.ShapeDtypeStruct((1, *dataset.train.images.shape[1:]), jnp.uint8)
+  variables = features.init(model, jax.random.key(0), images)
+  # Scales that start at zero would leave whole convolutions at zero, which some
+  # devices compute faster; those of one would let activations grow.
+  variables['params'] = jax.tree_util.tree_map_with_path(
+    lambda path, value: (
+      jnp.full_like(value, 0.2)
+      if path[-1].key == 'scale' and not value.any()
+      else value
+    ),
+    variables['params'],
+  )
+  variables['normalization'] = {
+    'mean': jnp.asarray(dataset.mean),
+    'std': jnp.asarray(dataset.std),
+  }
+  return step.Network(*models.fold(model, variables, names))
+
+
+def _matmul_flops_per_s(dtype: str) -> float:
+  """Measures products of large matrices; gives the speed of the fastest."""
+  size = 2048 if jax.default_backend() == 'cpu' else 8192
+  # Random numbers: of constants some devices are faster.
+  a, b = (
+    jax.random.normal(jax.random.key(seed), (size, size), dtype)
+    for seed in range(2)
+  )
+  product = jax.jit(jnp.matmul, compiler_options=runtime.compiler_options())
+  product(a, b).block_until_ready()
+  times = []
+  for _ in range(_PRODUCTS):
+    start = time.perf_counter()
+    for _ in range(_PRODUCTS):
+      c = product(a, b)
+    c.block_until_ready()
+    times.append((time.perf_counter() - start) / _PRODUCTS)
+  return 2 * size**3 / min(times)
+
+
+def _peak_memory() -> int:
+  """Gives the most memory used, in bytes: the device's, or the process's."""
+  statistics = jax.devices()[0].memory_stats()
+  if statistics:
+    return statistics['peak_bytes_in_use']
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def _say(answer: Mapping[str, Any]) -> None:
+  print(json.dumps(answer), flush=True)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,147 @@
+"""Max-pooling for the models, its gradient lowered to suit the platform.
+
+On CPU, XLA runs the gradient of a max-pool several times slower than the same
+choice written with comparisons. There, and only there, it is written so; as in
+`kdjax.models.conv`, the choice falls when a program is lowered.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_Pair = tuple[int, int]
+
+
+def max_pool(
+  x: jax.Array,
+  window_shape: Sequence[int],
+  strides: Sequence[int],
+  padding: Sequence[tuple[int, int]],
+) -> jax.Array:
+  """Takes the maximum of each window, as `flax.linen.max_pool` does.
+
+  Args:
+    x: `[batch, height, width, channels]`.
+    window_shape: height and width of a window.
+    strides: step from one window to the next, down and to the right.
+    padding: `(low, high)` for height and for width.
+
+  Returns:
+    `[batch, out_height, out_width, channels]`. The gradient of a window goes to
+    the first of its largest elements.
+  """
+  return _max_pool(
+    (window_shape[0], window_shape[1]),
+    (strides[0], strides[1]),
+    (tuple(padding[0]), tuple(padding[1])),
+    x,
+  )
+
+
+def _general(
+  window: _Pair, strides: _Pair, padding: tuple[_Pair, _Pair], x: jax.Array
+) -> jax.Array:
+  return nn.max_pool(x, window, strides, padding)
+
+
+_max_pool = jax.custom_vjp(_general, nondiff_argnums=(0, 1, 2))
+
+
+def _forward(
+  window: _Pair, strides: _Pair, padding: tuple[_Pair, _Pair], x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  return _general(window, strides, padding, x), x
+
+
+def _backward(
+  window: _Pair,
+  strides: _Pair,
+  padding: tuple[_Pair, _Pair],
+  x: jax.Array,
+  cotangent: jax.Array,
+) -> tuple[jax.Array]:
+  settings = window, strides, padding
+
+  def general(x: jax.Array, cotangent: jax.Array) -> jax.Array:
+    return jax.vjp(functools.partial(_general, *settings), x)[1](cotangent)[0]
+
+  return (
+    lax.platform_dependent(
+      x,
+      cotangent,
+      cpu=functools.partial(_gradient, *settings),
+      default=general,
+    ),
+  )
+
+
+_max_pool.defvjp(_forward, _backward)
+
+
+def _gradient(
+  window: _Pair,
+  strides: _Pair,
+  padding: tuple[_Pair, _Pair],
+  x: jax.Array,
+  cotangent: jax.Array,
+) -> jax.Array:
+  """Gradient of the pool, summed phase by phase of the stride."""
+  batch, height, width, channels = x.shape
+  out_height, out_width = cotangent.shape[1:3]
+  lowest = jnp.array(-jnp.inf, x.dtype)
+  padded = lax.pad(
+    x,
+    lowest,
+    ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)),
+  )
+
+  # The tap of each window that won, the first of equals.
+  winner = jnp.zeros(cotangent.shape, jnp.int32)
+  largest = jnp.full(cotangent.shape, lowest)
+  for i in range(window[0]):
+    for j in range(window[1]):
+      tap = padded[:, i :: strides[0], j :: strides[1]]
+      tap = tap[:, :out_height, :out_width]
+      wins = tap > largest
+      winner = jnp.where(wins, i * window[1] + j, winner)
+      largest = jnp.where(wins, tap, largest)
+
+  # Element stride · a + phase was tap i of window a + shift. Padding with zeros
+  # between the elements instead would add mostly zeros.
+  def shifts(axis: int, phase: int) -> list[_Pair]:
+    found = []
+    for i in range(window[axis]):
+      shift, rest = divmod(phase + padding[axis][0] - i, strides[axis])
+      if not rest:
+        found.append((i, shift))
+    return found
+
+  rows, columns = -(-height // strides[0]), -(-width // strides[1])
+  phases = []
+  for row_phase in range(strides[0]):
+    for column_phase in range(strides[1]):
+      total = jnp.zeros((batch, rows, columns, channels), x.dtype)
+      for i, down in shifts(0, row_phase):
+        for j, right in shifts(1, column_phase):
+          total += lax.pad(
+            jnp.where(winner == i * window[1] + j, cotangent, 0),
+            jnp.zeros((), x.dtype),
+            (
+              (0, 0, 0),
+              (-down, rows + down - out_height, 0),
+              (-right, columns + right - out_width, 0),
+              (0, 0, 0),
+            ),
+          )
+      phases.append(total)
+  gradient = jnp.stack(phases, axis=3)
+  gradient = gradient.reshape(batch, rows, columns, *strides, channels)
+  gradient = gradient.swapaxes(2, 3)
+  gradient = gradient.reshape(
+    batch, rows * strides[0], columns * strides[1], channels
+  )
+  return gradient[:, :height, :width]
