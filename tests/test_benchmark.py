@@ -47,6 +47,7 @@ def implementation(*step_times_s, batch_size=8):
     {
       'compile_s': None,
       'start_up_s': 2.0,
+      'warm_start_up_s': None,
       'step_times_s': list(step_times_s),
       'peak_memory_bytes': 3 * 2**29,
     },
@@ -78,7 +79,8 @@ def test_no_ratio_without_another():
 
 def test_table_has_what_was_measured_and_fits():
   implementations = {
-    'kdjax': implementation(0.1, 0.2, 0.4) | {'compile_s': 12.34},
+    'kdjax': implementation(0.1, 0.2, 0.4)
+    | {'compile_s': 12.34, 'warm_start_up_s': 1.5},
     'torch compile': implementation(12.1, 12.2, 12.3),
   }
   table = compare.table(
@@ -103,7 +105,7 @@ def test_table_has_what_was_measured_and_fits():
   assert lines[0] == 'abacus (cpu); kdjax 1.2, torch 3.4'
   ours, theirs = (line for line in lines if line.startswith('response '))
   assert ' '.join(ours.split()) == (
-    'response kdjax 40.00 200.0 [100.0 … 400.0] 12.3 2.0 1.000 4.0% 1.50'
+    'response kdjax 40.00 200.0 [100.0 … 400.0] 12.3 2.0 1.5 1.000 4.0% 1.50'
   )
   assert theirs.split()[:4] == ['response', 'torch', 'compile', '0.6557']
   assert '12,200 [12,100 … 12,300]' in theirs
@@ -258,6 +260,7 @@ def test_one_command_measures_a_method_and_the_teacher(tmp_path):
     ours = measured['implementations']['kdjax']
     assert len(ours['step_times_s']) >= 5
     assert ours['compile_s'] < ours['start_up_s']
+    assert ours['warm_start_up_s'] > 0
     assert f'\n{mode}  kdjax' in done.stdout
   # By hand: the teacher has 250,000 multiplications with an addition for an
   # image, each done three times in training: 1.5 MFLOP, less those with the

@@ -51,13 +51,14 @@ _PYTORCH_WORKER = (
 _PYTORCH_METHODS = ('scratch', 'response', 'feature')
 
 _ROUNDS = 5  # at least
+_NOTHING: Mapping[str, str] = {}
 _BURST_S = 1.0
 _TAIL_LINES = 15
 
-# Compiled from nothing every time, or the times would depend on the run before.
-# The workers share the memory of one GPU.
+# Compiled from nothing every time, or the times would depend on the run before
+# (kdjax has a cache of its own for each mode). The workers share the memory of
+# one GPU.
 _ENVIRONMENT = {
-  'JAX_ENABLE_COMPILATION_CACHE': 'false',
   'TORCHINDUCTOR_FORCE_DISABLE_CACHES': '1',
   'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
 }
@@ -271,12 +272,15 @@ class Worker(NamedTuple):
 
 
 @contextlib.contextmanager
-def start(name: str, command: Sequence[str]) -> Iterator[Worker]:
+def start(
+  name: str, command: Sequence[str], environment: Mapping[str, str] = _NOTHING
+) -> Iterator[Worker]:
   """Starts a worker, and ends it on leaving.
 
   Args:
     name: the implementation, for messages.
     command: the process's arguments.
+    environment: what its environment has beside this process's.
 
   Yields:
     The worker, whose first line is yet to be read.
@@ -289,7 +293,7 @@ def start(name: str, command: Sequence[str]) -> Iterator[Worker]:
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=errors,
-      env=os.environ | _ENVIRONMENT,
+      env={**os.environ, **_ENVIRONMENT, **environment},
     ) as process,
   ):
     # To leave closes its input, which ends it.
@@ -411,11 +415,12 @@ _HEADER = (
     'step',
     'compile',
     'start',
+    'again',
     'GFLOP',
     '',
     'peak',
   ),
-  ('', '', '/s', 'ms [min … max]', 's', 's', '/image', 'MFU', 'GiB'),
+  ('', '', '/s', 'ms [min … max]', 's', 's', 's', '/image', 'MFU', 'GiB'),
 )
 
 
@@ -437,6 +442,7 @@ def table(result: Mapping[str, Any]) -> str:
         for key, value in implementation['step_s'].items()
       }
       compile_s = implementation['compile_s']
+      warm = implementation['warm_start_up_s']
       rows.append(
         (
           mode,
@@ -445,6 +451,7 @@ def table(result: Mapping[str, Any]) -> str:
           f'{step["median"]} [{step["min"]} … {step["max"]}]',
           '-' if compile_s is None else f'{compile_s:.1f}',
           f'{implementation["start_up_s"]:.1f}',
+          '-' if warm is None else f'{warm:.1f}',
           _digits(measured['flops_per_image'] / 1e9),
           f'{implementation["flops_utilization"]:.1%}',
           f'{implementation["peak_memory_bytes"] / 2**30:.2f}',
@@ -485,31 +492,41 @@ def _measure(
   ready: dict[str, dict[str, Any]] = {}
   start_up: dict[str, float] = {}
   with contextlib.ExitStack() as stack:
+    cache = stack.enter_context(tempfile.TemporaryDirectory())
+    environment = {
+      'JAX_ENABLE_COMPILATION_CACHE': 'true',
+      'JAX_COMPILATION_CACHE_DIR': cache,
+    }
 
-    def add(name: str, *command: str) -> None:
+    def add(
+      name: str, command: Sequence[str], stack: contextlib.ExitStack
+    ) -> tuple[dict[str, Any], float]:
       # One after the other, so that each starts on an idle machine.
       start_time = time.perf_counter()
-      workers[name] = stack.enter_context(start(f'{mode}, {name}', command))
-      ready[name] = workers[name].read()
-      start_up[name] = time.perf_counter() - start_time
-      logger.info('%s: %s started in %.1f s', mode, name, start_up[name])
+      workers[name] = stack.enter_context(
+        start(f'{mode}, {name}', command, environment)
+      )
+      answer = workers[name].read()
+      seconds = time.perf_counter() - start_time
+      logger.info('%s: %s started in %.1f s', mode, name, seconds)
+      return answer, seconds
 
-    add(
-      _OURS,
+    ours = [
       sys.executable,
       '-m',
       'kdjax.benchmark.worker',
       json.dumps(results.as_json(config)),
-    )
+    ]
+    # Twice: the second finds its programs compiled.
+    with contextlib.ExitStack() as first:
+      ready[_OURS], start_up[_OURS] = add(_OURS, ours, first)
+    _, warm_start_up = add(_OURS, ours, stack)
     if baseline_python is not None:
       for variant in _VARIANTS:
+        name = f'torch {variant}'
         spec = pytorch_spec(config, variant, ready[_OURS])
-        add(
-          f'torch {variant}',
-          baseline_python,
-          str(_PYTORCH_WORKER),
-          json.dumps(spec),
-        )
+        command = [baseline_python, str(_PYTORCH_WORKER), json.dumps(spec)]
+        ready[name], start_up[name] = add(name, command, stack)
     measured = alternate(workers, seconds)
     # Last: its matrices must not count as the program's memory.
     flops = workers[_OURS].ask({'flops': True})
@@ -520,6 +537,7 @@ def _measure(
       {
         'compile_s': ready[name]['compile_s'],
         'start_up_s': start_up[name],
+        'warm_start_up_s': warm_start_up if name == _OURS else None,
         **measured[name],
       },
       batch_size=batch_size,

@@ -1,6 +1,7 @@
 """Data sets, split and ready to be put on the device."""
 
 import hashlib
+import math
 from typing import NamedTuple
 
 import ml_collections
@@ -87,20 +88,18 @@ def _take(split: Split, indices: np.ndarray) -> Split:
 
 
 def _moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and standard deviation of each channel, exact, from its histogram."""
-  values = np.arange(256) / 255
-  counts = np.stack(
-    [
-      np.bincount(images[..., channel].ravel(), minlength=256)
-      for channel in range(images.shape[-1])
-    ]
-  )
-  weights = counts / counts.sum(axis=1, keepdims=True)
-  mean = weights @ values
-  variance = (weights * (values - mean[:, None]) ** 2).sum(axis=1)
-  # A constant channel is only centred.
-  std = np.where(variance > 0, np.sqrt(variance), 1.0)
-  return mean.astype(np.float32), std.astype(np.float32)
+  """Mean and standard deviation of each channel, from exact integer sums."""
+  mean, std = [], []
+  for channel in np.moveaxis(images, -1, 0):
+    pixels = channel.ravel()
+    total = int(pixels.sum(dtype=np.uint64))
+    squares = int(np.square(pixels, dtype=np.uint16).sum(dtype=np.uint64))
+    # The variance, times the square of the number of pixels.
+    spread = pixels.size * squares - total**2
+    mean.append(total / (255 * pixels.size))
+    # A constant channel is only centred.
+    std.append(math.sqrt(spread) / (255 * pixels.size) if spread else 1.0)
+  return np.array(mean, np.float32), np.array(std, np.float32)
 
 
 def _digest(*splits: Split) -> str:
