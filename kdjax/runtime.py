@@ -30,6 +30,25 @@ def setup() -> None:
   _keep_memory()
 
 
+def cache_directory(name: str) -> pathlib.Path | None:
+  """Gives a folder of kdjax's in the user's cache directory, and makes it.
+
+  Args:
+    name: the folder's name.
+
+  Returns:
+    `$XDG_CACHE_HOME/kdjax/NAME`, or `~/.cache/kdjax/NAME`; None where there is
+    no home or it cannot be written.
+  """
+  try:
+    root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    directory = pathlib.Path(root, 'kdjax', name)
+    directory.mkdir(parents=True, exist_ok=True)
+  except (OSError, RuntimeError):
+    return None
+  return directory
+
+
 @functools.cache
 def compiler_options() -> dict[str, str]:
   """Gives the options to compile a network's programs with.
@@ -65,11 +84,8 @@ def _keep_programs() -> None:
     or not settings['jax_enable_compilation_cache']
   ):
     return
-  try:
-    root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    directory = pathlib.Path(root, 'kdjax', 'compiled')
-    directory.mkdir(parents=True, exist_ok=True)
-  except (OSError, RuntimeError):  # No home, or one that is read-only.
+  directory = cache_directory('compiled')
+  if directory is None:
     return
   jax.config.update('jax_compilation_cache_dir', str(directory))
   jax.config.update('jax_compilation_cache_max_size', _CACHE_BYTES)

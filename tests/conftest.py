@@ -3,7 +3,6 @@ import os
 # Tests compile far more than they compute. Set before JAX is imported, and
 # inherited by the processes that tests start.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-# Nothing of the tests stays in the user's cache.
 os.environ.setdefault('JAX_ENABLE_COMPILATION_CACHE', 'false')
 
 import jax
@@ -23,6 +22,14 @@ def pytest_collection_modifyitems(config, items):
   for item in items:
     if 'slow' in item.keywords:
       item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True, scope='session')
+def own_cache(tmp_path_factory):
+  """Keeps the user's cache out of the tests, and the tests out of it."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+    yield
 
 
 @pytest.fixture

@@ -95,7 +95,12 @@ ALLOWED = {
   'kdjax.data.batches': (),
   'kdjax.data.sources': ('registry',),
   'kdjax.data.sources._cifar': (),
-  'kdjax.data.sources.*': ('data.sources', 'data.sources._cifar'),
+  'kdjax.data.sources._decoded': ('data.sources', 'runtime'),
+  'kdjax.data.sources.*': (
+    'data.sources',
+    'data.sources._cifar',
+    'data.sources._decoded',
+  ),
   # Distillation.
   'kdjax.step': ('features', 'methods', 'runtime'),
   'kdjax.methods': ('methods._base', 'registry'),

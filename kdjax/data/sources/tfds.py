@@ -22,7 +22,7 @@ from tensorflow_datasets.core import read_only_builder, registered
 from tensorflow_datasets.proto import tf_example_pb2
 
 from kdjax.data import sources
-from kdjax.data.sources import Source, Split, _cifar
+from kdjax.data.sources import Source, Split, _cifar, _decoded
 
 _FORMAT = 'array_record'
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
@@ -180,6 +180,11 @@ class _Reader:
     self._shape = tuple(builder.info.features[image_key].shape)
 
   def read(self, split: str) -> Split:
+    """Reads one split."""
+    files = self._builder.info.splits[split].filepaths
+    return _decoded.keep(files, lambda: self._read(split))
+
+  def _read(self, split: str) -> Split:
     """Decodes one split."""
     # TFDS's own decoding of each example takes nearly twice as long.
     source = self._builder.as_data_source(
