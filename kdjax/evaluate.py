@@ -4,11 +4,11 @@ python -m kdjax.evaluate --workdir=runs/fkd
 """
 
 import pathlib
-import sys
 
 from absl import app, flags
 
-from kdjax import logs, measure, results, runtime
+from kdjax import measure, results
+from kdjax.command import command
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.', required=True)
 _DATA_DIR = flags.DEFINE_string(
@@ -18,19 +18,12 @@ _DATA_DIR = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
   """Reads the flags and evaluates the run."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-  logs.setup()
-  runtime.setup()
-  try:
+  with command(argv):
     workdir = pathlib.Path(_WORKDIR.value)
     config = results.read_config(workdir)
     if _DATA_DIR.value:
       config.data.data_dir = _DATA_DIR.value
     result = measure.evaluate(workdir, config)
-  except (ValueError, OSError) as error:
-    logs.logger.debug('', exc_info=True)
-    sys.exit(f'error: {error}')
   print(results.table(result))
 
 

@@ -4,12 +4,12 @@ python -m kdjax.main --config=configs/quickstart.py
 """
 
 import pathlib
-import sys
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import logs, methods, results, runtime, train
+from kdjax import methods, results, train
+from kdjax.command import command
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -42,19 +42,12 @@ def _default_workdir() -> pathlib.Path:
 
 def main(argv: list[str]) -> None:
   """Reads the flags and runs the experiment."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-  logs.setup()
-  runtime.setup()
-  config = _CONFIG.value
-  if _MODE.value:
-    config.method.name = _MODE.value
-  workdir = pathlib.Path(_WORKDIR.value or _default_workdir())
-  try:
+  with command(argv):
+    config = _CONFIG.value
+    if _MODE.value:
+      config.method.name = _MODE.value
+    workdir = pathlib.Path(_WORKDIR.value or _default_workdir())
     result = train.train_and_evaluate(config, workdir)
-  except (ValueError, OSError, FloatingPointError) as error:
-    logs.logger.debug('', exc_info=True)
-    sys.exit(f'error: {error}')
   print(results.table(result))
   print(f'\nrun directory: {workdir}')
 

@@ -246,7 +246,7 @@ class Program:
   def run(
     self, state: step.TrainState, steps_done: int
   ) -> tuple[step.TrainState, dict[str, jax.Array]]:
-    """Starts the next steps of training; does not wait for them.
+    """Starts the next steps of training; on an accelerator without waiting.
 
     Args:
       state: the state; its buffers are reused, it must not be used again.
@@ -261,7 +261,9 @@ class Program:
       key = step.data_key(self._rng)
       self._order = epoch, batches.epoch_order(key, epoch, self._size)
     steps = self.plan.next_dispatch(steps_done)
-    return self._compiled[steps](state, self._order[1], *self._arguments)
+    return runtime.settle(
+      self._compiled[steps](state, self._order[1], *self._arguments)
+    )
 
   def student(self, state: step.TrainState) -> step.Network:
     """Gives the student in a state."""

@@ -1,5 +1,6 @@
 """What kdjax asks of XLA's compiler and of the process that it runs in."""
 
+import contextlib
 import ctypes
 import functools
 import importlib.metadata
@@ -8,8 +9,11 @@ import os
 import pathlib
 import platform
 import sys
+from typing import TypeVar
 
 import jax
+
+_T = TypeVar('_T')
 
 # Of all that a compilation cache keeps, the least recently used goes first.
 _CACHE_BYTES = 2 * 2**30
@@ -28,6 +32,34 @@ def setup() -> None:
   """
   _keep_programs()
   _keep_memory()
+
+
+def return_memory() -> None:
+  """Gives freed memory back to the system, which `setup` has the process keep.
+
+  For after a compilation, which takes much and needs none of it again.
+  """
+  if sys.platform.startswith('linux'):
+    # Another C library than glibc has no such function.
+    with contextlib.suppress(AttributeError):
+      ctypes.CDLL(None).malloc_trim(0)
+
+
+def settle(values: _T) -> _T:
+  """Waits for a large computation on CPU, and for none on an accelerator.
+
+  On CPU a computation takes its working memory when it is queued: to queue
+  several would take several times the memory, and gain nothing.
+
+  Args:
+    values: the computation's results, a PyTree.
+
+  Returns:
+    The same.
+  """
+  if jax.default_backend() == 'cpu':
+    jax.block_until_ready(values)
+  return values
 
 
 def cache_directory(name: str) -> pathlib.Path | None:

@@ -226,6 +226,8 @@ def make_train_step(
 def predict(network: Network, images: jax.Array, batch_size: int) -> jax.Array:
   """Computes the logits of images in evaluation mode, each exactly once.
 
+  On an accelerator it does not wait for them.
+
   Args:
     network: the model and its variables.
     images: pixels from 0 to 255, `[size, height, width, channels]`, best
@@ -233,8 +235,7 @@ def predict(network: Network, images: jax.Array, batch_size: int) -> jax.Array:
     batch_size: how many to compute at once.
 
   Returns:
-    Logits, float32 `[size, classes]`, in the order of the images; they are not
-    waited for.
+    Logits, float32 `[size, classes]`, in the order of the images.
   """
   size = images.shape[0]
   batch_size = min(batch_size, size)
@@ -243,8 +244,10 @@ def predict(network: Network, images: jax.Array, batch_size: int) -> jax.Array:
     # All batches are full, so that one program serves: the last begins early,
     # and the rows that it repeats are dropped.
     start = min(first, size - batch_size)
-    logits = _predict_batch()(
-      network.model, network.variables, images, start, batch_size
+    logits = runtime.settle(
+      _predict_batch()(
+        network.model, network.variables, images, start, batch_size
+      )
     )
     batches.append(logits[first - start :])
   return jnp.concatenate(batches)

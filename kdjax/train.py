@@ -24,6 +24,7 @@ from kdjax import (
   models,
   program,
   results,
+  runtime,
   step,
 )
 from kdjax import config as config_lib
@@ -207,6 +208,7 @@ def _train(
     else:
       state = run.create_state()
     run.compile(state, done)
+    runtime.return_memory()
     logger.info(
       '%s: %s (%s), %s parameters, %d images, %d steps on %s; compiled in '
       '%.1f s',

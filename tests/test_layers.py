@@ -23,10 +23,11 @@ ALLOWED = {
     'version',
   ),
   # Commands. Nothing imports them.
-  'kdjax.main': ('logs', 'methods', 'results', 'runtime', 'train'),
-  'kdjax.evaluate': ('logs', 'measure', 'results', 'runtime'),
+  'kdjax.main': ('command', 'methods', 'results', 'train'),
+  'kdjax.evaluate': ('command', 'measure', 'results'),
+  'kdjax.command': ('logs', 'runtime'),
   'kdjax.benchmark': (),
-  'kdjax.benchmark.__main__': ('benchmark.compare', 'logs', 'methods'),
+  'kdjax.benchmark.__main__': ('benchmark.compare', 'command', 'methods'),
   'kdjax.benchmark.compare': ('config', 'logs', 'methods', 'results'),
   'kdjax.benchmark.worker': (
     'config',
@@ -51,6 +52,7 @@ ALLOWED = {
     'models',
     'program',
     'results',
+    'runtime',
     'step',
     'teacher',
     'version',

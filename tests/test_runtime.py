@@ -103,3 +103,9 @@ def test_unknown_options_are_left_out(monkeypatch):
   monkeypatch.setattr(runtime.platform, 'machine', lambda: 'x86_64')
   assert runtime.compiler_options() == {}
   runtime.compiler_options.cache_clear()
+
+
+def test_waiting_and_returning_memory_change_nothing():
+  runtime.return_memory()
+  values = {'a': jnp.arange(3), 'b': 1}
+  assert runtime.settle(values) is values

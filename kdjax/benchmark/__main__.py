@@ -10,8 +10,9 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import logs, methods
+from kdjax import methods
 from kdjax.benchmark import compare
+from kdjax.command import command
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -48,11 +49,8 @@ _OUTPUT = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
   """Reads the flags, measures, prints a table and writes the JSON file."""
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-  logs.setup()
-  output = pathlib.Path(_OUTPUT.value)
-  try:
+  with command(argv):
+    output = pathlib.Path(_OUTPUT.value)
     # Before minutes of measuring, rather than after.
     output.parent.mkdir(parents=True, exist_ok=True)
     result = compare.run(
@@ -63,9 +61,6 @@ def main(argv: list[str]) -> None:
     )
     print(compare.table(result))
     output.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
-  except (ValueError, OSError) as error:
-    logs.logger.debug('', exc_info=True)
-    sys.exit(f'error: {error}')
   print(f'\nall figures: {output}')
 
 
