@@ -4,7 +4,7 @@
 
 1,293 images to train on, 8 epochs for each network; no network access and no
 accelerator needed. Cost: three minutes on two CPU cores, first compilation
-included. Test accuracy measured there: teacher 97.5 %, student 98.9 %.
+included. Test accuracy measured there: teacher 98.1 %, student 98.6 %.
 """
 
 import ml_collections
