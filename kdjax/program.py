@@ -140,11 +140,11 @@ class Program:
     self.compile_time_s = 0.0
     self._rng = jax.random.key(config.seed)
     self._size = len(dataset.train.labels)
-    self._teacher = teacher
+    self._teacher_variables = teacher and teacher.variables
     self._arguments = (
       *jax.device_put(dataset.train),
       self.normalization,
-      teacher and teacher.variables,
+      self._teacher_variables,
       {name: jnp.float32(value) for name, value in hyperparameters.items()},
     )
     self._order: tuple[int, jax.Array] | None = None
@@ -216,11 +216,13 @@ class Program:
 
   def create_state(self) -> step.TrainState:
     """Makes the state that the run starts from."""
-    return self._create_state(self._rng, self._arguments[3])
+    return self._create_state(self._rng, self._teacher_variables)
 
   def state_shapes(self) -> step.TrainState:
     """Gives the shapes and dtypes of the state, computing nothing."""
-    return jax.eval_shape(self._create_state, self._rng, self._arguments[3])
+    return jax.eval_shape(
+      self._create_state, self._rng, self._teacher_variables
+    )
 
   def compile(self, state: step.TrainState, steps_done: int = 0) -> None:
     """Compiles the programs that the run needs from a step on.

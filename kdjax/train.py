@@ -279,13 +279,16 @@ def _train(
       # What waits for the device is done once the next steps are under way, so
       # that it never waits for the host.
       waiting: list[Callable[[], None]] = []
+
+      def finish_waiting() -> None:
+        while waiting:
+          waiting.pop(0)()
+
       while done < plan.total_steps:
         before = done
         state, step_metrics = run.run(state, before)
         done += plan.next_dispatch(before)
-        for finish in waiting:
-          finish()
-        waiting.clear()
+        finish_waiting()
         window.add(step_metrics)
         log.advance(done - before)
         at_eval = done % plan.steps_per_eval == 0 or done == plan.total_steps
@@ -310,13 +313,10 @@ def _train(
             functools.partial(finish_evaluation, done, kept, logits)
           )
         if not plan.overlap:
-          for finish in waiting:
-            finish()
-          waiting.clear()
+          finish_waiting()
           if at_eval:
             window.restart_clock()
-      for finish in waiting:
-        finish()
+      finish_waiting()
   return time.perf_counter() - start_time
 
 

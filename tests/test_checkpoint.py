@@ -10,16 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import MODEL
 
 from kdjax import checkpoint, features, methods, models, step
 
-MODEL = {
-  'name': 'resnet10',
-  'num_classes': 3,
-  'stem': 'cifar',
-  'width': 4,
-  'dtype': 'float32',
-}
 IMAGES = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.uint8)
 
 

@@ -8,17 +8,11 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from tiny import MODEL
 
 from kdjax import checkpoint, features, methods, models, results, step
 from kdjax import teacher as teacher_lib
 
-MODEL = {
-  'name': 'resnet10',
-  'num_classes': 3,
-  'stem': 'cifar',
-  'width': 4,
-  'dtype': 'float32',
-}
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
 
 

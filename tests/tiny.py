@@ -20,6 +20,16 @@ FLAGS = (
 )
 
 
+# A network alone: arguments of kdjax.models.build.
+MODEL = {
+  'name': 'resnet10',
+  'num_classes': 3,
+  'stem': 'cifar',
+  'width': 4,
+  'dtype': 'float32',
+}
+
+
 def config(method: str = 'feature') -> ml_collections.ConfigDict:
   """Five steps an epoch; a student of 15 steps and a teacher of 40."""
   config = config_lib.default()
