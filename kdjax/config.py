@@ -84,6 +84,12 @@ def default() -> ConfigDict:
       'path': '',
       'sibling': 'teacher',
       'checkpoint': 'best',  # 'best' by validation accuracy, or 'last'
+      # A directory that keeps the teacher's logits, for a method that wants
+      # nothing else of it: computed once, and replayed by every run with the
+      # same seed, data, batch size, crops and flips. '' computes them in each
+      # step. Kept as 'float32', or in half the space as 'bfloat16'.
+      'replay': '',
+      'replay_dtype': 'float32',
       # What a teacher is trained with, when it must be.
       'seed': 0,
       'name': 'resnet50',
@@ -216,6 +222,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     f'None or {_DTYPE[1]}',
   ),
   'teacher.checkpoint': _one_of('best', 'last'),
+  'teacher.replay_dtype': _DTYPE,
 }
 
 

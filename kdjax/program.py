@@ -1,6 +1,8 @@
 """The compiled program of a run: all that it computes, without the loop."""
 
+import copy
 import functools
+import hashlib
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,10 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from kdjax import config as config_lib
-from kdjax import data, methods, models, optimizer, runtime, step
+from kdjax import data, features, methods, models, optimizer, runtime, step
 from kdjax.data import batches
+from kdjax.replay import Replay
 
 # On an accelerator the host is told of so many steps at once, by default.
 _STEPS_PER_DISPATCH = 32
@@ -96,6 +100,18 @@ def plan(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Plan:
   )
 
 
+class _Epoch(NamedTuple):
+  """What the steps of one epoch share.
+
+  Attributes:
+    order: index of the example at each position, int32 `[size]`.
+    teacher_logits: `[steps, batch, classes]`, where they are replayed.
+  """
+
+  order: jax.Array
+  teacher_logits: jax.Array | None
+
+
 class Program:
   """What a run computes, jitted: its initial state and its training steps.
 
@@ -108,6 +124,8 @@ class Program:
     method: its method.
     hyperparameters: the value of each of the method's hyperparameters.
     teacher: the teacher, if the method needs one.
+    replay: where the teacher's logits for this run are kept, if they are not
+      to be computed in each step.
 
   Attributes:
     plan: how long the run is.
@@ -124,6 +142,7 @@ class Program:
     method: methods.Method,
     hyperparameters: Mapping[str, float],
     teacher: step.Network | None,
+    replay: Replay | None = None,
   ):
     self.plan = plan(config, dataset)
     self.model = models.build(
@@ -137,20 +156,15 @@ class Program:
     self.normalization = jax.tree.map(
       jnp.asarray, {'mean': dataset.mean, 'std': dataset.std}
     )
-    self.compile_time_s = 0.0
-    self._rng = jax.random.key(config.seed)
+    self._classes = len(dataset.class_names)
     self._size = len(dataset.train.labels)
     self._teacher_variables = teacher and teacher.variables
-    self._arguments = (
-      *jax.device_put(dataset.train),
-      self.normalization,
-      self._teacher_variables,
-      {name: jnp.float32(value) for name, value in hyperparameters.items()},
-    )
-    self._order: tuple[int, jax.Array] | None = None
+    images, labels = jax.device_put(dataset.train)
+    self._train = images, labels
     self._compiled: dict[int, Any] = {}
+    self._begin(config.seed, hyperparameters, replay)
 
-    images = jax.ShapeDtypeStruct(
+    batch = jax.ShapeDtypeStruct(
       (self.plan.batch_size, *dataset.train.images.shape[1:]), jnp.uint8
     )
     # It runs once: on CPU, optimising its random numbers takes several times
@@ -164,7 +178,7 @@ class Program:
     def create_state(rng: jax.Array, teacher_variables: Any) -> step.TrainState:
       network = teacher and step.Network(teacher.model, teacher_variables)
       return step.create_state(
-        rng, self.model, method, transformation, images, network
+        rng, self.model, method, transformation, batch, network
       )
 
     train_step = step.make_train_step(
@@ -178,6 +192,13 @@ class Program:
       config.data.crop_padding, config.data.flip
     )
 
+    train_batch = functools.partial(
+      batches.train_batch,
+      batch_size=self.plan.batch_size,
+      augmentation=augmentation,
+    )
+    steps_per_epoch = self.plan.steps_per_epoch
+
     @functools.partial(
       jax.jit,
       donate_argnums=0,
@@ -186,33 +207,87 @@ class Program:
     )
     def run_steps(
       state: step.TrainState,
-      order: jax.Array,
-      train_images: jax.Array,
-      train_labels: jax.Array,
-      *arguments: Any,
+      epoch: _Epoch,
+      train: tuple[jax.Array, jax.Array],
+      normalization: Mapping[str, jax.Array],
+      teacher_variables: features.Variables | None,
+      hyperparameters: Mapping[str, jax.Array],
+      *,
       steps: int,
     ) -> tuple[step.TrainState, dict[str, jax.Array]]:
       def run_step(
         state: step.TrainState, _: None
       ) -> tuple[step.TrainState, dict[str, jax.Array]]:
-        images, labels = batches.train_batch(
-          step.data_key(state.rng),
-          state.step,
-          order,
-          train_images,
-          train_labels,
-          batch_size=self.plan.batch_size,
-          augmentation=augmentation,
+        images, labels = train_batch(
+          step.data_key(state.rng), state.step, epoch.order, *train
         )
-        return train_step(state, images, labels, *arguments)
+        from_teacher: Any = teacher_variables
+        if epoch.teacher_logits is not None:
+          logits = epoch.teacher_logits[state.step % steps_per_epoch]
+          from_teacher = features.Outputs(logits, {})
+        return train_step(
+          state, images, labels, normalization, from_teacher, hyperparameters
+        )
 
       if steps > 1:
         return jax.lax.scan(run_step, state, length=steps)
       state, metrics = run_step(state, None)
       return state, jax.tree.map(lambda value: value[None], metrics)
 
+    @functools.partial(jax.jit, compiler_options=runtime.compiler_options())
+    def teacher_logits(
+      variables: features.Variables, images: jax.Array
+    ) -> jax.Array:
+      assert teacher is not None
+      outputs, _ = features.forward(
+        teacher.model, variables, images, train=False
+      )
+      return outputs.logits
+
     self._create_state = create_state
     self._run_steps = run_steps
+    self._train_batch = jax.jit(train_batch)
+    self._teacher_logits = teacher_logits
+
+  def _begin(
+    self,
+    seed: int,
+    hyperparameters: Mapping[str, float],
+    replay: Replay | None,
+  ) -> None:
+    """Sets all that differs between runs that share what is compiled."""
+    self.compile_time_s = 0.0
+    self._rng = jax.random.key(seed)
+    self._replay = replay
+    self._epoch: tuple[int, _Epoch] | None = None
+    self._arguments = (
+      self._train,
+      self.normalization,
+      None if replay else self._teacher_variables,
+      {name: jnp.float32(value) for name, value in hyperparameters.items()},
+    )
+
+  def again(
+    self,
+    seed: int,
+    hyperparameters: Mapping[str, float],
+    replay: Replay | None,
+  ) -> 'Program':
+    """Gives the program of another run, which shares all that is compiled.
+
+    Args:
+      seed: that run's seed.
+      hyperparameters: the value of each of its hyperparameters.
+      replay: where its teacher's logits are kept; None exactly if it is for
+        this run.
+
+    Returns:
+      The program.
+    """
+    assert (replay is None) == (self._replay is None)
+    other = copy.copy(self)
+    other._begin(seed, hyperparameters, replay)
+    return other
 
   def create_state(self) -> step.TrainState:
     """Makes the state that the run starts from."""
@@ -235,12 +310,12 @@ class Program:
       steps_done: steps done already.
     """
     start = time.perf_counter()
-    order = jax.ShapeDtypeStruct((self._size,), jnp.int32)
+    epoch = self._epoch_shapes()
     while steps_done < self.plan.total_steps:
       steps = self.plan.next_dispatch(steps_done)
       if steps not in self._compiled:
         self._compiled[steps] = self._run_steps.lower(
-          state, order, *self._arguments, steps=steps
+          state, epoch, *self._arguments, steps=steps
         ).compile()
       steps_done += steps
     self.compile_time_s += time.perf_counter() - start
@@ -258,14 +333,58 @@ class Program:
       The state after `plan.next_dispatch(steps_done)` further steps, and the
       metrics of each of them, `[steps]`.
     """
-    epoch = steps_done // self.plan.steps_per_epoch
-    if self._order is None or self._order[0] != epoch:
-      key = step.data_key(self._rng)
-      self._order = epoch, batches.epoch_order(key, epoch, self._size)
+    number = steps_done // self.plan.steps_per_epoch
+    if self._epoch is None or self._epoch[0] != number:
+      self._epoch = number, self._begin_epoch(number)
     steps = self.plan.next_dispatch(steps_done)
     return runtime.settle(
-      self._compiled[steps](state, self._order[1], *self._arguments)
+      self._compiled[steps](state, self._epoch[1], *self._arguments)
     )
+
+  def _begin_epoch(self, number: int) -> _Epoch:
+    key = step.data_key(self._rng)
+    order = batches.epoch_order(key, number, self._size)
+    if self._replay is None:
+      return _Epoch(order, None)
+
+    first = number * self.plan.steps_per_epoch
+    steps = min(self.plan.steps_per_epoch, self.plan.total_steps - first)
+
+    def batch(index: int) -> jax.Array:
+      images, _ = self._train_batch(key, first + index, order, *self._train)
+      return images
+
+    def compute() -> np.ndarray:
+      logits = [
+        runtime.settle(
+          self._teacher_logits(self._teacher_variables, batch(index))
+        )
+        for index in range(steps)
+      ]
+      return np.stack(jax.device_get(logits))
+
+    # The order of the whole epoch and the pixels of a batch tell whether what
+    # is kept was made from the same crops and flips of the same examples.
+    seen = hashlib.sha256()
+    for array in jax.device_get((order, batch(0))):
+      seen.update(np.ascontiguousarray(array).tobytes())
+    kept = self._replay.epoch(number, steps, seen.hexdigest(), compute)
+    logits = np.zeros((self.plan.steps_per_epoch, *kept.shape[1:]), np.float32)
+    logits[:steps] = kept[:steps]
+    return _Epoch(order, jax.device_put(logits))
+
+  def _epoch_shapes(self) -> _Epoch:
+    """Gives the shapes and dtypes of what `_begin_epoch` gives."""
+
+    def shapes() -> _Epoch:
+      logits = None
+      if self._replay:
+        logits = jnp.zeros(
+          (self.plan.steps_per_epoch, self.plan.batch_size, self._classes)
+        )
+      return _Epoch(jnp.zeros(self._size, jnp.int32), logits)
+
+    return jax.eval_shape(shapes)
 
   def student(self, state: step.TrainState) -> step.Network:
     """Gives the student in a state."""
@@ -284,10 +403,7 @@ class Program:
       addition are two).
     """
     lowered = self._run_steps.lower(
-      state,
-      jax.ShapeDtypeStruct((self._size,), jnp.int32),
-      *self._arguments,
-      steps=1,
+      state, self._epoch_shapes(), *self._arguments, steps=1
     )
     # Library calls are not counted once compiled, nor are loops more than once.
     compiled = self._compiled.get(1, lowered)

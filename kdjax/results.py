@@ -26,6 +26,7 @@ _FREE = (
   'eval.batch_size',
   'teacher.path',
   'teacher.sibling',
+  'teacher.replay',
 )
 
 

@@ -142,12 +142,13 @@ def make_train_step(
 
   Returns:
     A pure function `train_step(state, images, labels, normalization,
-    teacher_variables, hyperparameters)`, to be jitted, that returns the next
-    state and the batch's metrics (`loss`, `accuracy`, `gradient_norm`, with a
-    teacher `teacher_agreement`, and the method's own), all scalars. Images are
-    pixels from 0 to 255, `[batch, height, width, channels]`, labels integers
-    `[batch]`; `normalization` is the student's. The teacher runs in evaluation
-    mode, its variables are never changed.
+    from_teacher, hyperparameters)`, to be jitted, that returns the next state
+    and the batch's metrics (`loss`, `accuracy`, `gradient_norm`, with a teacher
+    `teacher_agreement`, and the method's own), all scalars. Images are pixels
+    from 0 to 255, `[batch, height, width, channels]`, labels integers
+    `[batch]`; `normalization` is the student's. `from_teacher` is the teacher's
+    variables, and it runs in evaluation mode without being changed; or its
+    `Outputs` for these images, where they are known already; or None.
 
   Raises:
     ValueError: the method needs a teacher and there is none, or the reverse.
@@ -159,15 +160,17 @@ def make_train_step(
     images: jax.Array,
     labels: jax.Array,
     normalization: Mapping[str, jax.Array],
-    teacher_variables: features.Variables | None,
+    from_teacher: features.Variables | features.Outputs | None,
     hyperparameters: Mapping[str, jax.typing.ArrayLike],
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     teacher_outputs = None
-    if teacher is not None:
-      assert teacher_variables is not None
+    if isinstance(from_teacher, features.Outputs):
+      teacher_outputs = jax.lax.stop_gradient(from_teacher)
+    elif teacher is not None:
+      assert from_teacher is not None
       teacher_outputs, _ = features.forward(
         teacher,
-        jax.lax.stop_gradient(teacher_variables),
+        jax.lax.stop_gradient(from_teacher),
         images,
         names=method.teacher_features,
         train=False,

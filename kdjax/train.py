@@ -30,6 +30,8 @@ from kdjax import (
 from kdjax import config as config_lib
 from kdjax import teacher as teacher_lib
 from kdjax.program import Plan, Program
+from kdjax.replay import Replay
+from kdjax.session import Session
 from kdjax.teacher import Teacher
 from kdjax.version import __version__
 
@@ -37,7 +39,9 @@ logger = logs.logger
 
 
 def train_and_evaluate(
-  config: ml_collections.ConfigDict, workdir: str | pathlib.Path
+  config: ml_collections.ConfigDict,
+  workdir: str | pathlib.Path,
+  session: Session | None = None,
 ) -> dict[str, Any]:
   """Runs an experiment, or continues it where it was cut off.
 
@@ -50,6 +54,7 @@ def train_and_evaluate(
     config: as `kdjax.config.default` describes it.
     workdir: the run directory. It receives `config.json`, `metrics.jsonl`,
       `checkpoints/`, `tensorboard/` and, at the end, `result.json`.
+    session: what this run shares with others of this process.
 
   Returns:
     The content of `result.json`.
@@ -66,25 +71,28 @@ def train_and_evaluate(
   if results.read_result(workdir):
     logger.info('%s has finished; evaluating its checkpoints', workdir)
     return measure.evaluate(workdir, config)
-  return _run(config, workdir, data.load(config.data))
+  return _run(config, workdir, session or Session())
 
 
 def _run(
-  config: ml_collections.ConfigDict,
-  workdir: pathlib.Path,
-  dataset: data.Dataset,
+  config: ml_collections.ConfigDict, workdir: pathlib.Path, session: Session
 ) -> dict[str, Any]:
+  dataset = session.dataset(config.data)
   method, hyperparameters = methods.build(
     config.method.name, config.method[config.method.name]
   )
   # Before a teacher is trained for hours: what else can be wrong?
   program.plan(config, dataset)
   models.build(**config_lib.model_arguments(config, len(dataset.class_names)))
-  teacher = None
+  teacher, replay = None, None
   if method.needs_teacher:
-    teacher = _find_teacher(config, workdir, dataset, method)
+    teacher = _find_teacher(config, workdir, session, method)
+    replay = _find_replay(config, dataset, method, teacher)
+  run = session.program(
+    config, dataset, method, hyperparameters, teacher, replay
+  )
   results.write_config(workdir, config)
-  wall_time = _train(config, workdir, dataset, method, hyperparameters, teacher)
+  wall_time = _train(config, workdir, dataset, teacher, run)
   result = {
     'method': config.method.name,
     'seed': config.seed,
@@ -120,10 +128,11 @@ def _run(
 def _find_teacher(
   config: ml_collections.ConfigDict,
   workdir: pathlib.Path,
-  dataset: data.Dataset,
+  session: Session,
   method: methods.Method,
 ) -> Teacher:
   """Loads the teacher, after training it if there is none."""
+  dataset = session.dataset(config.data)
   if config.teacher.path:
     path = pathlib.Path(config.teacher.path)
   else:
@@ -134,8 +143,8 @@ def _find_teacher(
         f'(config.teacher.sibling={config.teacher.sibling!r}): choose another '
         '--workdir'
       )
-    _train_teacher(config, path, dataset, method)
-  teacher = teacher_lib.load(path, config, method.teacher_features)
+    _train_teacher(config, path, session, method)
+  teacher = session.teacher(path, config, method.teacher_features)
   teacher_lib.check_suits(teacher, dataset)
   logger.info(
     'teacher: %s of %s, step %d, validation accuracy %s',
@@ -156,7 +165,7 @@ def _find_teacher(
 def _train_teacher(
   config: ml_collections.ConfigDict,
   path: pathlib.Path,
-  dataset: data.Dataset,
+  session: Session,
   method: methods.Method,
 ) -> None:
   """Trains a teacher in a directory, unless a finished one is there."""
@@ -166,26 +175,49 @@ def _train_teacher(
     return
   config_lib.validate(teacher_config)
   results.check_same_run(path, teacher_config)
-  teacher_lib.check_fit(config, dataset, method)
+  teacher_lib.check_fit(config, session.dataset(config.data), method)
   logger.info('training the teacher first, in %s', path)
-  result = _run(teacher_config, path, dataset)
+  result = _run(teacher_config, path, session)
   logger.info('the teacher is trained\n%s', results.table(result))
+
+
+def _find_replay(
+  config: ml_collections.ConfigDict,
+  dataset: data.Dataset,
+  method: methods.Method,
+  teacher: Teacher,
+) -> Replay | None:
+  """Opens the kept logits of the teacher, if the configuration names any."""
+  if not config.teacher.replay:
+    return None
+  if method.teacher_features:
+    raise ValueError(
+      'config.teacher.replay keeps logits only, and the method '
+      f"'{config.method.name}' also wants the teacher's "
+      f"{', '.join(method.teacher_features)}: set it to ''"
+    )
+  about = {
+    'teacher': teacher.report['digest'],
+    'teacher_dtype': config.teacher.dtype or config.student.dtype,
+    'data': dataset.digest,
+    'seed': config.seed,
+    'batch_size': config.train.batch_size,
+    'crop_padding': config.data.crop_padding,
+    'flip': config.data.flip,
+  }
+  return Replay(config.teacher.replay, about, config.teacher.replay_dtype)
 
 
 def _train(
   config: ml_collections.ConfigDict,
   workdir: pathlib.Path,
   dataset: data.Dataset,
-  method: methods.Method,
-  hyperparameters: Mapping[str, float],
   teacher: Teacher | None,
+  run: Program,
 ) -> float:
   """Trains to the end and returns the seconds it took over all starts."""
   start_time = time.perf_counter()
   metadata = _metadata(config, dataset, teacher)
-  run = Program(
-    config, dataset, method, hyperparameters, teacher and teacher.network
-  )
   plan = run.plan
 
   with checkpoint.Checkpoints(

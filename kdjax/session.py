@@ -1,0 +1,151 @@
+"""What the runs of one process share: data, teacher and compiled programs."""
+
+import json
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import ml_collections
+
+from kdjax import data, methods, program, results, step
+from kdjax import teacher as teacher_lib
+from kdjax.replay import Replay
+
+_T = TypeVar('_T')
+
+
+class Session:
+  """Makes what a run needs, or gives what the run before it needed.
+
+  Of each kind the last one is kept, so that runs that share something are best
+  done one after the other.
+  """
+
+  def __init__(self) -> None:
+    self._kept: dict[str, tuple[Hashable, Any]] = {}
+
+  def dataset(self, config: ml_collections.ConfigDict) -> data.Dataset:
+    """Loads a data set.
+
+    Args:
+      config: the section `data` of a run's configuration.
+
+    Returns:
+      As `kdjax.data.load`, which says what it raises.
+    """
+    return self._keep('data', config.to_json(), lambda: data.load(config))
+
+  def teacher(
+    self,
+    path: str | os.PathLike[str],
+    config: ml_collections.ConfigDict,
+    names: Sequence[str] = (),
+  ) -> teacher_lib.Teacher:
+    """Loads a teacher.
+
+    Args:
+      path: the directory of a finished run, or one checkpoint in it.
+      config: configuration of the run that it teaches in.
+      names: the features that will be wanted of it.
+
+    Returns:
+      As `kdjax.teacher.load`, which says what it raises.
+    """
+    key = (
+      os.path.abspath(path),
+      config.teacher.checkpoint,
+      config.teacher.dtype or config.student.dtype,
+      tuple(names),
+    )
+    return self._keep(
+      'teacher', key, lambda: teacher_lib.load(path, config, names)
+    )
+
+  def program(
+    self,
+    config: ml_collections.ConfigDict,
+    dataset: data.Dataset,
+    method: methods.Method,
+    hyperparameters: Mapping[str, float],
+    teacher: teacher_lib.Teacher | None,
+    replay: Replay | None,
+  ) -> program.Program:
+    """Makes the program of a run, compiled already if that of the last run is.
+
+    Runs that differ by nothing but the seed and the method's hyperparameters
+    share what is compiled.
+
+    Args:
+      config: the run's configuration.
+      dataset: its data set.
+      method: its method.
+      hyperparameters: the value of each of the method's hyperparameters.
+      teacher: its teacher, if the method needs one.
+      replay: where the teacher's logits are kept, if they are.
+
+    Returns:
+      The program.
+    """
+    settings = results.as_json(config)
+    options = settings['method'][config.method.name]
+    key = json.dumps(
+      [
+        {
+          section: settings[section]
+          for section in ('student', 'train', 'eval', 'device')
+        },
+        config.data.crop_padding,
+        config.data.flip,
+        dataset.digest,
+        config.method.name,
+        {
+          name: value
+          for name, value in options.items()
+          if name not in hyperparameters
+        },
+        # Two teachers of one digest may compute in another dtype.
+        teacher and [teacher.report['digest'], str(teacher.network.model)],
+        replay is not None,
+      ]
+    )
+    network = teacher and teacher.network
+    made = self._keep(
+      'program',
+      key,
+      lambda: program.Program(
+        config, dataset, method, hyperparameters, network, replay
+      ),
+    )
+    return made.again(config.seed, hyperparameters, replay)
+
+  def test_logits(
+    self,
+    teacher: teacher_lib.Teacher,
+    dataset: data.Dataset,
+    batch_size: int,
+  ) -> jax.Array:
+    """Computes a teacher's logits of the test images.
+
+    Args:
+      teacher: the teacher.
+      dataset: the data set.
+      batch_size: how many images to compute at once.
+
+    Returns:
+      Logits, float32 `[size, classes]`.
+    """
+    return self._keep(
+      'test logits',
+      (teacher.report['digest'], str(teacher.network.model), dataset.digest),
+      lambda: step.predict(
+        teacher.network, jax.device_put(dataset.test.images), batch_size
+      ),
+    )
+
+  def _keep(self, kind: str, key: Hashable, make: Callable[[], _T]) -> _T:
+    if kind not in self._kept or self._kept[kind][0] != key:
+      # The old one first: there may be no room for both.
+      self._kept.pop(kind, None)
+      self._kept[kind] = key, make()
+    return self._kept[kind][1]
