@@ -16,18 +16,5 @@ def get_config() -> ml_collections.ConfigDict:
   """Gives the configuration."""
   config = config_lib.default()
   config.method.name = 'feature'
-  config.data.name = 'digits'
-  # A mirrored digit is none, and few epochs leave no time for crops.
-  config.data.flip = False
-  config.data.crop_padding = 0
-  config.train.epochs = 8
-  config.train.batch_size = 64
-  config.train.optimizer = 'adamw'
-  config.train.learning_rate = 0.003
-  config.train.weight_decay = 0.05
-  config.train.label_smoothing = 0.1
-  config.eval.every_epochs = 2
-  config.log.every_steps = 10
-  config.teacher.sibling = 'quickstart_teacher'
-  config.teacher.train.epochs = 8
+  config_lib.set_digits_recipe(config)
   return config

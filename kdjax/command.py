@@ -1,10 +1,12 @@
 """What all commands have in common."""
 
 import contextlib
+import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
-from absl import app
+from absl import app, flags
+from ml_collections import config_flags
 
 from kdjax import logs, runtime
 
@@ -31,3 +33,19 @@ def command(argv: Sequence[str]) -> Iterator[None]:
   except (ValueError, OSError, FloatingPointError) as error:
     logs.logger.debug('', exc_info=True)
     sys.exit(f'error: {error}')
+
+
+def default_workdir(mode: str | None = None) -> str:
+  """Names the directory of a command that was given none.
+
+  Args:
+    mode: what was chosen in place of the configuration's own method.
+
+  Returns:
+    `runs/` and the name of the file that the flag `--config` gives, with its
+    variant and the mode where they are given.
+  """
+  file = config_flags.get_config_filename(flags.FLAGS['config'])
+  path, _, variant = file.partition(':')
+  parts = [pathlib.Path(path).stem, variant, mode]
+  return str(pathlib.Path('runs', '-'.join(filter(None, parts))))

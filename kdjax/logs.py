@@ -4,11 +4,15 @@ Lines of text go to the logger `kdjax`; numbers go to `metrics.jsonl` and to
 TensorBoard; on a terminal a progress bar shows the last of them.
 """
 
+import contextlib
 import json
 import logging
 import math
 import pathlib
+import statistics
 import sys
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import tensorboardX
@@ -88,6 +92,8 @@ class RunLog:
       bar_format=_BAR,
       dynamic_ncols=True,
       disable=not sys.stderr.isatty(),
+      # Below the bar of a sweep it makes room for that of the next run.
+      leave=None,
     )
     self._total_steps = total_steps
     self._shown: dict[str, str] = {}
@@ -147,6 +153,63 @@ class RunLog:
         else f'val {accuracy}'
       )
       self._bar.set_postfix_str(', '.join(self._shown.values()))
+
+
+class SweepLog:
+  """The progress of a sweep: which run goes on, and how much time is left.
+
+  Args:
+    total: number of runs.
+  """
+
+  def __init__(self, total: int):
+    self._total = total
+    self._seconds: list[float] = []
+    self._bar = tqdm.tqdm(
+      total=total,
+      bar_format='{desc}: {n_fmt}/{total_fmt} runs|{bar}| {postfix}',
+      desc='sweep',
+      dynamic_ncols=True,
+      disable=not sys.stderr.isatty(),
+    )
+    self._done = 0
+
+  def __enter__(self) -> 'SweepLog':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._bar.close()
+
+  @contextlib.contextmanager
+  def run(self, name: str) -> Iterator[None]:
+    """Shows that a run goes on, and measures how long it takes.
+
+    Args:
+      name: the run's name.
+
+    Yields:
+      Nothing; the run goes inside.
+    """
+    number = self._done + 1
+    logger.info('run %d/%d: %s%s', number, self._total, name, self._left())
+    start = time.perf_counter()
+    yield
+    self._seconds.append(time.perf_counter() - start)
+    self.skip()
+
+  def skip(self) -> None:
+    """Counts a run that had nothing left to do."""
+    self._done += 1
+    self._bar.set_postfix_str(self._left().lstrip(', '), refresh=False)
+    self._bar.update()
+
+  def _left(self) -> str:
+    if not self._seconds:
+      return ''
+    # The first run compiles for the others, and tells nothing of them.
+    typical = statistics.median(self._seconds)
+    seconds = typical * (self._total - self._done)
+    return f', about {tqdm.tqdm.format_interval(seconds)} left'
 
 
 def _describe(record: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from kdjax import methods, results, train
-from kdjax.command import command
+from kdjax.command import command, default_workdir
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -33,20 +33,13 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
-def _default_workdir() -> pathlib.Path:
-  file = config_flags.get_config_filename(flags.FLAGS['config'])
-  path, _, variant = file.partition(':')
-  parts = [pathlib.Path(path).stem, variant, _MODE.value]
-  return pathlib.Path('runs') / '-'.join(part for part in parts if part)
-
-
 def main(argv: list[str]) -> None:
   """Reads the flags and runs the experiment."""
   with command(argv):
     config = _CONFIG.value
     if _MODE.value:
       config.method.name = _MODE.value
-    workdir = pathlib.Path(_WORKDIR.value or _default_workdir())
+    workdir = pathlib.Path(_WORKDIR.value or default_workdir(_MODE.value))
     result = train.train_and_evaluate(config, workdir)
   print(results.table(result))
   print(f'\nrun directory: {workdir}')

@@ -1,5 +1,6 @@
 """The files that a run leaves beside its checkpoints, and its final table."""
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -14,6 +15,7 @@ from kdjax import config as config_lib
 from kdjax import methods
 
 _CONFIG = 'config.json'
+_METRICS = 'metrics.jsonl'
 _RESULT = 'result.json'
 
 # Fields that change what a run writes or where it reads, not what it computes.
@@ -109,7 +111,7 @@ def write_config(
 ) -> None:
   """Writes a run's configuration; makes the directory if need be."""
   workdir.mkdir(parents=True, exist_ok=True)
-  _write(workdir / _CONFIG, as_json(config))
+  write_json(workdir / _CONFIG, as_json(config))
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
@@ -141,7 +143,43 @@ def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 def write_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
   """Writes the result of a run, which marks it as finished."""
-  _write(workdir / _RESULT, result)
+  write_json(workdir / _RESULT, result)
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """Reads the metrics of a run, as far as they were written.
+
+  Args:
+    workdir: the run directory.
+
+  Returns:
+    The records in their order; none if there is no such file. A last line that
+    was cut off is left out.
+  """
+  path = workdir / _METRICS
+  records = []
+  if path.exists():
+    for line in path.read_text(encoding='utf-8').splitlines():
+      with contextlib.suppress(json.JSONDecodeError):
+        records.append(json.loads(line))
+  return records
+
+
+def divergence(records: Sequence[Mapping[str, Any]]) -> str | None:
+  """Says where a run diverged, from its metrics.
+
+  Args:
+    records: as `read_metrics` gives them.
+
+  Returns:
+    'no finite loss at step N', or None if it did not diverge.
+  """
+  for record in records:
+    # JSON has no NaN and no infinity: such values are written as null.
+    for name in ('loss', 'gradient_norm'):
+      if name in record and record[name] is None:
+        return f'no finite {name} at step {record["step"]}'
+  return None
 
 
 def digest(tree: Any) -> str:
@@ -247,8 +285,8 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   return json.loads(path.read_text(encoding='utf-8'))
 
 
-def _write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-  # Replaced as a whole, so that nobody ever reads half a file.
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+  """Writes a JSON file as a whole, so that nobody ever reads half of it."""
   temporary = path.with_suffix('.json.tmp')
   temporary.write_text(
     json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8'

@@ -86,7 +86,7 @@ def _run(
   models.build(**config_lib.model_arguments(config, len(dataset.class_names)))
   teacher, replay = None, None
   if method.needs_teacher:
-    teacher = _find_teacher(config, workdir, session, method)
+    teacher = _find_teacher(config, workdir, session, method.teacher_features)
     replay = _find_replay(config, dataset, method, teacher)
   run = session.program(
     config, dataset, method, hyperparameters, teacher, replay
@@ -125,26 +125,48 @@ def _run(
   return result
 
 
+def prepare_teacher(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path, session: Session
+) -> pathlib.Path:
+  """Finds the teacher of a run, and trains it first if there is none.
+
+  Args:
+    config: configuration of a run whose method needs a teacher.
+    workdir: the run's directory.
+    session: what it shares with other runs.
+
+  Returns:
+    The teacher's run directory, or the checkpoint that the configuration names.
+
+  Raises:
+    ValueError: the teacher there is another than the run asks for, or would not
+      fit it.
+    FileNotFoundError: data are not where the configuration says.
+    FloatingPointError: the teacher's loss is no longer finite.
+  """
+  if config.teacher.path:
+    return pathlib.Path(config.teacher.path)
+  path = workdir.absolute().parent / config.teacher.sibling
+  if path == workdir.absolute():
+    raise ValueError(
+      f'{workdir} is where the teacher of its neighbours belongs '
+      f'(config.teacher.sibling={config.teacher.sibling!r}): choose another '
+      '--workdir'
+    )
+  _train_teacher(config, path, session)
+  return path
+
+
 def _find_teacher(
   config: ml_collections.ConfigDict,
   workdir: pathlib.Path,
   session: Session,
-  method: methods.Method,
+  names: Sequence[str],
 ) -> Teacher:
   """Loads the teacher, after training it if there is none."""
+  path = prepare_teacher(config, workdir, session)
+  teacher = session.teacher(path, config, names)
   dataset = session.dataset(config.data)
-  if config.teacher.path:
-    path = pathlib.Path(config.teacher.path)
-  else:
-    path = workdir.absolute().parent / config.teacher.sibling
-    if path == workdir.absolute():
-      raise ValueError(
-        f'{workdir} is where the teacher of its neighbours belongs '
-        f'(config.teacher.sibling={config.teacher.sibling!r}): choose another '
-        '--workdir'
-      )
-    _train_teacher(config, path, session, method)
-  teacher = session.teacher(path, config, method.teacher_features)
   teacher_lib.check_suits(teacher, dataset)
   logger.info(
     'teacher: %s of %s, step %d, validation accuracy %s',
@@ -166,7 +188,6 @@ def _train_teacher(
   config: ml_collections.ConfigDict,
   path: pathlib.Path,
   session: Session,
-  method: methods.Method,
 ) -> None:
   """Trains a teacher in a directory, unless a finished one is there."""
   teacher_config = config_lib.teacher_run(config)
@@ -175,6 +196,9 @@ def _train_teacher(
     return
   config_lib.validate(teacher_config)
   results.check_same_run(path, teacher_config)
+  method, _ = methods.build(
+    config.method.name, config.method[config.method.name]
+  )
   teacher_lib.check_fit(config, session.dataset(config.data), method)
   logger.info('training the teacher first, in %s', path)
   result = _run(teacher_config, path, session)

@@ -25,6 +25,18 @@ ALLOWED = {
   # Commands. Nothing imports them.
   'kdjax.main': ('command', 'methods', 'results', 'train'),
   'kdjax.evaluate': ('command', 'measure', 'results'),
+  'kdjax.sweep': ('sweep.plan',),
+  'kdjax.sweep.__main__': ('command', 'sweep.execute'),
+  'kdjax.sweep.execute': (
+    'logs',
+    'methods',
+    'program',
+    'results',
+    'session',
+    'sweep.plan',
+    'train',
+  ),
+  'kdjax.sweep.plan': ('config',),
   'kdjax.command': ('logs', 'runtime'),
   'kdjax.benchmark': (),
   'kdjax.benchmark.__main__': ('benchmark.compare', 'command', 'methods'),
@@ -158,7 +170,12 @@ NEEDS_ONLY = {
 # What a module may take from another one; by default anything.
 TAKES_ONLY = {('kdjax.methods.*', 'kdjax.features'): ('Outputs',)}
 
-DEFINE_FLAGS = ('kdjax.main', 'kdjax.evaluate', 'kdjax.benchmark.__main__')
+DEFINE_FLAGS = (
+  'kdjax.main',
+  'kdjax.evaluate',
+  'kdjax.benchmark.__main__',
+  'kdjax.sweep.__main__',
+)
 KNOW_INTERMEDIATES = ('kdjax.features',)
 
 

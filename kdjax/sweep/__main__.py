@@ -1,0 +1,50 @@
+"""Trains a set of runs that share a teacher and a data set, and compares them.
+
+python -m kdjax.sweep --config=configs/quickstart_sweep.py
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from kdjax.command import command, default_workdir
+from kdjax.sweep import execute
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  None,
+  'Configuration file of a sweep, such as configs/sweep.py. Override a field '
+  'of all its runs with --config.run.FIELD=VALUE, the seeds with '
+  '--config.seeds=0,1,2; choose a variant with FILE:VARIANT.',
+  lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'Directory of the sweep. Started again with the same one, a sweep continues. '
+  'Default: runs/NAME, NAME being that of the configuration file, with the '
+  'variant where it is given.',
+)
+
+
+def main(argv: list[str]) -> None:
+  """Reads the flags, runs the sweep and prints how its runs went."""
+  with command(argv):
+    workdir = pathlib.Path(_WORKDIR.value or default_workdir())
+    summary = execute.run(_CONFIG.value, workdir)
+  print(execute.table(summary))
+  print(f'\nsweep: {workdir}; compare its runs with')
+  print(f'  python -m kdjax.report {workdir}')
+  if any(
+    record['state'] == 'failed'
+    for stage in summary['stages']
+    for record in stage['runs']
+  ):
+    sys.exit('error: runs failed; start the sweep again to continue them')
+
+
+if __name__ == '__main__':
+  flags.mark_flag_as_required('config')
+  app.run(main)

@@ -1,0 +1,270 @@
+"""Runs a sweep: one run after the other, in one process."""
+
+import hashlib
+import json
+import pathlib
+import shutil
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from kdjax import logs, methods, program, results, train
+from kdjax.session import Session
+from kdjax.sweep import plan
+from kdjax.sweep.plan import Run, Settings
+
+logger = logs.logger
+
+_SUMMARY = 'sweep.json'
+_REPLAY = 'replay'
+_FINISHED, _DIVERGED, _FAILED = 'finished', 'diverged', 'failed'
+
+
+def run(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> dict[str, Any]:
+  """Runs a sweep, or continues it where it was cut off.
+
+  Runs that have finished or diverged are left as they are, others are begun or
+  continued. One that fails does not stop the others.
+
+  Args:
+    config: as `kdjax.sweep.default` describes it.
+    workdir: the sweep's directory. It receives a run directory for each run and
+      one for their teacher, `replay/` with the teacher's logits where several
+      runs need the same, and `sweep.json`.
+
+  Returns:
+    The content of `sweep.json`: `stages`, for each its `name`, its `runs`
+    (`name`, `method`, `settings`, `seed`, `state`, then `validation_accuracy`
+    and `validation_loss` of the best epoch or the `error`), and `chosen`, by
+    method the settings that did best.
+
+  Raises:
+    ValueError: the configuration makes no sense or is not that of the runs in
+      the directory, or a stage leaves the next nothing to choose from.
+    FileNotFoundError: data or teacher are not where the configuration says.
+    FloatingPointError: the teacher diverged.
+  """
+  if not config.stages:
+    raise ValueError('config.stages is empty: a sweep needs at least one stage')
+  # All that can be known to be wrong, before the first run.
+  planned = [plan.runs(config, stage, {}) for stage in config.stages]
+  for one in planned[0]:
+    results.check_same_run(workdir / one.name, one.config)
+  workdir.mkdir(parents=True, exist_ok=True)
+
+  session = Session()
+  records: dict[str, dict[str, Any]] = {}
+  chosen: dict[str, Settings] = {}
+  stages: list[dict[str, Any]] = []
+  with logs.SweepLog(sum(map(len, planned))) as log:
+    for stage in config.stages:
+      runs = plan.runs(config, stage, chosen)
+      stages.append({'name': stage['name'], 'runs': [], 'chosen': {}})
+      _prepare_teacher(runs, workdir, session)
+      _share_logits(runs, workdir, session)
+      for one in runs:
+        record = records.get(one.name) or _recorded(one, workdir / one.name)
+        if record:
+          log.skip()
+        else:
+          with log.run(one.name):
+            record = _run(one, workdir / one.name, session)
+        records[one.name] = record
+        stages[-1]['runs'].append(record)
+        results.write_json(workdir / _SUMMARY, {'stages': stages})
+      best = _choose(stages[-1]['runs'])
+      if not best and stage is not config.stages[-1]:
+        raise ValueError(
+          f"of the stage '{stage['name']}' no setting finished with a "
+          'validation accuracy: there is nothing to choose for the next stage'
+        )
+      stages[-1]['chosen'] = best
+      chosen |= best
+      results.write_json(workdir / _SUMMARY, {'stages': stages})
+  return {'stages': stages}
+
+
+def table(summary: Mapping[str, Any]) -> str:
+  """Formats a sweep for a terminal: what was chosen, and how the runs went.
+
+  Args:
+    summary: as `run` returns it.
+
+  Returns:
+    A table of the runs of each stage, with validation accuracies: the test
+    split is for the report.
+  """
+  lines = [('stage', 'run', 'validation accuracy', '')]
+  for stage in summary['stages']:
+    for record in stage['runs']:
+      accuracy = record.get('validation_accuracy')
+      others = any(
+        other['method'] == record['method']
+        and other['settings'] != record['settings']
+        for other in stage['runs']
+      )
+      remark = '' if record['state'] == _FINISHED else record['state']
+      if others and stage['chosen'].get(record['method']) == record['settings']:
+        remark = 'chosen'
+      lines.append(
+        (
+          stage['name'],
+          record['name'],
+          '-' if accuracy is None else f'{accuracy:.2%}',
+          remark,
+        )
+      )
+  return results.align(lines, left=2)
+
+
+def _describe(one: Run) -> dict[str, Any]:
+  return {
+    'name': one.name,
+    'method': one.method,
+    'settings': one.settings,
+    'seed': one.config.seed,
+  }
+
+
+def _recorded(one: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
+  """Gives the record of a run that is done; None of one that is not."""
+  record = _describe(one)
+  metrics = results.read_metrics(workdir)
+  if result := results.read_result(workdir):
+    best = result['best']
+    losses = {
+      line['step']: line['loss']
+      for line in metrics
+      if line['kind'] == 'validation'
+    }
+    return record | {
+      'state': _FINISHED,
+      'validation_accuracy': best['validation_accuracy'],
+      'validation_loss': losses.get(best['step']),
+    }
+  if error := results.divergence(metrics):
+    return record | {'state': _DIVERGED, 'error': error}
+  return None
+
+
+def _run(one: Run, workdir: pathlib.Path, session: Session) -> dict[str, Any]:
+  """Makes a run; what goes wrong in it is recorded."""
+  error: Exception | None = None
+  try:
+    train.train_and_evaluate(one.config, workdir, session)
+  except Exception as caught:
+    error = caught
+  record = _recorded(one, workdir)
+  if record is None:
+    record = _describe(one) | {'state': _FAILED, 'error': repr(error)}
+  if error:
+    logger.warning('%s %s: %s', one.name, record['state'], error)
+    logger.debug('', exc_info=error)
+  return record
+
+
+def _choose(records: Sequence[Mapping[str, Any]]) -> dict[str, Settings]:
+  """Gives the best settings of each method, by the mean over their seeds.
+
+  By validation accuracy; where two are equal, by validation loss. Settings with
+  a run that did not finish are never chosen.
+  """
+  settings: dict[str, Settings] = {}
+  found: dict[str, dict[str, list[Mapping[str, Any]]]] = defaultdict(
+    lambda: defaultdict(list)
+  )
+  for record in records:
+    key = json.dumps(record['settings'], sort_keys=True)
+    settings[key] = record['settings']
+    found[record['method']][key].append(record)
+
+  def rank(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    # Not by rounding of the mean: with one split accuracies are often equal.
+    accuracy = statistics.fmean(run['validation_accuracy'] for run in runs)
+    loss = statistics.fmean(run['validation_loss'] for run in runs)
+    return round(accuracy, 12), -loss
+
+  chosen = {}
+  for method, candidates in found.items():
+    complete = {
+      key: rank(runs)
+      for key, runs in candidates.items()
+      if all(run.get('validation_loss') is not None for run in runs)
+    }
+    if complete:
+      chosen[method] = settings[max(complete, key=lambda key: complete[key])]
+  return chosen
+
+
+def _prepare_teacher(
+  runs: Sequence[Run], workdir: pathlib.Path, session: Session
+) -> None:
+  """Trains the teacher that the runs share, if it is not there yet."""
+  for one in runs:
+    method, _ = methods.build(one.method, one.config.method[one.method])
+    if method.needs_teacher and not results.read_result(workdir / one.name):
+      train.prepare_teacher(one.config, workdir / one.name, session)
+      return
+
+
+def _share_logits(
+  runs: Sequence[Run], workdir: pathlib.Path, session: Session
+) -> None:
+  """Has runs that show their teacher the same images share its logits.
+
+  Where at least two are to be made, or one is to be continued that shares
+  them, and there is room to keep them.
+  """
+  sharing: dict[pathlib.Path, list[Run]] = defaultdict(list)
+  for one in runs:
+    config = one.config
+    method, _ = methods.build(one.method, config.method[one.method])
+    if (
+      method.needs_teacher
+      and not method.teacher_features
+      and not config.teacher.replay
+      and not results.read_result(workdir / one.name)
+    ):
+      settings = results.as_json(config)
+      decisive = json.dumps(
+        [
+          settings['data'],
+          settings['train']['batch_size'],
+          settings['student']['dtype'],
+          settings['teacher'],
+        ]
+      )
+      digest = hashlib.sha256(decisive.encode()).hexdigest()
+      name = f'seed{config.seed}-{digest[:8]}'
+      sharing[workdir / _REPLAY / name].append(one)
+  for directory, sharers in sharing.items():
+    if len(sharers) < 2 and not directory.exists():
+      continue
+    dataset = session.dataset(sharers[0].config.data)
+    steps = max(
+      program.plan(one.config, dataset).total_steps for one in sharers
+    )
+    size = 4 * steps * sharers[0].config.train.batch_size
+    size *= len(dataset.class_names)
+    free = shutil.disk_usage(workdir).free
+    if size > free / 2:
+      logger.warning(
+        'the teacher computes its logits in every run: to keep them would take '
+        '%.1f GB, and %.1f are free',
+        size / 1e9,
+        free / 1e9,
+      )
+      continue
+    logger.info(
+      "%d runs share the teacher's logits in %s (%.1f MB)",
+      len(sharers),
+      directory,
+      size / 1e6,
+    )
+    for one in sharers:
+      one.config.teacher.replay = str(directory)

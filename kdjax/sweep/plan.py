@@ -1,0 +1,258 @@
+"""Which runs a sweep consists of.
+
+A sweep is a sequence of stages. Each trains a set of settings, once per seed,
+and what does best on the validation split goes into the stages after it.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+from kdjax import config as config_lib
+
+Settings = dict[str, Any]
+
+_METHOD = 'method.name'
+_SEED = 'seed'
+
+
+class Run(NamedTuple):
+  """One run of a sweep.
+
+  Attributes:
+    name: name of its directory; runs of one name are one run.
+    method: name of its method.
+    settings: the fields that the sweep sets in it, but for method and seed.
+    config: its whole configuration.
+  """
+
+  name: str
+  method: str
+  settings: Settings
+  config: ml_collections.ConfigDict
+
+
+def default() -> ml_collections.ConfigDict:
+  """Gives the configuration that sweeps start from.
+
+  Returns:
+    A new configuration: `run`, that of the runs as in `kdjax.config.default`;
+    `seeds`, what every setting is trained with; and `stages`, each made by
+    `stage`.
+  """
+  return ml_collections.ConfigDict(
+    {'run': config_lib.default(), 'seeds': (0,), 'stages': ()}
+  ).lock()
+
+
+def stage(
+  name: str,
+  *,
+  grid: Mapping[str, Sequence[Any]] | None = None,
+  random: Mapping[str, tuple[Any, ...]] | None = None,
+  samples: int = 0,
+  fixed: Mapping[str, Any] | None = None,
+  seeds: Sequence[int] | None = None,
+) -> dict[str, Any]:
+  """Describes a stage of a sweep. Fields are those of a run's configuration.
+
+  Args:
+    name: what the sweep calls it.
+    grid: values by field, such as `{'method.response.alpha': (0.1, 0.5)}`; all
+      combinations are tried.
+    random: by field, `(low, high)` to draw from uniformly, whole numbers if
+      both are, or `(low, high, 'log')` to draw the logarithm uniformly.
+    samples: number of settings to draw, each tried with the whole grid.
+    fixed: values by field that all runs of the stage have.
+    seeds: what every setting is trained with, if not with those of the sweep.
+
+  Returns:
+    A description for `config.stages`.
+  """
+  return {
+    'name': name,
+    'grid': {field: tuple(values) for field, values in (grid or {}).items()},
+    'random': {
+      field: tuple(bounds) for field, bounds in (random or {}).items()
+    },
+    'samples': samples,
+    'fixed': dict(fixed or {}),
+    'seeds': None if seeds is None else tuple(seeds),
+  }
+
+
+def comparison(
+  methods: Sequence[str] = ('scratch', 'response', 'feature'),
+  seeds: Sequence[int] | None = None,
+) -> dict[str, Any]:
+  """Describes the stage that compares methods, with the recipe of `run`.
+
+  Args:
+    methods: their names.
+    seeds: what each is trained with, if not with those of the sweep.
+
+  Returns:
+    A description for `config.stages`.
+  """
+  return stage('comparison', grid={_METHOD: methods}, seeds=seeds)
+
+
+def tuning() -> tuple[dict[str, Any], ...]:
+  """Describes the published tuning of T and α of the method `response`.
+
+  Returns:
+    Two stages: T from 1 to 10 at α = 0.1, then α from 0.1 to 1 at the best T.
+  """
+  response = {_METHOD: 'response'}
+  temperature = 'method.response.temperature'
+  alpha = 'method.response.alpha'
+  return (
+    stage(
+      'temperature',
+      grid={temperature: [float(value) for value in range(1, 11)]},
+      fixed={**response, alpha: 0.1},
+    ),
+    stage(
+      'alpha',
+      grid={alpha: [value / 10 for value in range(1, 11)]},
+      fixed=response,
+    ),
+  )
+
+
+def runs(
+  config: ml_collections.ConfigDict,
+  stage: Mapping[str, Any],
+  chosen: Mapping[str, Settings],
+) -> list[Run]:
+  """Lists the runs of a stage.
+
+  Args:
+    config: configuration of the sweep.
+    stage: one of its stages.
+    chosen: for each method, the settings that the stages before have chosen.
+
+  Returns:
+    The runs, each once. Those of one setting follow each other.
+
+  Raises:
+    ValueError: a field is unknown, or a value is none for it or out of range;
+      the message names it.
+  """
+  found: dict[str, Run] = {}
+  seeds = config.seeds if stage['seeds'] is None else stage['seeds']
+  for settings in _settings(stage):
+    settings = {**stage['fixed'], **settings}
+    method = settings.pop(_METHOD, config.run.method.name)
+    settings = {**chosen.get(method, {}), **settings}
+    # What other methods are set to makes no other run of this one.
+    settings = {
+      field: value
+      for field, value in settings.items()
+      if not field.startswith('method.') or field.split('.')[1] == method
+    }
+    for seed in seeds:
+      run = _make(config, method, settings, seed)
+      found.setdefault(run.name, run)
+  return list(found.values())
+
+
+def _settings(stage: Mapping[str, Any]) -> Iterator[Settings]:
+  """Yields the settings of a stage, but for what is fixed."""
+  draws: list[Settings] = [{}]
+  if stage['random']:
+    # A stream of its own for each field: another field changes no draw of it.
+    streams = {
+      field: np.random.default_rng(list(field.encode()))
+      for field in stage['random']
+    }
+    draws = [
+      {
+        field: _draw(streams[field], field, *bounds)
+        for field, bounds in stage['random'].items()
+      }
+      for _ in range(stage['samples'])
+    ]
+  for values in itertools.product(*stage['grid'].values()):
+    for drawn in draws:
+      yield dict(zip(stage['grid'], values, strict=True)) | drawn
+
+
+def _draw(
+  generator: np.random.Generator,
+  field: str,
+  low: float,
+  high: float,
+  scale: str = 'linear',
+) -> float:
+  if (
+    scale not in ('linear', 'log')
+    or low > high
+    or (scale == 'log' and low <= 0)
+  ):
+    raise ValueError(
+      f"{field} is to be drawn from ({low}, {high}, '{scale}'): expected "
+      "(low, high), or (low, high, 'log') with low above 0"
+    )
+  if scale == 'log':
+    value = math.exp(generator.uniform(math.log(low), math.log(high)))
+  elif isinstance(low, int) and isinstance(high, int):
+    return int(generator.integers(low, high, endpoint=True))
+  else:
+    value = generator.uniform(low, high)
+  # As many digits as the name of a run shows.
+  return float(f'{value:.4g}')
+
+
+def _make(
+  config: ml_collections.ConfigDict,
+  method: str,
+  settings: Settings,
+  seed: int,
+) -> Run:
+  run = config.run.copy_and_resolve_references()
+  for field, value in {_METHOD: method, _SEED: seed, **settings}.items():
+    try:
+      run.update_from_flattened_dict({field: value})
+    except (AttributeError, KeyError, TypeError) as error:
+      raise ValueError(
+        f'a stage sets config.{field} to {value!r}: {error}'
+      ) from error
+  config_lib.validate(run)
+  shown = _short_names(config)
+  parts = [
+    method,
+    *(f'{shown[field]}{_show(settings[field])}' for field in sorted(settings)),
+    f'seed{seed}',
+  ]
+  return Run('-'.join(parts), method, settings, run)
+
+
+def _short_names(config: ml_collections.ConfigDict) -> dict[str, str]:
+  """Gives each field of the sweep a name: its last part, if that tells it."""
+  fields = sorted(
+    {
+      field
+      for stage in config.stages
+      for part in ('grid', 'random', 'fixed')
+      for field in stage[part]
+    }
+  )
+  last = [field.rpartition('.')[2] for field in fields]
+  return {
+    field: name if last.count(name) == 1 else field
+    for field, name in zip(fields, last, strict=True)
+  }
+
+
+def _show(value: Any) -> str:
+  if isinstance(value, float):
+    short = f'{value:g}'
+    return short if float(short) == value else repr(value)
+  if isinstance(value, tuple | list):
+    return '+'.join(map(_show, value))
+  return str(value).replace('/', '_')
