@@ -10,8 +10,8 @@
 feature 86.69 %, without a spread.
 
 `tuning`: T from 1 to 10 at α = 0.1, then α from 0.1 to 1 at the best T, with
-learning rate 0.001 and 20 epochs for all; chosen on validation. Published: T = 4
-and α = 0.5, test accuracy 85.58 %.
+learning rate 0.001 and 20 epochs for all; chosen on validation. Published:
+T = 4 and α = 0.5, test accuracy 85.58 %.
 
 `tuned`: the recipe of `comparison`; T, α and the weight of the features are
 tuned with one seed, then the methods are compared with five others.
