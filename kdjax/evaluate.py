@@ -1,4 +1,4 @@
-"""Evaluates a finished run again, on the test split.
+"""Evaluates a run's checkpoints again, on its test split.
 
 python -m kdjax.evaluate --workdir=runs/fkd
 """
@@ -7,24 +7,50 @@ import pathlib
 
 from absl import app, flags
 
-from kdjax import measure, results
+from kdjax import checkpoint, export, measure, results
 from kdjax.command import command
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.', required=True)
 _DATA_DIR = flags.DEFINE_string(
   'data_dir', None, 'Where TFDS keeps data sets, if not where the run had it.'
 )
+_OUTPUT = flags.DEFINE_string(
+  'output',
+  None,
+  'File for the prediction of each test example: .csv (classes by name) or '
+  '.npz (classes by index; logits as well).',
+)
+_CHECKPOINT = flags.DEFINE_enum(
+  'checkpoint',
+  'best',
+  ['best', 'last'],
+  'Whose predictions --output receives. The table shows both.',
+)
 
 
 def main(argv: list[str]) -> None:
-  """Reads the flags and evaluates the run."""
+  """Reads the flags, evaluates the run and writes the predictions."""
   with command(argv):
     workdir = pathlib.Path(_WORKDIR.value)
+    output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None
+    if output:
+      # Before the run is evaluated, rather than after.
+      export.prepare(output)
     config = results.read_config(workdir)
     if _DATA_DIR.value:
       config.data.data_dir = _DATA_DIR.value
-    result = measure.evaluate(workdir, config)
-  print(results.table(result))
+    result, predictions = measure.evaluate(workdir, config)
+    print(results.table(result))
+    if output:
+      which = _CHECKPOINT.value
+      export.write(
+        output,
+        checkpoint.read_metadata(workdir, which)['class_names'],
+        predictions['labels'],
+        predictions[which],
+        predictions.get('teacher'),
+      )
+      print(f'\npredictions: {output}')
 
 
 if __name__ == '__main__':

@@ -1,12 +1,12 @@
 """Measures a run's checkpoints, and its teacher, on the test split."""
 
-import functools
 import os
 import pathlib
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 
 from kdjax import checkpoint, data, metrics, results, step
@@ -16,7 +16,7 @@ from kdjax import teacher as teacher_lib
 def evaluate(
   workdir: str | os.PathLike[str],
   config: ml_collections.ConfigDict | None = None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """Evaluates a finished run's checkpoints again.
 
   Args:
@@ -25,7 +25,8 @@ def evaluate(
       result; by default that in the directory.
 
   Returns:
-    The content of `result.json`, with what was measured now.
+    The content of `result.json`, with what was measured now, and the
+    predictions, as `measure` gives them. Neither is written.
 
   Raises:
     FileNotFoundError: the directory holds no finished run, or its teacher or
@@ -54,9 +55,9 @@ def evaluate(
     results.check_same_digest(
       workdir, 'teacher', trained_with['digest'], teacher.report['digest']
     )
-  measured = measure(workdir, config, dataset, teacher)
+  measured, predictions = measure(workdir, config, dataset, teacher)
   student = result['student'] | measured['student']
-  return result | measured | {'student': student}
+  return result | measured | {'student': student}, predictions
 
 
 def measure(
@@ -64,7 +65,7 @@ def measure(
   config: ml_collections.ConfigDict,
   dataset: data.Dataset,
   teacher: teacher_lib.Teacher | None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """Measures the best and the last checkpoint of a run, and its teacher.
 
   Args:
@@ -74,38 +75,46 @@ def measure(
     teacher: its teacher, if it has one.
 
   Returns:
-    `best` and `last` with `step`, `epoch`, `validation_accuracy`, the student's
-    `digest` and, under `test`, what `kdjax.metrics.classification` gives;
-    `student` with the number of `parameters`; and `teacher`, its report and its
-    `test`, or None.
+    What was measured: `best` and `last` with `step`, `epoch`,
+    `validation_accuracy`, the student's `digest` and, under `test`, what
+    `kdjax.metrics.classification` gives; `student` with the number of
+    `parameters`; and `teacher`, its report and its `test`, or None.
+
+    And what it was measured from: `labels`, int32 `[size]`, and the logits of
+    `best`, `last` and, if there is one, `teacher`, float32 `[size, classes]`.
   """
   images, labels = jax.device_put(dataset.test.images), dataset.test.labels
-  predict = functools.partial(
-    step.predict, images=images, batch_size=config.eval.batch_size
-  )
+
+  def predict(network: step.Network) -> np.ndarray:
+    logits = step.predict(network, images, config.eval.batch_size)
+    return jax.device_get(logits)
+
   measured: dict[str, Any] = {'teacher': None}
-  teacher_logits = None
+  predictions = {'labels': labels}
   if teacher:
-    teacher_logits = predict(teacher.network)
+    predictions['teacher'] = predict(teacher.network)
     measured['teacher'] = teacher.report | {
-      'test': metrics.classification(teacher_logits, labels)
+      'test': metrics.classification(predictions['teacher'], labels)
     }
-  tested: dict[pathlib.Path, dict[str, Any]] = {}
+  tested: dict[pathlib.Path, tuple[dict[str, Any], np.ndarray]] = {}
   for which in ('best', 'last'):
     directory = checkpoint.find(workdir, which)
     if directory not in tested:
       network = checkpoint.restore(directory)
       metadata = checkpoint.read_metadata(directory)
       logits = predict(network)
-      tested[directory] = {
+      report = {
         'step': metadata['step'],
         'epoch': metadata['epoch'],
         'validation_accuracy': metadata['validation_accuracy'],
         'digest': results.digest(network.variables),
-        'test': metrics.classification(logits, labels, teacher_logits),
+        'test': metrics.classification(
+          logits, labels, predictions.get('teacher')
+        ),
       }
-    measured[which] = tested[directory]
+      tested[directory] = report, logits
+    measured[which], predictions[which] = tested[directory]
   measured['student'] = {
     'parameters': optax.tree.size(network.variables['params'])
   }
-  return measured
+  return measured, predictions

@@ -4,8 +4,8 @@ import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
 
 import jax
 import ml_collections
@@ -17,6 +17,16 @@ from kdjax import methods
 _CONFIG = 'config.json'
 _METRICS = 'metrics.jsonl'
 _RESULT = 'result.json'
+_PREDICTIONS = 'predictions.npz'
+
+# The metrics in a run's table: heading, name in the result, format.
+_SHOWN = (
+  ('accuracy', 'accuracy', '.2%'),
+  ('NLL', 'loss', '.4f'),
+  ('ECE', 'calibration_error', '.2%'),
+  ('agreement', 'agreement', '.2%'),
+  ('KL to teacher', 'kl_to_teacher', '.4f'),
+)
 
 # Fields that change what a run writes or where it reads, not what it computes.
 # Which teacher a run has is known by its digest, wherever it is.
@@ -182,6 +192,36 @@ def divergence(records: Sequence[Mapping[str, Any]]) -> str | None:
   return None
 
 
+def read_predictions(workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
+  """Reads the predictions of a run on its test split.
+
+  Args:
+    workdir: the run directory.
+
+  Returns:
+    What `kdjax.measure.measure` gave; None if the run has not finished, or is
+    of a version that did not keep its predictions.
+  """
+  path = workdir / _PREDICTIONS
+  if not path.exists():
+    return None
+  with np.load(path) as arrays:
+    return dict(arrays)
+
+
+def write_predictions(
+  workdir: pathlib.Path, predictions: Mapping[str, np.ndarray]
+) -> None:
+  """Writes the predictions of a run on its test split.
+
+  Args:
+    workdir: the run directory.
+    predictions: as `kdjax.measure.measure` gives them.
+  """
+  with _replacing(workdir / _PREDICTIONS) as file:
+    np.savez_compressed(file, allow_pickle=False, **predictions)
+
+
 def digest(tree: Any) -> str:
   """Gives the SHA-256 of all arrays in a PyTree and of their places in it."""
   state = hashlib.sha256()
@@ -200,7 +240,9 @@ def table(result: Mapping[str, Any]) -> str:
 
   Returns:
     A table with a row for the teacher, if there is one, and for the student at
-    its best epoch and at its last.
+    its best epoch and at its last. NLL is the negative log-likelihood and the
+    divergence from the teacher is KL(teacher ‖ student), both in nats; ECE is
+    the expected calibration error. What a row lacks is a dash.
   """
   rows = []
   teacher = result.get('teacher')
@@ -211,21 +253,20 @@ def table(result: Mapping[str, Any]) -> str:
   rows.append((f'{name}, last epoch', result['student'] | result['last']))
   header = (
     'test split',
-    'accuracy',
-    'loss',
-    'agreement',
+    *(heading for heading, _, _ in _SHOWN),
     'parameters',
     'train time',
   )
-  lines = [header]
+  lines: list[tuple[str, ...]] = [header]
   for title, row in rows:
     test = row['test']
     lines.append(
       (
         title,
-        f'{test["accuracy"]:.2%}',
-        f'{test["loss"]:.4f}',
-        f'{test["agreement"]:.2%}' if 'agreement' in test else '-',
+        *(
+          format(test[metric], spec) if metric in test else '-'
+          for _, metric, spec in _SHOWN
+        ),
         f'{row["parameters"]:,}',
         f'{row["wall_time_s"]:.0f} s',
       )
@@ -287,8 +328,16 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
   """Writes a JSON file as a whole, so that nobody ever reads half of it."""
-  temporary = path.with_suffix('.json.tmp')
-  temporary.write_text(
-    json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8'
-  )
+  text = json.dumps(content, indent=2, sort_keys=True) + '\n'
+  with _replacing(path) as file:
+    file.write(text.encode())
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """Opens a file that takes another's place once it is written."""
+  # Replaced as a whole, so that nobody ever reads half a file.
+  temporary = path.with_name(f'{path.name}.tmp')
+  with temporary.open('wb') as file:
+    yield file
   temporary.replace(path)

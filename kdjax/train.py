@@ -53,7 +53,8 @@ def train_and_evaluate(
   Args:
     config: as `kdjax.config.default` describes it.
     workdir: the run directory. It receives `config.json`, `metrics.jsonl`,
-      `checkpoints/`, `tensorboard/` and, at the end, `result.json`.
+      `checkpoints/`, `tensorboard/` and, at the end, `predictions.npz` and
+      `result.json`.
     session: what this run shares with others of this process.
 
   Returns:
@@ -70,7 +71,8 @@ def train_and_evaluate(
   results.check_same_run(workdir, config)
   if results.read_result(workdir):
     logger.info('%s has finished; evaluating its checkpoints', workdir)
-    return measure.evaluate(workdir, config)
+    result, _ = measure.evaluate(workdir, config)
+    return result
   return _run(config, workdir, session or Session())
 
 
@@ -93,6 +95,7 @@ def _run(
   )
   results.write_config(workdir, config)
   wall_time = _train(config, workdir, dataset, teacher, run)
+  measured, predictions = measure.measure(workdir, config, dataset, teacher)
   result = {
     'method': config.method.name,
     'seed': config.seed,
@@ -114,13 +117,14 @@ def _run(
       },
     },
     'config': results.as_json(config),
-    **measure.measure(workdir, config, dataset, teacher),
+    **measured,
   }
   result['student'] |= {
     'model': config.student.name,
     'stem': config.student.stem,
     'wall_time_s': wall_time,
   }
+  results.write_predictions(workdir, predictions)
   results.write_result(workdir, result)
   return result
 

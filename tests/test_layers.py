@@ -24,7 +24,7 @@ ALLOWED = {
   ),
   # Commands. Nothing imports them.
   'kdjax.main': ('command', 'methods', 'results', 'train'),
-  'kdjax.evaluate': ('command', 'measure', 'results'),
+  'kdjax.evaluate': ('checkpoint', 'command', 'export', 'measure', 'results'),
   'kdjax.sweep': ('sweep.plan',),
   'kdjax.sweep.__main__': ('command', 'sweep.execute'),
   'kdjax.sweep.execute': (
@@ -114,6 +114,7 @@ ALLOWED = {
   ),
   'kdjax.checkpoint': ('models', 'step'),
   'kdjax.config': ('methods',),
+  'kdjax.export': ('metrics',),
   'kdjax.logs': (),
   'kdjax.metrics': ('losses',),
   'kdjax.optimizer': (),

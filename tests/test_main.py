@@ -1,5 +1,6 @@
 """The commands, as a user starts them: in processes of their own."""
 
+import csv
 import json
 import os
 import pathlib
@@ -125,11 +126,44 @@ def test_a_killed_run_continues_bit_for_bit(undisturbed, tmp_path, step):
     assert results[0][which] == results[1][which]
 
 
-def test_evaluate_prints_the_same_table(undisturbed):
+def test_evaluate_prints_the_same_table_and_writes_predictions(
+  undisturbed, tmp_path
+):
   workdir, done = undisturbed
-  again = run(f'--workdir={workdir}', module='kdjax.evaluate')
+  output = tmp_path / 'new' / 'predictions.csv'
+  again = run(
+    f'--workdir={workdir}',
+    '--checkpoint=last',
+    f'--output={output}',
+    module='kdjax.evaluate',
+  )
   assert again.returncode == 0, again.stderr
-  assert again.stdout.strip() in done.stdout
+  table, _, rest = again.stdout.partition('\n\n')
+  assert table in done.stdout
+  assert rest == f'predictions: {output}\n'
+  with output.open(encoding='utf-8', newline='') as file:
+    rows = list(csv.DictReader(file))
+  result = json.loads((workdir / 'result.json').read_text())
+  for column, test in (
+    ('prediction', result['last']['test']),
+    ('teacher_prediction', result['teacher']['test']),
+  ):
+    accuracy = np.mean([row['label'] == row[column] for row in rows])
+    assert accuracy == pytest.approx(test['accuracy'], rel=1e-12)
+    assert f'{accuracy:.2%}' in table
+  loss = np.mean([float(row['loss']) for row in rows])
+  assert loss == pytest.approx(result['last']['test']['loss'], rel=1e-6)
+
+
+def test_evaluate_refuses_a_file_that_it_cannot_write(tmp_path):
+  done = run(
+    f'--workdir={tmp_path / "nowhere"}',
+    '--output=predictions.txt',
+    module='kdjax.evaluate',
+  )
+  assert done.returncode != 0
+  # Before it looks for the run.
+  assert 'error: cannot write predictions to predictions.txt' in done.stderr
 
 
 def test_mode_and_variant_choose_the_method_and_the_directory(tmp_path):

@@ -66,6 +66,23 @@ def test_a_run_leaves_what_it_promises(runs):
   assert set(result['versions']) >= {'kdjax', 'jax', 'flax', 'optax'}
 
 
+def test_the_metrics_are_those_of_the_predictions_that_are_kept(runs):
+  root, result = runs
+  predictions = results.read_predictions(root / 'feature')
+  assert {
+    name: (array.dtype.name, array.shape) for name, array in predictions.items()
+  } == {
+    'labels': ('int32', (360,)),
+    **dict.fromkeys(('best', 'last', 'teacher'), ('float32', (360, 10))),
+  }
+  labels, teacher = predictions['labels'], predictions['teacher']
+  for which in ('best', 'last'):
+    measured = metrics.classification(predictions[which], labels, teacher)
+    assert measured == result[which]['test']
+  measured = metrics.classification(teacher, labels)
+  assert measured == result['teacher']['test']
+
+
 def test_it_learns(runs):
   root, result = runs
   # Chance is 10 %.
@@ -83,6 +100,7 @@ def test_metrics_are_written_at_the_steps_asked_for(runs):
   validation = lines(workdir, 'validation')
   assert [record['step'] for record in validation] == [5, 10, 15]
   assert all(record['count'] == 144 for record in validation)
+  assert all(0 <= record['calibration_error'] <= 1 for record in validation)
   first = lines(workdir, 'train')[0]
   expected = {'loss', 'accuracy', 'learning_rate', 'images_per_second'}
   expected |= {'teacher_agreement', 'cross_entropy', 'feature_mse/stage4'}
@@ -151,7 +169,10 @@ def test_a_finished_run_says_so_and_is_evaluated(runs, caplog):
     again = train.train_and_evaluate(tiny.config(), root / 'feature')
   assert 'has finished' in caplog.text
   assert again == result
-  assert measure.evaluate(root / 'feature') == result
+  evaluated, predictions = measure.evaluate(root / 'feature')
+  assert evaluated == result
+  for name, kept in results.read_predictions(root / 'feature').items():
+    np.testing.assert_array_equal(predictions[name], kept)
   assert (root / 'feature' / 'metrics.jsonl').read_bytes() == before
 
 
@@ -335,7 +356,7 @@ def test_runs_that_were_moved_together_are_evaluated(runs, tmp_path):
     shutil.copytree(root / name, tmp_path / 'moved' / name)
     path = tmp_path / 'moved' / name / 'result.json'
     path.write_text(path.read_text().replace(str(root), '/gone'))
-  moved = measure.evaluate(tmp_path / 'moved' / 'feature')
+  moved, _ = measure.evaluate(tmp_path / 'moved' / 'feature')
   assert moved['best'] == result['best']
   assert moved['teacher']['test'] == result['teacher']['test']
 
@@ -347,6 +368,7 @@ def test_a_result_that_is_missing_is_made_without_training(
   shutil.copytree(root / 'teacher', tmp_path / 'teacher')
   shutil.copytree(root / 'feature', tmp_path / 'feature')
   (tmp_path / 'feature' / 'result.json').unlink()
+  (tmp_path / 'feature' / 'predictions.npz').unlink()
 
   def no_log(*_, **__):
     raise AssertionError('it trains')
@@ -354,6 +376,7 @@ def test_a_result_that_is_missing_is_made_without_training(
   monkeypatch.setattr(logs, 'RunLog', no_log)
   again = train.train_and_evaluate(tiny.config(), tmp_path / 'feature')
   assert again['best'] == result['best']
+  assert results.read_predictions(tmp_path / 'feature')
 
 
 def test_a_missing_teacher_is_said_so(tmp_path):
@@ -437,12 +460,24 @@ def test_everything_compiles_once(tmp_path, monkeypatch):
   assert traces == {'step': 1, 'prediction': 2}
 
 
-def test_without_validation_the_last_epoch_is_the_best(tmp_path):
+def test_without_validation_the_last_epoch_is_the_best(tmp_path, monkeypatch):
+  predict, calls = step.predict, []
+
+  def recording(*args):
+    calls.append(args)
+    return predict(*args)
+
+  monkeypatch.setattr(step, 'predict', recording)
   config = tiny.config('scratch')
   config.data.validation_fraction = 0.0
   config.train.max_steps = 7
   result = train.train_and_evaluate(config, tmp_path)
   assert result['best'] == result['last']
+  # One checkpoint, computed once.
+  assert len(calls) == 1
+  predictions = results.read_predictions(tmp_path)
+  assert set(predictions) == {'labels', 'best', 'last'}
+  np.testing.assert_array_equal(predictions['best'], predictions['last'])
   assert result['last']['validation_accuracy'] is None
   assert not lines(tmp_path, 'validation')
   assert pathlib.Path(checkpoint.find(tmp_path)).name == '7'

@@ -1,0 +1,80 @@
+"""Predictions of single examples, as files for other programs."""
+
+import csv
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from kdjax import metrics
+
+_COLUMNS = ('prediction', 'confidence', 'loss')
+_TEACHER_COLUMNS = ('teacher_prediction', 'teacher_confidence')
+_CLASSES = ('label', 'prediction', 'teacher_prediction')
+_SUFFIXES = ('.csv', '.npz')
+
+
+def prepare(path: pathlib.Path) -> None:
+  """Checks a file's name and makes its directory, before anything is computed.
+
+  Args:
+    path: where `write` will be asked to write.
+
+  Raises:
+    ValueError: the name ends in neither `.csv` nor `.npz`.
+  """
+  if path.suffix not in _SUFFIXES:
+    raise ValueError(
+      f'cannot write predictions to {path}: expected a file name that ends in '
+      f'{" or ".join(_SUFFIXES)}'
+    )
+  path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write(
+  path: pathlib.Path,
+  class_names: Sequence[str],
+  labels: np.ndarray,
+  logits: np.ndarray,
+  teacher_logits: np.ndarray | None = None,
+) -> None:
+  """Writes what a classifier predicts for each example.
+
+  The columns are `index` (the place in the split), `label`, `prediction`,
+  `confidence` (the prediction's probability), `loss` (cross-entropy, nats) and,
+  with a teacher, `teacher_prediction` and `teacher_confidence`.
+
+  Args:
+    path: a `.csv`, with a header and classes by name, or a `.npz`, with an
+      array for each column and classes by index, and also `class_names`,
+      `logits` and, with a teacher, `teacher_logits`.
+    class_names: name of each class.
+    labels: class indices, integer `[size]`.
+    logits: `[size, classes]`.
+    teacher_logits: `[size, classes]`, if there is a teacher.
+
+  Raises:
+    ValueError: the name ends in neither `.csv` nor `.npz`.
+  """
+  prepare(path)
+  values = jax.device_get(metrics.per_example(logits, labels, teacher_logits))
+  names = _COLUMNS if teacher_logits is None else _COLUMNS + _TEACHER_COLUMNS
+  columns = {
+    'index': np.arange(len(labels)),
+    'label': labels,
+    **{name: values[name] for name in names},
+  }
+  if path.suffix == '.npz':
+    arrays = columns | {'class_names': np.array(class_names), 'logits': logits}
+    if teacher_logits is not None:
+      arrays['teacher_logits'] = teacher_logits
+    np.savez_compressed(path, **arrays)
+    return
+  for name in _CLASSES:
+    if name in columns:
+      columns[name] = np.array(class_names)[columns[name]]
+  with path.open('w', encoding='utf-8', newline='') as file:
+    writer = csv.writer(file)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))

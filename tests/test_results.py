@@ -1,0 +1,65 @@
+"""A run's predictions and its table."""
+
+import numpy as np
+import pytest
+
+from kdjax import results
+
+PREDICTIONS = {
+  'labels': np.int32([1, 0]),
+  'best': np.float32([[0.5, 1], [2, -1]]),
+}
+
+
+def test_predictions_are_read_as_they_were_written(tmp_path):
+  assert results.read_predictions(tmp_path) is None
+  results.write_predictions(tmp_path, PREDICTIONS)
+  found = results.read_predictions(tmp_path)
+  assert set(found) == set(PREDICTIONS)
+  for name, array in PREDICTIONS.items():
+    assert found[name].dtype == array.dtype
+    np.testing.assert_array_equal(found[name], array)
+  assert [path.name for path in tmp_path.iterdir()] == ['predictions.npz']
+
+
+def test_a_write_that_is_cut_off_leaves_what_was_there(tmp_path, monkeypatch):
+  def cut_off(file, **_):
+    file.write(b'half')
+    raise OSError('disk full')
+
+  results.write_predictions(tmp_path, PREDICTIONS)
+  monkeypatch.setattr(np, 'savez_compressed', cut_off)
+  with pytest.raises(OSError, match='disk full'):
+    results.write_predictions(tmp_path, {'labels': np.int32([0])})
+  found = results.read_predictions(tmp_path)
+  np.testing.assert_array_equal(found['labels'], PREDICTIONS['labels'])
+
+
+def test_the_table_has_every_metric_and_a_dash_for_what_is_missing():
+  older = {'accuracy': 0.5, 'loss': 1.25, 'count': 2}
+  newer = older | {
+    'calibration_error': 0.0625,
+    'agreement': 0.75,
+    'kl_to_teacher': 0.125,
+  }
+  shared = {'parameters': 1234, 'wall_time_s': 5.6}
+  lines = results.table(
+    {
+      'method': 'response',
+      'teacher': shared | {'model': 'big', 'test': older},
+      'student': shared | {'model': 'small'},
+      'best': {'test': newer},
+      'last': {'test': newer | {'calibration_error': None}},
+    }
+  ).splitlines()
+  assert (
+    lines[0].split()
+    == (
+      'test split accuracy NLL ECE agreement KL to teacher parameters train time'
+    ).split()
+  )
+  assert [line.split()[-8:] for line in lines[2:]] == [
+    ['50.00%', '1.2500', '-', '-', '-', '1,234', '6', 's'],
+    ['50.00%', '1.2500', '6.25%', '75.00%', '0.1250', '1,234', '6', 's'],
+    ['50.00%', '1.2500', '-', '75.00%', '0.1250', '1,234', '6', 's'],
+  ]
