@@ -46,9 +46,8 @@ def main(argv: list[str]) -> None:
       export.write(
         output,
         checkpoint.read_metadata(workdir, which)['class_names'],
-        predictions['labels'],
-        predictions[which],
-        predictions.get('teacher'),
+        predictions,
+        which,
       )
       print(f'\npredictions: {output}')
 

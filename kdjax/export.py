@@ -2,7 +2,7 @@
 
 import csv
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -35,11 +35,10 @@ def prepare(path: pathlib.Path) -> None:
 def write(
   path: pathlib.Path,
   class_names: Sequence[str],
-  labels: np.ndarray,
-  logits: np.ndarray,
-  teacher_logits: np.ndarray | None = None,
+  predictions: Mapping[str, np.ndarray],
+  checkpoint: str = 'best',
 ) -> None:
-  """Writes what a classifier predicts for each example.
+  """Writes what a run's student predicts for each test example.
 
   The columns are `index` (the place in the split), `label`, `prediction`,
   `confidence` (the prediction's probability), `loss` (cross-entropy, nats) and,
@@ -50,14 +49,16 @@ def write(
       array for each column and classes by index, and also `class_names`,
       `logits` and, with a teacher, `teacher_logits`.
     class_names: name of each class.
-    labels: class indices, integer `[size]`.
-    logits: `[size, classes]`.
-    teacher_logits: `[size, classes]`, if there is a teacher.
+    predictions: those of the run, as `kdjax.measure.evaluate` or
+      `kdjax.results.read_predictions` gives them.
+    checkpoint: whose to write, 'best' or 'last'.
 
   Raises:
     ValueError: the name ends in neither `.csv` nor `.npz`.
   """
   prepare(path)
+  labels, logits = predictions['labels'], predictions[checkpoint]
+  teacher_logits = predictions.get('teacher')
   values = jax.device_get(metrics.per_example(logits, labels, teacher_logits))
   names = _COLUMNS if teacher_logits is None else _COLUMNS + _TEACHER_COLUMNS
   columns = {

@@ -264,7 +264,7 @@ def table(result: Mapping[str, Any]) -> str:
       (
         title,
         *(
-          format(test[metric], spec) if metric in test else '-'
+          '-' if test.get(metric) is None else format(test[metric], spec)
           for _, metric, spec in _SHOWN
         ),
         f'{row["parameters"]:,}',

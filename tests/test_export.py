@@ -9,10 +9,14 @@ import pytest
 from kdjax import export
 
 CLASSES = ['cat, tabby', 'père "noël"']
-LABELS = np.int32([1, 1])
-# Probabilities (3/4, 1/4) and (1/5, 4/5); the teacher's (1/8, 7/8), (3/5, 2/5).
-LOGITS = np.log(np.float32([[3, 1], [1, 4]]))
-TEACHER = np.log(np.float32([[1, 7], [3, 2]]))
+# Probabilities at the last epoch (3/4, 1/4) and (1/5, 4/5), the teacher's
+# (1/8, 7/8) and (3/5, 2/5).
+STUDENT = {
+  'labels': np.int32([1, 1]),
+  'best': np.log(np.float32([[1, 1], [9, 1]])),
+  'last': np.log(np.float32([[3, 1], [1, 4]])),
+}
+TAUGHT = STUDENT | {'teacher': np.log(np.float32([[1, 7], [3, 2]]))}
 
 HEADER = ['index', 'label', 'prediction', 'confidence', 'loss']
 TEACHER_HEADER = ['teacher_prediction', 'teacher_confidence']
@@ -26,7 +30,7 @@ def read_csv(path):
 
 def test_csv_names_the_classes(tmp_path):
   path = tmp_path / 'new' / 'out.csv'
-  export.write(path, CLASSES, LABELS, LOGITS, TEACHER)
+  export.write(path, CLASSES, TAUGHT, 'last')
   header, rows = read_csv(path)
   assert header == HEADER + TEACHER_HEADER
   cat, pere = CLASSES
@@ -43,7 +47,7 @@ def test_csv_names_the_classes(tmp_path):
 
 def test_npz_has_the_same_columns_and_the_logits(tmp_path):
   path = tmp_path / 'new' / 'out.npz'
-  export.write(path, CLASSES, LABELS, LOGITS, TEACHER)
+  export.write(path, CLASSES, TAUGHT, 'last')
   with np.load(path) as file:
     arrays = dict(file)
   assert set(arrays) == {
@@ -51,8 +55,8 @@ def test_npz_has_the_same_columns_and_the_logits(tmp_path):
     *('class_names', 'logits', 'teacher_logits'),
   }
   assert arrays['class_names'].tolist() == CLASSES
-  np.testing.assert_array_equal(arrays['logits'], LOGITS)
-  np.testing.assert_array_equal(arrays['teacher_logits'], TEACHER)
+  np.testing.assert_array_equal(arrays['logits'], TAUGHT['last'])
+  np.testing.assert_array_equal(arrays['teacher_logits'], TAUGHT['teacher'])
   assert arrays['index'].tolist() == [0, 1]
   assert arrays['label'].tolist() == [1, 1]
   assert arrays['prediction'].tolist() == [0, 1]
@@ -61,9 +65,14 @@ def test_npz_has_the_same_columns_and_the_logits(tmp_path):
 
 
 def test_without_a_teacher_there_are_no_columns_of_one(tmp_path):
-  export.write(tmp_path / 'out.csv', CLASSES, LABELS, LOGITS)
-  assert read_csv(tmp_path / 'out.csv')[0] == HEADER
-  export.write(tmp_path / 'out.npz', CLASSES, LABELS, LOGITS)
+  export.write(tmp_path / 'out.csv', CLASSES, STUDENT)
+  header, rows = read_csv(tmp_path / 'out.csv')
+  assert header == HEADER
+  # At the best epoch, (1/2, 1/2) and (9/10, 1/10).
+  np.testing.assert_allclose(
+    [float(row[3]) for row in rows], [1 / 2, 9 / 10], rtol=1e-6
+  )
+  export.write(tmp_path / 'out.npz', CLASSES, STUDENT)
   with np.load(tmp_path / 'out.npz') as file:
     assert set(file) == {*HEADER, 'class_names', 'logits'}
 
