@@ -7,7 +7,8 @@ import pathlib
 
 from absl import app, flags
 
-from kdjax import checkpoint, export, measure, results
+from kdjax import checkpoint, measure, results
+from kdjax import predictions as predictions_lib
 from kdjax.command import command
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.', required=True)
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> None:
     output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None
     if output:
       # Before the run is evaluated, rather than after.
-      export.prepare(output)
+      predictions_lib.prepare(output)
     config = results.read_config(workdir)
     if _DATA_DIR.value:
       config.data.data_dir = _DATA_DIR.value
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
     print(results.table(result))
     if output:
       which = _CHECKPOINT.value
-      export.write(
+      predictions_lib.write(
         output,
         checkpoint.read_metadata(workdir, which)['class_names'],
         predictions,

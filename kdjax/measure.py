@@ -10,12 +10,14 @@ import numpy as np
 import optax
 
 from kdjax import checkpoint, data, metrics, results, step
-from kdjax import teacher as teacher_lib
+from kdjax.session import Session
+from kdjax.teacher import Teacher
 
 
 def evaluate(
   workdir: str | os.PathLike[str],
   config: ml_collections.ConfigDict | None = None,
+  session: Session | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """Evaluates a finished run's checkpoints again.
 
@@ -23,6 +25,7 @@ def evaluate(
     workdir: the run directory.
     config: its configuration, with other values for fields that change no
       result; by default that in the directory.
+    session: what it shares with other runs of this process.
 
   Returns:
     The content of `result.json`, with what was measured now, and the
@@ -41,7 +44,8 @@ def evaluate(
       f'the run in {workdir} has not finished; start kdjax.main again with the '
       'same --config and --workdir to continue it'
     )
-  dataset = data.load(config.data)
+  session = session or Session()
+  dataset = session.dataset(config.data)
   results.check_same_digest(
     workdir, 'data', result['data']['digest'], dataset.digest
   )
@@ -51,11 +55,11 @@ def evaluate(
     if not path.exists():
       # The run directories may have been moved together.
       path = workdir.absolute().parent / path.name
-    teacher = teacher_lib.load(path, config)
+    teacher = session.teacher(path, config)
     results.check_same_digest(
       workdir, 'teacher', trained_with['digest'], teacher.report['digest']
     )
-  measured, predictions = measure(workdir, config, dataset, teacher)
+  measured, predictions = measure(workdir, config, dataset, teacher, session)
   student = result['student'] | measured['student']
   return result | measured | {'student': student}, predictions
 
@@ -64,7 +68,8 @@ def measure(
   workdir: pathlib.Path,
   config: ml_collections.ConfigDict,
   dataset: data.Dataset,
-  teacher: teacher_lib.Teacher | None,
+  teacher: Teacher | None,
+  session: Session,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """Measures the best and the last checkpoint of a run, and its teacher.
 
@@ -73,6 +78,7 @@ def measure(
     config: its configuration.
     dataset: its data set, whose test split is read.
     teacher: its teacher, if it has one.
+    session: what the run shares with others.
 
   Returns:
     What was measured: `best` and `last` with `step`, `epoch`,
@@ -92,7 +98,9 @@ def measure(
   measured: dict[str, Any] = {'teacher': None}
   predictions = {'labels': labels}
   if teacher:
-    predictions['teacher'] = predict(teacher.network)
+    predictions['teacher'] = jax.device_get(
+      session.test_logits(teacher, dataset, config.eval.batch_size)
+    )
     measured['teacher'] = teacher.report | {
       'test': metrics.classification(predictions['teacher'], labels)
     }

@@ -21,6 +21,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax import files
+
 _ABOUT = 'replay.json'
 
 
@@ -66,7 +68,8 @@ class Replay:
     else:
       self._directory.mkdir(parents=True, exist_ok=True)
       text = json.dumps(about, indent=2, sort_keys=True) + '\n'
-      _replace(path, lambda file: file.write(text.encode()))
+      with files.replacing(path) as file:
+        file.write(text.encode())
 
   def epoch(
     self,
@@ -99,7 +102,8 @@ class Replay:
     # NumPy knows no bfloat16: its bits are kept.
     bits = logits.view(np.uint16) if self._dtype.itemsize == 2 else logits
     about = self._shard(number, seen) | {'sha256': _sha256(bits.tobytes())}
-    _replace(path, lambda file: np.savez(file, logits=bits, **about))
+    with files.replacing(path) as file:
+      np.savez(file, logits=bits, **about)
     return logits.astype(np.float32)
 
   def _shard(self, number: int, seen: str) -> dict[str, Any]:
@@ -128,11 +132,3 @@ class Replay:
 
 def _sha256(content: bytes) -> str:
   return hashlib.sha256(content).hexdigest()
-
-
-def _replace(path: pathlib.Path, write: Callable[[Any], Any]) -> None:
-  """Writes a file as a whole: nobody ever reads half of it."""
-  temporary = path.with_suffix(f'.{os.getpid()}.tmp')
-  with temporary.open('wb') as file:
-    write(file)
-  temporary.replace(path)

@@ -4,15 +4,15 @@ import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
 from kdjax import config as config_lib
-from kdjax import methods
+from kdjax import files, methods
 
 _CONFIG = 'config.json'
 _METRICS = 'metrics.jsonl'
@@ -218,7 +218,7 @@ def write_predictions(
     workdir: the run directory.
     predictions: as `kdjax.measure.measure` gives them.
   """
-  with _replacing(workdir / _PREDICTIONS) as file:
+  with files.replacing(workdir / _PREDICTIONS) as file:
     np.savez_compressed(file, allow_pickle=False, **predictions)
 
 
@@ -329,15 +329,5 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
   """Writes a JSON file as a whole, so that nobody ever reads half of it."""
   text = json.dumps(content, indent=2, sort_keys=True) + '\n'
-  with _replacing(path) as file:
+  with files.replacing(path) as file:
     file.write(text.encode())
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
-  """Opens a file that takes another's place once it is written."""
-  # Replaced as a whole, so that nobody ever reads half a file.
-  temporary = path.with_name(f'{path.name}.tmp')
-  with temporary.open('wb') as file:
-    yield file
-  temporary.replace(path)

@@ -71,7 +71,7 @@ def train_and_evaluate(
   results.check_same_run(workdir, config)
   if results.read_result(workdir):
     logger.info('%s has finished; evaluating its checkpoints', workdir)
-    result, _ = measure.evaluate(workdir, config)
+    result, _ = measure.evaluate(workdir, config, session)
     return result
   return _run(config, workdir, session or Session())
 
@@ -95,7 +95,9 @@ def _run(
   )
   results.write_config(workdir, config)
   wall_time = _train(config, workdir, dataset, teacher, run)
-  measured, predictions = measure.measure(workdir, config, dataset, teacher)
+  measured, predictions = measure.measure(
+    workdir, config, dataset, teacher, session
+  )
   result = {
     'method': config.method.name,
     'seed': config.seed,

@@ -1,5 +1,6 @@
 """Decoded copies of splits, so that a run need not decode them again."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from kdjax import files as files_lib
 from kdjax import runtime
 from kdjax.data.sources import Split
 
@@ -56,15 +58,11 @@ def _size_and_time(file: os.PathLike[str]) -> tuple[int, int]:
 def _write(path: pathlib.Path, split: Split) -> None:
   if split.images.nbytes > _BYTES:
     return
-  # Replaced as a whole, so that nobody ever reads half a file.
-  temporary = path.with_suffix(f'.{os.getpid()}.tmp')
-  try:
-    with temporary.open('wb') as file:
+  # The disk may be full, or read-only.
+  with contextlib.suppress(OSError):
+    with files_lib.replacing(path) as file:
       np.savez(file, images=split.images, labels=split.labels)
-    temporary.replace(path)
     _shrink(path.parent)
-  except OSError:  # The disk is full, or read-only.
-    temporary.unlink(missing_ok=True)
 
 
 def _shrink(directory: pathlib.Path) -> None:
