@@ -111,8 +111,8 @@ class Replay:
 
   def _read(self, path: pathlib.Path, number: int, seen: str) -> np.ndarray:
     try:
-      with np.load(path) as file:
-        shard = {name: file[name] for name in file.files}
+      with path.open('rb') as file, np.load(file) as arrays:
+        shard = dict(arrays)
       bits = shard.pop('logits')
       checksum = str(shard.pop('sha256'))
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as e:
