@@ -78,10 +78,12 @@ def run(
         stages[-1]['runs'].append(record)
         results.write_json(workdir / _SUMMARY, {'stages': stages})
       best = _choose(stages[-1]['runs'])
-      if not best and stage is not config.stages[-1]:
+      missing = {one.method for one in runs} - best.keys()
+      if missing and stage is not config.stages[-1]:
         raise ValueError(
-          f"of the stage '{stage['name']}' no setting finished with a "
-          'validation accuracy: there is nothing to choose for the next stage'
+          f"of the stage '{stage['name']}' no setting of {', '.join(missing)} "
+          'finished with a validation accuracy: there is nothing to choose for '
+          'the next stage'
         )
       stages[-1]['chosen'] = best
       chosen |= best

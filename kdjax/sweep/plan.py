@@ -205,7 +205,7 @@ def _draw(
   else:
     value = generator.uniform(low, high)
   # As many digits as the name of a run shows.
-  return float(f'{value:.4g}')
+  return min(max(float(f'{value:.4g}'), low), high)
 
 
 def _make(

@@ -1,0 +1,284 @@
+"""A real sweep on a small problem, in this process."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+import tiny
+
+from kdjax import logs, results, sweep, train
+from kdjax.sweep import execute
+
+T, ALPHA = 'method.response.temperature', 'method.response.alpha'
+
+
+def small():
+  """T, then α, then other seeds without a teacher: five runs of one epoch."""
+  config = sweep.default()
+  config.run = tiny.config()
+  config.run.log.tensorboard = False
+  config.run.train.epochs = 1
+  config.run.teacher.train.epochs = 1
+  fixed = {'method.name': 'response'}
+  config.stages = (
+    sweep.stage('t', grid={T: (1.0, 4.0, 8.0)}, fixed={**fixed, ALPHA: 0.1}),
+    sweep.stage('alpha', grid={ALPHA: (0.1, 0.9)}, fixed=fixed),
+    sweep.comparison(('scratch',), seeds=(1, 2)),
+  )
+  return config
+
+
+@pytest.fixture(scope='module')
+def swept(tmp_path_factory):
+  root = tmp_path_factory.mktemp('sweep')
+  # Which runs were computed with what, in their order.
+  calls = []
+  original = train.train_and_evaluate
+
+  def recording(config, workdir, session=None):
+    calls.append((workdir.name, config.teacher.replay))
+    return original(config, workdir, session)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, 'train_and_evaluate', recording)
+    summary = execute.run(small(), root / 'sweep')
+  return root / 'sweep', summary, calls
+
+
+def names(summary):
+  return [[run['name'] for run in stage['runs']] for stage in summary['stages']]
+
+
+def test_every_run_is_a_run_directory_of_its_own(swept):
+  root, summary, calls = swept
+  for stage in summary['stages']:
+    for run in stage['runs']:
+      assert run['state'] == 'finished'
+      result = results.read_result(root / run['name'])
+      assert result['seed'] == run['seed']
+      assert result['method'] == run['method']
+      assert run['validation_accuracy'] == result['best']['validation_accuracy']
+  # What two stages share is done once.
+  assert len(calls) == len({name for name, _ in calls}) == 3 + 1 + 2
+  assert json.loads((root / 'sweep.json').read_text()) == summary
+
+
+def test_the_best_on_validation_goes_on(swept):
+  _, summary, _ = swept
+  temperature, alpha, comparison = summary['stages']
+  best = max(
+    temperature['runs'],
+    key=lambda run: (run['validation_accuracy'], -run['validation_loss']),
+  )
+  assert temperature['chosen'] == {'response': best['settings']}
+  chosen = alpha['chosen']['response']
+  assert chosen[T] == best['settings'][T]
+  assert all(run['settings'][T] == chosen[T] for run in alpha['runs'])
+  # Which is nothing to another method.
+  assert [run['settings'] for run in comparison['runs']] == [{}, {}]
+
+
+def test_runs_that_see_the_same_images_share_the_teachers_logits(swept):
+  root, _, calls = swept
+  (kept,) = (root / 'replay').iterdir()
+  assert kept.name.startswith('seed0-')
+  assert calls == [
+    (name, str(kept) if name.startswith('response') else '')
+    for name, _ in calls
+  ]
+
+
+def test_logits_that_one_run_needs_are_not_kept(tmp_path, monkeypatch):
+  found = {}
+
+  def noting(config, workdir, session):
+    found[workdir.name] = config.teacher.replay
+
+  monkeypatch.setattr(train, 'train_and_evaluate', noting)
+  monkeypatch.setattr(train, 'prepare_teacher', lambda *_: None)
+  grid = {T: (1.0, 2.0), 'train.batch_size': (32, 16)}
+  fixed = {'method.name': 'response'}
+  for stage in (
+    sweep.stage('one', grid={T: (1.0,)}, fixed=fixed, seeds=(0, 1)),
+    sweep.stage('two', grid=grid, fixed=fixed, seeds=(2,)),
+    sweep.comparison(('feature', 'scratch'), seeds=(3, 4)),
+  ):
+    config = small()
+    config.stages = (stage,)
+    execute.run(config, tmp_path)
+  replays = {name: pathlib.Path(path).name for name, path in found.items()}
+  shared = [name for name, path in replays.items() if path]
+  assert len(shared) == 4
+  assert all('-seed2' in name for name in shared)
+  # Another batch size shows other images in each step.
+  assert len({replays[name] for name in shared}) == 2
+  for name in shared:
+    twin = name.replace('temperature1', 'temperature2')
+    assert replays[name] == replays[twin]
+
+
+def test_a_table_shows_validation_and_what_was_chosen(swept):
+  _, summary, _ = swept
+  lines = execute.table(summary).splitlines()
+  assert len(lines) == 2 + 3 + 2 + 2
+  assert sum(line.endswith('chosen') for line in lines) == 2
+  first = summary['stages'][0]['runs'][0]
+  assert f'{first["validation_accuracy"]:.2%}' in lines[2]
+
+
+def test_a_sweep_that_is_started_again_does_nothing(swept, monkeypatch):
+  root, summary, _ = swept
+
+  def never(*_, **__):
+    raise AssertionError('it trains')
+
+  monkeypatch.setattr(train, 'train_and_evaluate', never)
+  assert execute.run(small(), root) == summary
+
+
+@pytest.mark.parametrize('after', [0, 2, 4])
+def test_a_sweep_cut_off_ends_as_one_that_was_not(
+  swept, tmp_path, monkeypatch, after
+):
+  """Cut off within a run, with some runs done and the others missing."""
+  root, summary, calls = swept
+  copy = tmp_path / 'sweep'
+  shutil.copytree(root, copy)
+  cut, *missing = [name for name, _ in calls][after:]
+  for name in missing:
+    shutil.rmtree(copy / name)
+  # Its checkpoint is there, its result is not.
+  (copy / cut / 'result.json').unlink()
+  (copy / 'sweep.json').unlink()
+  again = []
+
+  # To train is what other tests do: here the finished runs are put back.
+  def restoring(config, workdir, session):
+    again.append(workdir.name)
+    assert (
+      config.method.name == 'scratch'
+      or config.seed
+      or (config.teacher.replay.startswith(str(copy / 'replay')))
+    )
+    shutil.copytree(root / workdir.name, workdir, dirs_exist_ok=True)
+
+  monkeypatch.setattr(train, 'train_and_evaluate', restoring)
+  assert execute.run(small(), copy) == summary
+  assert again == [cut, *missing]
+
+
+def test_a_run_that_fails_or_diverges_does_not_stop_the_others(
+  swept, tmp_path, monkeypatch, caplog
+):
+  root, summary, calls = swept
+  diverging, failing = names(summary)[0][:2]
+  shutil.copytree(root / 'teacher', tmp_path / 'teacher')
+
+  def troubled(config, workdir, session):
+    if workdir.name == diverging:
+      workdir.mkdir()
+      (workdir / 'metrics.jsonl').write_text(
+        '{"kind": "train", "step": 2, "loss": 1.5, "gradient_norm": 9.0}\n'
+        '{"kind": "train", "step": 4, "loss": null, "gradient_norm": null}\n'
+      )
+      raise FloatingPointError('the loss is nan')
+    if workdir.name == failing:
+      raise RuntimeError('out of memory')
+    if (root / workdir.name).exists():
+      shutil.copytree(root / workdir.name, workdir)
+    else:
+      # After another choice: any finished run will do.
+      shutil.copytree(root / calls[0][0], workdir)
+
+  monkeypatch.setattr(train, 'train_and_evaluate', troubled)
+  with caplog.at_level('WARNING', 'kdjax'):
+    found = execute.run(small(), tmp_path)
+  first, second, third = found['stages'][0]['runs']
+  assert (first['state'], second['state']) == ('diverged', 'failed')
+  assert first['error'] == 'no finite loss at step 4'
+  assert second['error'] == "RuntimeError('out of memory')"
+  assert f'{failing} failed: out of memory' in caplog.text
+  assert found['stages'][0]['chosen'] == {'response': third['settings']}
+  assert len(found['stages']) == 3
+  table = execute.table(found)
+  assert 'diverged' in table
+  assert 'failed' in table
+
+  # Started again, what failed is tried again; what diverged would do so again.
+  tried = []
+
+  def recording(config, workdir, session):
+    tried.append(workdir.name)
+    shutil.copytree(root / workdir.name, workdir)
+
+  monkeypatch.setattr(train, 'train_and_evaluate', recording)
+  execute.run(small(), tmp_path)
+  assert tried[0] == failing
+  assert diverging not in tried
+
+
+def test_where_nothing_finishes_nothing_is_chosen(tmp_path, monkeypatch):
+  def failing(*_):
+    raise RuntimeError('no')
+
+  monkeypatch.setattr(train, 'train_and_evaluate', failing)
+  monkeypatch.setattr(train, 'prepare_teacher', lambda *_: None)
+  with pytest.raises(ValueError, match="stage 't' no setting of response"):
+    execute.run(small(), tmp_path)
+  config = small()
+  config.stages = config.stages[:1]
+  assert execute.run(config, tmp_path)['stages'][0]['chosen'] == {}
+
+
+def test_mistakes_are_found_before_anything_runs(swept, tmp_path):
+  config = small()
+  config.stages = ()
+  with pytest.raises(ValueError, match=r'config\.stages is empty'):
+    execute.run(config, tmp_path / 'sweep')
+  config = small()
+  config.stages = (
+    *config.stages,
+    sweep.stage('late', grid={'train.epochs': (0,)}),
+  )
+  with pytest.raises(ValueError, match=r'config\.train\.epochs is 0'):
+    execute.run(config, tmp_path / 'sweep')
+  assert not (tmp_path / 'sweep').exists()
+  # A directory with the runs of another sweep.
+  config = small()
+  config.run.train.learning_rate = 0.5
+  with pytest.raises(ValueError, match=r'learning_rate: 0\.01 there, 0\.5 now'):
+    execute.run(config, swept[0])
+
+
+def test_a_teacher_that_fails_stops_the_sweep(tmp_path, monkeypatch):
+  monkeypatch.setattr(train, 'train_and_evaluate', None)
+  config = small()
+  config.run.teacher.path = str(tmp_path / 'nowhere')
+  config.stages = (sweep.comparison(('scratch',)),)
+
+  def missing(*_):
+    raise FileNotFoundError('no teacher')
+
+  monkeypatch.setattr(train, 'prepare_teacher', missing)
+  # Nothing here needs a teacher.
+  assert execute.run(config, tmp_path)['stages'][0]['runs'][0]['state'] == (
+    'failed'
+  )
+  config.stages = (sweep.comparison(('response',)),)
+  with pytest.raises(FileNotFoundError, match='no teacher'):
+    execute.run(config, tmp_path)
+
+
+def test_time_left_is_told_by_the_runs_so_far(monkeypatch, caplog):
+  now = iter([0.0, 100.0, 100.0, 110.0, 110.0, 120.0])
+  monkeypatch.setattr(logs.time, 'perf_counter', lambda: next(now))
+  with caplog.at_level('INFO', 'kdjax'), logs.SweepLog(6) as log:
+    log.skip()
+    for name in ('a', 'b', 'c'):
+      with log.run(name):
+        pass
+    assert log._left() == ', about 00:20 left'
+  assert 'run 2/6: a' in caplog.text
+  # The median of 100 and 10 seconds, three times.
+  assert 'run 4/6: c, about 02:45 left' in caplog.text
