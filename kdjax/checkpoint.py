@@ -9,7 +9,7 @@ with Orbax alone.
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -149,25 +149,13 @@ def restore(path: _Path, checkpoint: str = 'best') -> Network:
   """
   directory = find(path, checkpoint)
   metadata = read_metadata(directory)
-  saved = (
-    ocp.PyTreeCheckpointHandler().metadata(epath.Path(directory / 'state')).tree
-  )
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    wanted = {
+  tree = _read_state(
+    directory,
+    lambda saved: {
       'params': {'student': saved['params']['student']},
       'batch_stats': saved['batch_stats'],
-    }
-    # The optimiser's state is left on disk.
-    tree = checkpointer.restore(
-      directory / 'state',
-      args=ocp.args.PyTreeRestore(
-        item=wanted,
-        restore_args=jax.tree.map(
-          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
-        ),
-        partial_restore=True,
-      ),
-    )
+    },
+  )
   variables = {
     'params': tree['params']['student'],
     'batch_stats': tree['batch_stats'],
@@ -177,6 +165,27 @@ def restore(path: _Path, checkpoint: str = 'best') -> Network:
     },
   }
   return Network(models.build(**metadata['model']), jax.device_put(variables))
+
+
+def restore_method(path: _Path, checkpoint: str = 'best') -> Any:
+  """Restores what a run's method trained of its own, such as connectors.
+
+  Args:
+    path: a run directory, or one checkpoint in it.
+    checkpoint: of a run directory, 'best' or 'last'.
+
+  Returns:
+    The method's parameters, as its `init` made them (see `kdjax.methods`).
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    ValueError: `checkpoint` is neither 'best' nor 'last'.
+  """
+  tree = _read_state(
+    find(path, checkpoint),
+    lambda saved: {'params': {'method': saved['params']['method']}},
+  )
+  return jax.device_put(tree['params']['method'])
 
 
 def read_metadata(path: _Path, checkpoint: str = 'best') -> dict[str, Any]:
@@ -243,6 +252,27 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
 
   step = max(steps, key=rank if checkpoint == 'best' else None)
   return root / str(step)
+
+
+def _read_state(
+  directory: pathlib.Path, select: Callable[[Any], dict[str, Any]]
+) -> dict[str, Any]:
+  """Reads what `select` takes of a saved state; the rest is left on disk."""
+  saved = (
+    ocp.PyTreeCheckpointHandler().metadata(epath.Path(directory / 'state')).tree
+  )
+  wanted = select(saved)
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    return checkpointer.restore(
+      directory / 'state',
+      args=ocp.args.PyTreeRestore(
+        item=wanted,
+        restore_args=jax.tree.map(
+          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
+        ),
+        partial_restore=True,
+      ),
+    )
 
 
 def _check_same(expected: Any, saved: Any, name: str) -> None:

@@ -10,14 +10,13 @@ import numpy as np
 import optax
 
 from kdjax import checkpoint, data, metrics, results, step
+from kdjax import teacher as teacher_lib
 from kdjax.session import Session
-from kdjax.teacher import Teacher
 
 
 def evaluate(
   workdir: str | os.PathLike[str],
   config: ml_collections.ConfigDict | None = None,
-  session: Session | None = None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """Evaluates a finished run's checkpoints again.
 
@@ -25,7 +24,6 @@ def evaluate(
     workdir: the run directory.
     config: its configuration, with other values for fields that change no
       result; by default that in the directory.
-    session: what it shares with other runs of this process.
 
   Returns:
     The content of `result.json`, with what was measured now, and the
@@ -44,22 +42,16 @@ def evaluate(
       f'the run in {workdir} has not finished; start kdjax.main again with the '
       'same --config and --workdir to continue it'
     )
-  session = session or Session()
-  dataset = session.dataset(config.data)
+  dataset = data.load(config.data)
   results.check_same_digest(
     workdir, 'data', result['data']['digest'], dataset.digest
   )
   teacher = None
   if trained_with := result['teacher']:
-    path = pathlib.Path(trained_with['path'])
-    if not path.exists():
-      # The run directories may have been moved together.
-      path = workdir.absolute().parent / path.name
-    teacher = session.teacher(path, config)
-    results.check_same_digest(
-      workdir, 'teacher', trained_with['digest'], teacher.report['digest']
-    )
-  measured, predictions = measure(workdir, config, dataset, teacher, session)
+    teacher = teacher_lib.load_again(workdir, config, trained_with)
+  measured, predictions = measure(
+    workdir, config, dataset, teacher, Session()
+  )
   student = result['student'] | measured['student']
   return result | measured | {'student': student}, predictions
 
@@ -68,7 +60,7 @@ def measure(
   workdir: pathlib.Path,
   config: ml_collections.ConfigDict,
   dataset: data.Dataset,
-  teacher: Teacher | None,
+  teacher: teacher_lib.Teacher | None,
   session: Session,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """Measures the best and the last checkpoint of a run, and its teacher.

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -81,6 +81,41 @@ def load(
   # First the dtype: a folded network's convolutions are stored in it.
   model = model.clone(dtype=jnp.dtype(dtype))
   return Teacher(step.Network(*models.fold(model, variables, names)), report)
+
+
+def load_again(
+  workdir: str | os.PathLike[str],
+  config: ml_collections.ConfigDict,
+  trained_with: Mapping[str, Any],
+  names: Sequence[str] = (),
+) -> Teacher:
+  """Loads the teacher that a finished run had.
+
+  Args:
+    workdir: the run directory.
+    config: its configuration.
+    trained_with: what its result says of the teacher: `path` and `digest`.
+    names: the features that will be wanted of it.
+
+  Returns:
+    The teacher, from where it was, or from beside the run where both have been
+    moved together.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    ValueError: it is not the one that the run had.
+  """
+  path = pathlib.Path(trained_with['path'])
+  if not path.exists():
+    path = pathlib.Path(workdir).absolute().parent / path.name
+  teacher = load(path, config, names)
+  results.check_same_digest(
+    pathlib.Path(workdir),
+    'teacher',
+    trained_with['digest'],
+    teacher.report['digest'],
+  )
+  return teacher
 
 
 def check_suits(teacher: Teacher, dataset: data.Dataset) -> None:

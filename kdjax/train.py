@@ -71,7 +71,7 @@ def train_and_evaluate(
   results.check_same_run(workdir, config)
   if results.read_result(workdir):
     logger.info('%s has finished; evaluating its checkpoints', workdir)
-    result, _ = measure.evaluate(workdir, config, session)
+    result, _ = measure.evaluate(workdir, config)
     return result
   return _run(config, workdir, session or Session())
 

@@ -58,6 +58,20 @@ ALLOWED = {
     'step',
     'version',
   ),
+  # The report of finished runs.
+  'kdjax.report': (),
+  'kdjax.report.collect': (),
+  'kdjax.report.figures': (),
+  'kdjax.report.inspect': (
+    'checkpoint',
+    'data',
+    'features',
+    'methods.feature',
+    'report.collect',
+    'results',
+    'runtime',
+    'teacher',
+  ),
   # The loop.
   'kdjax.train': (
     'checkpoint',

@@ -1,5 +1,6 @@
 """Feature-based distillation: the student's stages imitate the teacher's."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -55,20 +56,14 @@ def feature(
       f'{tuple(teacher_features)}'
     )
 
-  pairs = {
-    student if student == teacher else f'{student}->{teacher}': (
-      student,
-      teacher,
-    )
-    for student, teacher in zip(student_features, teacher_features, strict=True)
-  }
+  pairs = pair(student_features, teacher_features)
 
   def init(
     rng: jax.Array, student: Outputs, teacher: Outputs | None
   ) -> Parameters:
     assert teacher is not None
     connectors = {}
-    for index, (pair, (student_name, teacher_name)) in enumerate(pairs.items()):
+    for index, (name, (student_name, teacher_name)) in enumerate(pairs.items()):
       source = student.features[student_name].shape
       target = teacher.features[teacher_name].shape
       if source[:-1] != target[:-1]:
@@ -77,7 +72,7 @@ def feature(
           f'of the teacher {target}: a 1×1 connector changes channels only. '
           'Give both networks the same stem, or pair other features'
         )
-      connectors[pair] = _init_connector(
+      connectors[name] = _init_connector(
         jax.random.fold_in(rng, index), source[-1], target[-1]
       )
     return connectors
@@ -90,12 +85,9 @@ def feature(
     labels: jax.Array,
   ) -> tuple[jax.Array, Metrics]:
     assert teacher is not None
-    connected = {
-      pair: connect(parameters[pair], student.features[name])
-      for pair, (name, _) in pairs.items()
-    }
+    connected = connect_all(parameters, pairs, student)
     targets = {
-      pair: teacher.features[name] for pair, (_, name) in pairs.items()
+      name: teacher.features[target] for name, (_, target) in pairs.items()
     }
     per_example = losses.feature_loss(
       student.logits,
@@ -107,8 +99,8 @@ def feature(
     )
     # XLA computes what the loss and its metrics share once.
     metrics = {'cross_entropy': losses.cross_entropy(student.logits, labels)}
-    for pair, source in connected.items():
-      metrics[f'feature_mse/{pair}'] = losses.feature_mse(source, targets[pair])
+    for name, source in connected.items():
+      metrics[f'feature_mse/{name}'] = losses.feature_mse(source, targets[name])
     return per_example, metrics
 
   return Method(
@@ -122,6 +114,50 @@ def feature(
     init=init,
     loss=loss,
   )
+
+
+def pair(
+  student_features: Sequence[str], teacher_features: Sequence[str]
+) -> dict[str, tuple[str, str]]:
+  """Names the pairs of features that the method compares.
+
+  Args:
+    student_features: names of the student's features.
+    teacher_features: names of the teacher's, in the same order.
+
+  Returns:
+    The student's and the teacher's feature of each pair. A pair of two features
+    of one name has that name, another is called `STUDENT->TEACHER`.
+  """
+  return {
+    student if student == teacher else f'{student}->{teacher}': (
+      student,
+      teacher,
+    )
+    for student, teacher in zip(student_features, teacher_features, strict=True)
+  }
+
+
+def connect_all(
+  connectors: Mapping[str, Any],
+  pairs: Mapping[str, tuple[str, str]],
+  student: Outputs,
+) -> dict[str, jax.Array]:
+  """Applies each pair's connector to the student's feature.
+
+  Args:
+    connectors: the method's parameters, a connector for each pair.
+    pairs: as `pair` gives them.
+    student: the student's outputs, with its feature of each pair.
+
+  Returns:
+    For each pair what is compared with the teacher's feature,
+    `[batch, height, width, channels of the teacher]`.
+  """
+  return {
+    name: connect(connectors[name], student.features[source])
+    for name, (source, _) in pairs.items()
+  }
 
 
 def connect(connector: Any, x: jax.Array) -> jax.Array:
