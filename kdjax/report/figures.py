@@ -1,0 +1,682 @@
+"""The figures of a report: functions from arrays to Matplotlib figures.
+
+All are as wide as a column of text, set in 8 points, and can be read in print
+without colour: series differ in marker, line and lightness, colour maps get
+steadily lighter or darker.
+"""
+
+import math
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import colors, font_manager, patches, textpath, ticker
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis, XAxis
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+_WIDTH = 6.3  # inches
+_TEXT = 8.0  # points
+_LINE = 0.17  # inches from one line of text to the next
+
+_MARKERS = 'os^Dv*PX'
+_LINES = ('-', '--', '-.', ':')
+_MAP = 'cividis'
+# What lies behind a map, and is seen where it has no value.
+_NONE: dict[str, Any] = {
+  'facecolor': 'white',
+  'edgecolor': '0.4',
+  'hatch': '////',
+}
+_CENTRED: dict[str, Any] = {'ha': 'center', 'va': 'center'}
+
+_style = matplotlib.rc_context(
+  {
+    'font.size': _TEXT,
+    'axes.titlesize': _TEXT,
+    'axes.labelsize': _TEXT,
+    'xtick.labelsize': _TEXT,
+    'ytick.labelsize': _TEXT,
+    'legend.fontsize': _TEXT,
+    'figure.labelsize': _TEXT,
+    'lines.linewidth': 1.2,
+    'lines.markersize': 4.0,
+    'hatch.linewidth': 0.5,
+  }
+)
+
+
+@_style
+def learning_curves(
+  curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, ylabel: str
+) -> Figure:
+  """Draws how a quantity develops over epochs, for several groups of runs.
+
+  Where some runs of a group were cut short, mean and band are those of the
+  runs that got so far.
+
+  Args:
+    curves: for each label the epochs `[epochs]` and the values of each run
+      `[runs, epochs]`, NaN where a run has none.
+    ylabel: what the values are, with their unit.
+
+  Returns:
+    A line for the mean over runs, and a band of ± one sample standard
+    deviation where there are at least two.
+
+  Raises:
+    ValueError: there are no curves, or shapes that do not fit.
+  """
+  _check_some(curves, 'curves')
+  for label, (epochs, values) in curves.items():
+    _check_shape(f'values of {label}', values, (None, len(epochs)))
+  title, labels = _with_seeds(
+    {label: len(values) for label, (_, values) in curves.items()}
+  )
+  figure = _figure(2.9)
+  axes = figure.add_subplot(xlabel='epoch', ylabel=ylabel)
+  _plain(axes)
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
+  for index, (epochs, values) in enumerate(curves.values()):
+    mean, std = _mean_and_std(values)
+    style = _series(index, len(curves))
+    # Some ten markers on each line, no two lines' on the same epochs.
+    every = math.ceil(len(epochs) / 10)
+    axes.plot(
+      epochs,
+      mean,
+      label=labels[index],
+      linestyle=_LINES[index % len(_LINES)],
+      markevery=(index * every // len(curves), every),
+      **style,
+    )
+    axes.fill_between(
+      epochs,
+      mean - std,
+      mean + std,
+      color=style['color'],
+      alpha=0.2,
+      linewidth=0,
+    )
+  _legend(figure, axes, title)
+  return figure
+
+
+@_style
+def tuning_curve(
+  values: Sequence[float],
+  accuracies: Sequence[np.ndarray],
+  *,
+  xlabel: str,
+  chosen: float | None,
+) -> Figure:
+  """Draws the validation accuracy over a hyperparameter.
+
+  The axis is logarithmic where the values are positive and span a factor of
+  ten.
+
+  Args:
+    values: the hyperparameter's values.
+    accuracies: at each value, the validation accuracies of its seeds, from 0 to
+      1, `[seeds]`; NaN, or none, for runs without one.
+    xlabel: the hyperparameter, with its unit if it has one.
+    chosen: the value that was chosen, which is marked.
+
+  Returns:
+    A point for the mean at each value, with a bar of ± one sample standard
+    deviation where there are several seeds. A value without any accuracy has a
+    cross at the foot.
+
+  Raises:
+    ValueError: there are no values, not as many accuracies, or `chosen` is none
+      of them.
+  """
+  _check_some(values, 'values')
+  if len(values) != len(accuracies):
+    raise ValueError(
+      f'{len(values)} values and {len(accuracies)} arrays of accuracies: '
+      'expected as many'
+    )
+  if chosen is not None and chosen not in values:
+    raise ValueError(f'the chosen value {chosen} is none of {list(values)}')
+  order = np.argsort(values)
+  x = np.asarray(values, float)[order]
+  moments = [
+    _mean_and_std(np.asarray(accuracies[index], float)[:, np.newaxis])
+    for index in order
+  ]
+  mean, std = 100 * np.concatenate(moments, axis=1)
+  counts = [np.isfinite(each).sum() for each in accuracies]
+
+  figure = _figure(2.6)
+  axes = figure.add_subplot(xlabel=xlabel, ylabel='validation accuracy (%)')
+  _plain(axes)
+  if x[0] > 0 and x[-1] >= 10 * x[0]:
+    axes.set_xscale('log')
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+  axes.errorbar(
+    x,
+    mean,
+    _bars(std),
+    label=_seeds(count for count in counts if count),
+    color='0.3',
+    marker='o',
+    capsize=3,
+  )
+  missing = x[np.isnan(mean)]
+  if len(missing):
+    axes.plot(
+      missing,
+      np.zeros_like(missing),
+      transform=axes.get_xaxis_transform(),
+      label='no result',
+      color='black',
+      marker='x',
+      linestyle='',
+      clip_on=False,
+    )
+  if chosen is not None:
+    axes.plot(
+      chosen,
+      mean[x == chosen],
+      label=f'chosen: {chosen:g}',
+      color='black',
+      marker='o',
+      markersize=10,
+      markerfacecolor='none',
+      linestyle='',
+    )
+  _value_ticks(axes, x)
+  _legend(figure, axes)
+  return figure
+
+
+@_style
+def heat_map(
+  accuracies: np.ndarray,
+  rows: Sequence[Any],
+  columns: Sequence[Any],
+  *,
+  ylabel: str,
+  xlabel: str,
+) -> Figure:
+  """Draws the validation accuracy over two hyperparameters.
+
+  Args:
+    accuracies: from 0 to 1, `[rows, columns]`; NaN where there is none.
+    rows: the values that `ylabel` has.
+    columns: the values that `xlabel` has.
+    ylabel: the hyperparameter of the rows.
+    xlabel: the hyperparameter of the columns.
+
+  Returns:
+    A map with each accuracy in per cent in its cell. The best cell is framed,
+    or all that are equally good; a cell without an accuracy is hatched.
+
+  Raises:
+    ValueError: the shape does not fit, or there is no accuracy at all.
+  """
+  _check_shape('accuracies', accuracies, (len(rows), len(columns)))
+  if not np.isfinite(accuracies).any():
+    raise ValueError('all accuracies are NaN: expected at least one number')
+  percent = 100 * np.asarray(accuracies, float)
+  figure = _figure(max(2.3, 1.3 + 0.32 * len(rows)))
+  axes = figure.add_subplot()
+  image = axes.imshow(percent, cmap=_MAP, aspect='auto', interpolation='none')
+  axes.set(xlabel=xlabel, ylabel=ylabel)
+  room = 0.75 * _WIDTH / len(columns)
+  _name_ticks(axes.xaxis, list(map(str, columns)), room)
+  _name_ticks(axes.yaxis, list(map(str, rows)), 0.3)
+  axes.tick_params(length=0)
+  axes.patch.set(**_NONE)
+  best = np.nanmax(percent)
+  frame: dict[str, Any] = {
+    'facecolor': 'none',
+    'edgecolor': 'black',
+    'linewidth': 2,
+  }
+  for (row, column), value in np.ndenumerate(percent):
+    if np.isnan(value):
+      continue
+    axes.text(
+      column,
+      row,
+      f'{value:.1f}',
+      color=_ink(image, value),
+      weight='bold' if value == best else 'normal',
+      **_CENTRED,
+    )
+    if value == best:
+      cell = patches.Rectangle((column - 0.5, row - 0.5), 1, 1, **frame)
+      cell.set(zorder=3, clip_on=False)
+      axes.add_patch(cell)
+  figure.colorbar(image, ax=axes, label='validation accuracy (%)')
+  handles = {'best': patches.Patch(**frame)}
+  if np.isnan(percent).any():
+    handles['no result'] = patches.Patch(**_NONE)
+  figure.legend(
+    handles.values(), handles, loc='outside upper right', ncols=2, frameon=False
+  )
+  return figure
+
+
+@_style
+def per_class_accuracy(
+  class_names: Sequence[str], accuracies: Mapping[str, np.ndarray]
+) -> Figure:
+  """Draws the accuracy on each class, for several groups of runs.
+
+  Points rather than bars: the axis need not start at zero, where accuracies
+  that are all high could not be told apart.
+
+  Args:
+    class_names: name of each class.
+    accuracies: for each label the accuracies of its runs on each class, from 0
+      to 1, `[runs, classes]`; NaN for a class without examples.
+
+  Returns:
+    A point for the mean over runs, with a bar of ± one sample standard
+    deviation where there are several. Many classes are spread over several
+    panels.
+
+  Raises:
+    ValueError: there are no accuracies, or shapes that do not fit.
+  """
+  _check_some(accuracies, 'accuracies')
+  for label, values in accuracies.items():
+    _check_shape(f'accuracies of {label}', values, (None, len(class_names)))
+  title, labels = _with_seeds(
+    {label: len(values) for label, values in accuracies.items()}
+  )
+  panels = math.ceil(len(class_names) / 34)
+  per_panel = math.ceil(len(class_names) / panels)
+  longest = max(map(_text_width, class_names))
+  figure = _figure(panels * ((1.4 if panels > 1 else 2.4) + longest))
+  grid = figure.subplots(panels, sharey=True, squeeze=False)[:, 0]
+  for panel, axes in enumerate(grid):
+    first = panel * per_panel
+    names = class_names[first : first + per_panel]
+    _plain(axes)
+    axes.set_ylabel('accuracy (%)')
+    axes.set_xlim(-0.5, per_panel - 0.5)
+    _name_ticks(axes.xaxis, names, 0.85 * _WIDTH / per_panel)
+    axes.tick_params(axis='x', length=0)
+    for place in range(0, len(names), 2):
+      axes.axvspan(place - 0.5, place + 0.5, color='0.95', zorder=0)
+    for index, values in enumerate(accuracies.values()):
+      mean, std = 100 * np.stack(
+        _mean_and_std(values[:, first : first + per_panel])
+      )
+      offset = 0.8 * ((index + 0.5) / len(accuracies) - 0.5)
+      axes.errorbar(
+        np.arange(len(names)) + offset,
+        mean,
+        _bars(std),
+        label=labels[index],
+        linestyle='',
+        elinewidth=0.8,
+        **_series(index, len(accuracies)),
+      )
+  grid[-1].set_xlabel('class')
+  _legend(figure, grid[0], title)
+  return figure
+
+
+@_style
+def confusion_matrices(
+  class_names: Sequence[str], matrices: Mapping[str, np.ndarray]
+) -> Figure:
+  """Draws confusion matrices on one scale.
+
+  Args:
+    class_names: name of each class.
+    matrices: for each label the share of each true class (rows) that was taken
+      for each class (columns), from 0 to 1, `[classes, classes]`; NaN for a
+      class without examples.
+
+  Returns:
+    A panel for each matrix. Shades follow the square root of the share, so that
+    rare errors are seen. With at most twenty classes each cell has its share in
+    per cent, none where it is zero. A class without examples is hatched.
+
+  Raises:
+    ValueError: there are no matrices, or shapes that do not fit.
+  """
+  _check_some(matrices, 'matrices')
+  classes = len(class_names)
+  for label, matrix in matrices.items():
+    _check_shape(f'matrix of {label}', matrix, (classes, classes))
+  numbered = classes <= 20
+  most = 1 if 10 < classes <= 20 else 2
+  columns = min(most, len(matrices))
+  rows = math.ceil(len(matrices) / columns)
+  longest = max(map(_text_width, class_names))
+  side = min((0.8 * _WIDTH - longest) / columns - 0.1, 4.0)
+  # Class names are below the lowest matrix of each column.
+  named = 2 if len(matrices) % columns else 1
+  titles = [_fill(label, side) for label in matrices]
+  lines = 1 + max(title.count('\n') for title in titles)
+  figure = _figure(
+    rows * (side + _LINE * lines + 0.2) + named * (longest + 0.3)
+  )
+  grid = figure.subplots(
+    rows, columns, sharex=True, sharey=True, squeeze=False
+  ).ravel()
+  for axes in grid[len(matrices) :]:
+    axes.set_axis_off()
+  for index, matrix in enumerate(matrices.values()):
+    axes = grid[index]
+    if index % columns == 0:
+      axes.set_ylabel('true class')
+    if index + columns >= len(matrices):
+      axes.set_xlabel('predicted class')
+      axes.tick_params(labelbottom=True)
+    axes.patch.set(**_NONE)
+    percent = 100 * np.asarray(matrix, float)
+    image = axes.imshow(
+      percent,
+      cmap='Greys',
+      norm=colors.PowerNorm(0.5, vmin=0, vmax=100),
+      interpolation='none',
+    )
+    axes.set_title(titles[index])
+    for axis in (axes.xaxis, axes.yaxis):
+      _name_ticks(axis, class_names, side / classes)
+    axes.tick_params(length=2)
+    if numbered:
+      for (row, column), value in np.ndenumerate(percent):
+        if value > 0:
+          text = f'{value:.0f}' if value >= 0.5 else '<1'
+          axes.text(column, row, text, color=_ink(image, value), **_CENTRED)
+  figure.colorbar(
+    image,
+    ax=grid.tolist(),
+    label='share of the true class (%)',
+    ticks=[0, 1, 5, 10, 25, 50, 75, 100],
+    aspect=25 * rows,
+  )
+  return figure
+
+
+@_style
+def disagreements(
+  images: np.ndarray,
+  labels: Sequence[str],
+  student: Sequence[str],
+  teacher: Sequence[str],
+) -> Figure:
+  """Shows images with their class and what two networks take them for.
+
+  Args:
+    images: pixels from 0 to 255, uint8 `[count, height, width, 1 or 3]`.
+    labels: name of the class of each.
+    student: name of the class that the student predicts.
+    teacher: name of the class that the teacher predicts.
+
+  Returns:
+    The images in rows, with the three names under each and a tick at those that
+    are right.
+
+  Raises:
+    ValueError: there are no images, or shapes that do not fit.
+  """
+  _check_some(images, 'images')
+  if images.ndim != 4:
+    raise ValueError(
+      f'images have shape {images.shape}: expected [count, height, width, '
+      'channels]'
+    )
+  for what, names in (
+    ('labels', labels),
+    ("student's predictions", student),
+    ("teacher's predictions", teacher),
+  ):
+    if len(names) != len(images):
+      raise ValueError(
+        f'{len(images)} images and {len(names)} {what}: expected as many'
+      )
+  captions = []
+  for truth, *predicted in zip(labels, student, teacher, strict=True):
+    lines = [f'true: {_shorten(truth)}']
+    for who, name in zip(('student', 'teacher'), predicted, strict=True):
+      lines.append(f'{who}: {_shorten(name)}{" ✓" if name == truth else ""}')
+    captions.append('\n'.join(lines))
+  widest = max(
+    _text_width(line) for text in captions for line in text.splitlines()
+  )
+  columns = min(len(images), max(1, int(_WIDTH / max(widest + 0.15, 0.9))))
+  rows = math.ceil(len(images) / columns)
+  side = min(_WIDTH / columns - 0.15, 1.2)
+  figure = _figure(rows * (side + 3.3 * _LINE))
+  grid = figure.subplots(rows, columns, squeeze=False).ravel()
+  for axes in grid[len(images) :]:
+    axes.set_axis_off()
+  for axes, image, caption in zip(grid, images, captions, strict=False):
+    _show_image(axes, image)
+    axes.set_xlabel(caption)
+  return figure
+
+
+@_style
+def feature_maps(
+  image: np.ndarray, stages: Mapping[str, tuple[np.ndarray, np.ndarray]]
+) -> Figure:
+  """Shows an image and what student and teacher make of it, stage by stage.
+
+  Args:
+    image: pixels from 0 to 255, uint8 `[height, width, 1 or 3]`.
+    stages: for each stage the student's map, through its connector, and the
+      teacher's, each `[height, width]`, of the same shape.
+
+  Returns:
+    A row for the student and one for the teacher. Both maps of a stage have one
+    scale from black to white, whose ends are written under them.
+
+  Raises:
+    ValueError: there are no stages, or shapes that do not fit.
+  """
+  _check_some(stages, 'stages')
+  _check_shape('image', image, (None, None, None))
+  for name, (student, teacher) in stages.items():
+    _check_shape(f'map of the student at {name}', student, (None, None))
+    _check_shape(f'map of the teacher at {name}', teacher, student.shape)
+  columns = 4 if len(stages) <= 4 else 5
+  rows = math.ceil(len(stages) / columns)
+  side = 0.95 * _WIDTH / (columns + 1) - 0.1
+  figure = _figure(rows * (2 * side + 5 * _LINE) + _LINE)
+  grid = figure.add_gridspec(2 * rows, columns + 1)
+  axes = figure.add_subplot(grid[:2, 0])
+  _show_image(axes, image)
+  axes.set_title(_fill(f'input, {_size(image)}', side))
+  for index, (name, maps) in enumerate(stages.items()):
+    row, column = divmod(index, columns)
+    low, high = np.min(maps), np.max(maps)
+    title = re.sub(r'^stage(\d+)$', r'stage \1', name)
+    for which, values in enumerate(maps):
+      axes = figure.add_subplot(grid[2 * row + which, column + 1])
+      axes.imshow(
+        values, cmap='gray', vmin=low, vmax=high, interpolation='nearest'
+      )
+      axes.set(xticks=[], yticks=[])
+      if column == 0:
+        axes.set_ylabel(('student', 'teacher')[which])
+      if which == 0:
+        axes.set_title(_fill(f'{title}, {_size(values)}', side))
+    axes.set_xlabel(_fill(f'{low:.3g} to {high:.3g}'.replace('-', '−'), side))
+  figure.supxlabel('under each stage: the values of black and white')
+  return figure
+
+
+# Layout
+
+
+def _figure(height: float) -> Figure:
+  """Makes an empty figure, so many inches high."""
+  return Figure(figsize=(_WIDTH, height), layout='constrained')
+
+
+def _plain(axes: Axes) -> None:
+  """Gives axes a light grid and no frame at the top and the right."""
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.grid(axis='y', color='0.88', linewidth=0.6)
+  axes.set_axisbelow(True)
+  # Ticks that are made when the figure is drawn do not know this style.
+  axes.tick_params(labelsize=_TEXT)
+
+
+def _legend(figure: Figure, axes: Axes, title: str | None = None) -> None:
+  """Puts the legend below the axes, which stay as high as they are."""
+  handles, labels = axes.get_legend_handles_labels()
+  labels = [_fill(label, 0.8 * _WIDTH) for label in labels]
+  longest = max(
+    _text_width(line) for label in labels for line in label.splitlines()
+  )
+  # Beside each label there is its line, and space.
+  columns = min(len(labels), max(1, int(_WIDTH / (longest + 0.55))))
+  lines = sum(len(label.splitlines()) for label in labels[::columns])
+  figure.set_figheight(
+    figure.get_figheight() + _LINE * (lines + (title is not None)) + 0.1
+  )
+  figure.legend(
+    handles,
+    labels,
+    title=title,
+    title_fontsize=_TEXT,
+    ncols=columns,
+    loc='outside lower center',
+    frameon=False,
+  )
+
+
+def _series(index: int, count: int) -> dict[str, Any]:
+  """Gives marker and colour of one of several series, from dark to light."""
+  # Without the map's lightest end, which is hard to see on white.
+  shade = matplotlib.colormaps[_MAP](0.8 * index / max(count - 1, 1))
+  return {'color': shade, 'marker': _MARKERS[index % len(_MARKERS)]}
+
+
+def _name_ticks(axis: Axis, names: Sequence[str], room: float) -> None:
+  """Names the places 0, 1, … of an axis, each so many inches wide."""
+  names = [_shorten(name) for name in names]
+  flat = isinstance(axis, XAxis) and max(map(_text_width, names)) < room - 0.05
+  upright = isinstance(axis, XAxis) and not flat
+  # Where lines of text would be too close, only some are named.
+  every = 1 if flat else math.ceil(0.8 * _LINE / room)
+  axis.set_ticks(
+    range(0, len(names), every),
+    names[::every],
+    fontsize=_TEXT,
+    rotation=90 if upright else 0,
+  )
+
+
+def _value_ticks(axes: Axes, values: np.ndarray) -> None:
+  """Labels the values on the axis, less those that another is too close to."""
+  axes.autoscale_view()
+  points = np.stack([values, np.zeros_like(values)], axis=1)
+  places = (axes.transScale + axes.transLimits).transform(points)[:, 0]
+  kept: list[float] = []
+  end = -math.inf
+  for value, place in zip(values, 0.85 * _WIDTH * places, strict=True):
+    half = _text_width(f'{value:g}') / 2
+    if place - half > end + 0.05:
+      kept.append(value)
+      end = place + half
+  axes.set_xticks(kept, [f'{value:g}' for value in kept])
+
+
+def _ink(image: AxesImage, value: float) -> str:
+  """Gives the colour of text that can be read on the shade of a value."""
+  red, green, blue, _ = image.to_rgba(np.asarray(value))
+  return 'white' if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else 'black'
+
+
+def _show_image(axes: Axes, image: np.ndarray) -> None:
+  """Shows pixels from 0 to 255, `[height, width, 1 or 3]`, without ticks."""
+  if image.shape[-1] not in (1, 3):
+    raise ValueError(
+      f'an image has {image.shape[-1]} channels: expected 1 or 3'
+    )
+  pixels = image[..., 0] if image.shape[-1] == 1 else image
+  axes.imshow(pixels, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
+  axes.set(xticks=[], yticks=[])
+
+
+# Text
+
+
+def _text_width(text: str) -> float:
+  """Gives the width of a line of text, in inches."""
+  width, _, _ = textpath.text_to_path.get_text_width_height_descent(
+    text, font_manager.FontProperties(size=_TEXT), ismath=False
+  )
+  return width / 72
+
+
+def _fill(text: str, width: float) -> str:
+  """Breaks a text into lines of so many inches."""
+  # A letter of mean width is 0.06 inches wide.
+  return textwrap.fill(text, max(8, int(width / 0.06)))
+
+
+def _shorten(name: str, most: int = 24) -> str:
+  return name if len(name) <= most else f'{name[: most - 1]}…'
+
+
+def _size(image: np.ndarray) -> str:
+  return f'{image.shape[0]}×{image.shape[1]}'
+
+
+def _seeds(counts: Iterable[int]) -> str:
+  """Says of how many seeds something is."""
+  low, high = min(counts := list(counts)), max(counts)
+  if high == 1:
+    return '1 seed'
+  return f'mean ± std of {high if low == high else f"{low} to {high}"} seeds'
+
+
+def _with_seeds(counts: Mapping[str, int]) -> tuple[str | None, list[str]]:
+  """Gives a legend's title and labels that say how many seeds each has."""
+  if len(set(counts.values())) == 1:
+    return _seeds(counts.values()), list(counts)
+  return None, [
+    f'{label}; {_seeds([count])}' for label, count in counts.items()
+  ]
+
+
+# Numbers
+
+
+def _mean_and_std(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Means and sample standard deviations over rows, of what is not NaN."""
+  masked = np.ma.masked_invalid(np.asarray(values, float))
+  mean = masked.mean(axis=0)
+  # A masked value counts as none: that of a single run is masked.
+  std = masked.std(axis=0, ddof=1)
+  return np.ma.filled(mean, np.nan), np.ma.filled(std, np.nan)
+
+
+def _bars(std: np.ndarray) -> np.ndarray | None:
+  """Gives the lengths of error bars; None where there are none."""
+  return std if np.isfinite(std).any() else None
+
+
+def _check_some(values: Any, what: str) -> None:
+  if not len(values):
+    raise ValueError(f'there are no {what}: expected at least one')
+
+
+def _check_shape(
+  what: str, values: np.ndarray, expected: Sequence[int | None]
+) -> None:
+  shape = np.shape(values)
+  if len(shape) != len(expected) or any(
+    wanted not in (None, found)
+    for found, wanted in zip(shape, expected, strict=True)
+  ):
+    shown = ', '.join('any' if size is None else str(size) for size in expected)
+    raise ValueError(f'{what}: shape {list(shape)}, expected [{shown}]')
