@@ -159,7 +159,10 @@ CROWDED = {
   'more stages than a row has': lambda: figures.feature_maps(
     pixels(1, 8, 1)[0],
     stages([8, 8, 4, 4, 2])
-    | {'stage3/block2->stage3/block6/conv1': 2 * (np.ones((1, 1)),)},
+    | {
+      f'stage3/block{index}->stage3/block6/conv1': 2 * (np.ones((1, 1)),)
+      for index in (1, 2)
+    },
   ),
 }
 
@@ -167,6 +170,24 @@ CROWDED = {
 @pytest.mark.parametrize('name', CROWDED)
 def test_no_text_overlaps_or_is_cut_off_or_small(name):
   assert_legible(CROWDED[name]())
+
+
+@pytest.mark.parametrize(
+  ('name', 'inches'),
+  [
+    ('three matrices', 1.9),
+    ('matrices of a hundred classes', 1.5),
+    ('two rows of images', 1.1),
+    ('four stages', 1.0),
+    ('more stages than a row has', 0.8),
+  ],
+)
+def test_images_are_big_enough(name, inches):
+  figure = CROWDED[name]()
+  FigureCanvasAgg(figure).draw()
+  shown = [axes.bbox for axes in figure.axes if axes.images]
+  assert min(box.width for box in shown) >= inches * figure.dpi
+  assert min(box.height for box in shown) >= inches * figure.dpi
 
 
 def test_matplotlib_stays_as_it_is():
@@ -313,6 +334,16 @@ def test_a_confusion_matrix_has_percentages_where_there_is_something():
   assert cells == {(0, 0): '100', (1, 0): '<1', (0, 2): '25', (2, 2): '75'}
   assert axes.patch.get_hatch()
   assert 'share of the true class (%)' in words(figure)
+
+
+@pytest.mark.parametrize(('count', 'columns'), [(1, 1), (2, 2), (3, 2)])
+def test_the_lowest_matrix_of_each_column_has_class_names(count, columns):
+  figure = figures.confusion_matrices(['a', 'b'], matrices(LABELS[:count], 2))
+  FigureCanvasAgg(figure)
+  rows = -(-count // columns)
+  assert words(figure).count('a') == columns + rows
+  assert words(figure).count('predicted class') == columns
+  assert words(figure).count('true class') == rows
 
 
 def test_matrices_share_one_scale():
