@@ -1,5 +1,6 @@
 """What a figure shows, and that all of it can be read."""
 
+import functools
 import itertools
 
 import matplotlib
@@ -59,24 +60,6 @@ def drawn_texts(figure):
 
 def words(figure):
   return [text.get_text() for text in drawn_texts(figure)]
-
-
-def assert_legible(figure):
-  figure.set_dpi(100)
-  FigureCanvasAgg(figure)
-  boxes = drawn_texts(figure)
-  assert boxes
-  for text, box in boxes.items():
-    assert text.get_fontsize() >= 8, text
-    # A pixel is forgiven: letters rarely fill their box.
-    assert figure.bbox.x0 - 1 <= box.x0, text
-    assert box.x1 <= figure.bbox.x1 + 1, text
-    assert figure.bbox.y0 - 1 <= box.y0, text
-    assert box.y1 <= figure.bbox.y1 + 1, text
-  for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
-    width = min(a.x1, b.x1) - max(a.x0, b.x0)
-    height = min(a.y1, b.y1) - max(a.y0, b.y0)
-    assert min(width, height) <= 1, (one, other)
 
 
 def curves(labels, runs=3, epochs=20):
@@ -167,9 +150,28 @@ CROWDED = {
 }
 
 
+@functools.cache
+def crowded(name):
+  figure = CROWDED[name]()
+  FigureCanvasAgg(figure)
+  return figure, drawn_texts(figure)
+
+
 @pytest.mark.parametrize('name', CROWDED)
 def test_no_text_overlaps_or_is_cut_off_or_small(name):
-  assert_legible(CROWDED[name]())
+  figure, boxes = crowded(name)
+  assert boxes
+  for text, box in boxes.items():
+    assert text.get_fontsize() >= 8, text
+    # A pixel is forgiven: letters rarely fill their box.
+    assert figure.bbox.x0 - 1 <= box.x0, text
+    assert box.x1 <= figure.bbox.x1 + 1, text
+    assert figure.bbox.y0 - 1 <= box.y0, text
+    assert box.y1 <= figure.bbox.y1 + 1, text
+  for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
+    width = min(a.x1, b.x1) - max(a.x0, b.x0)
+    height = min(a.y1, b.y1) - max(a.y0, b.y0)
+    assert min(width, height) <= 1, (one, other)
 
 
 @pytest.mark.parametrize(
@@ -183,8 +185,7 @@ def test_no_text_overlaps_or_is_cut_off_or_small(name):
   ],
 )
 def test_images_are_big_enough(name, inches):
-  figure = CROWDED[name]()
-  FigureCanvasAgg(figure).draw()
+  figure, _ = crowded(name)
   shown = [axes.bbox for axes in figure.axes if axes.images]
   assert min(box.width for box in shown) >= inches * figure.dpi
   assert min(box.height for box in shown) >= inches * figure.dpi
