@@ -8,7 +8,7 @@ steadily lighter or darker.
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -73,6 +73,8 @@ def learning_curves(
   """
   _check_some(curves, 'curves')
   for label, (epochs, values) in curves.items():
+    _check_some(values, f'runs of {label}')
+    _check_some(epochs, f'epochs of {label}')
     _check_shape(f'values of {label}', values, (None, len(epochs)))
   title, labels = _with_seeds(
     {label: len(values) for label, (_, values) in curves.items()}
@@ -132,8 +134,8 @@ def tuning_curve(
     cross at the foot.
 
   Raises:
-    ValueError: there are no values, not as many accuracies, or `chosen` is none
-      of them.
+    ValueError: there are no values, not as many accuracies, no accuracy at all,
+      or `chosen` is none of the values.
   """
   _check_some(values, 'values')
   if len(values) != len(accuracies):
@@ -151,6 +153,8 @@ def tuning_curve(
   ]
   mean, std = 100 * np.concatenate(moments, axis=1)
   counts = [np.isfinite(each).sum() for each in accuracies]
+  if not any(counts):
+    raise ValueError('all accuracies are NaN: expected at least one number')
 
   figure = _figure(2.6)
   axes = figure.add_subplot(xlabel=xlabel, ylabel='validation accuracy (%)')
@@ -162,7 +166,7 @@ def tuning_curve(
     x,
     mean,
     _bars(std),
-    label=_seeds(count for count in counts if count),
+    label=_seeds([count for count in counts if count]),
     color='0.3',
     marker='o',
     capsize=3,
@@ -229,8 +233,8 @@ def heat_map(
   image = axes.imshow(percent, cmap=_MAP, aspect='auto', interpolation='none')
   axes.set(xlabel=xlabel, ylabel=ylabel)
   room = 0.75 * _WIDTH / len(columns)
-  _name_ticks(axes.xaxis, list(map(str, columns)), room)
-  _name_ticks(axes.yaxis, list(map(str, rows)), 0.3)
+  _name_ticks(axes.xaxis, [_shorten(str(value)) for value in columns], room)
+  _name_ticks(axes.yaxis, [_shorten(str(value)) for value in rows], 0.3)
   axes.tick_params(length=0)
   axes.patch.set(**_NONE)
   best = np.nanmax(percent)
@@ -288,12 +292,14 @@ def per_class_accuracy(
   """
   _check_some(accuracies, 'accuracies')
   for label, values in accuracies.items():
+    _check_some(values, f'runs of {label}')
     _check_shape(f'accuracies of {label}', values, (None, len(class_names)))
   title, labels = _with_seeds(
     {label: len(values) for label, values in accuracies.items()}
   )
   panels = math.ceil(len(class_names) / 34)
   per_panel = math.ceil(len(class_names) / panels)
+  class_names = [_shorten(name) for name in class_names]
   longest = max(map(_text_width, class_names))
   figure = _figure(panels * ((1.4 if panels > 1 else 2.4) + longest))
   grid = figure.subplots(panels, sharey=True, squeeze=False)[:, 0]
@@ -350,18 +356,24 @@ def confusion_matrices(
   classes = len(class_names)
   for label, matrix in matrices.items():
     _check_shape(f'matrix of {label}', matrix, (classes, classes))
-  numbered = classes <= 20
-  most = 1 if 10 < classes <= 20 else 2
-  columns = min(most, len(matrices))
-  rows = math.ceil(len(matrices) / columns)
+  class_names = [_shorten(name) for name in class_names]
   longest = max(map(_text_width, class_names))
-  side = min((0.8 * _WIDTH - longest) / columns - 0.1, 4.0)
+  numbered = classes <= 20
+
+  def side_of(columns: int) -> float:
+    return min((0.8 * _WIDTH - longest) / columns - 0.1, 4.0)
+
+  # Two beside each other, unless a number would be wider than its cell.
+  columns = 1 if numbered and side_of(2) < 0.2 * classes else 2
+  columns = min(columns, len(matrices))
+  rows = math.ceil(len(matrices) / columns)
+  side = side_of(columns)
   # Class names are below the lowest matrix of each column.
   named = 2 if len(matrices) % columns else 1
   titles = [_fill(label, side) for label in matrices]
   lines = 1 + max(title.count('\n') for title in titles)
   figure = _figure(
-    rows * (side + _LINE * lines + 0.2) + named * (longest + 0.3)
+    rows * (side + _LINE * lines + 0.2) + named * (longest + 0.4)
   )
   grid = figure.subplots(
     rows, columns, sharex=True, sharey=True, squeeze=False
@@ -561,7 +573,6 @@ def _series(index: int, count: int) -> dict[str, Any]:
 
 def _name_ticks(axis: Axis, names: Sequence[str], room: float) -> None:
   """Names the places 0, 1, … of an axis, each so many inches wide."""
-  names = [_shorten(name) for name in names]
   flat = isinstance(axis, XAxis) and max(map(_text_width, names)) < room - 0.05
   upright = isinstance(axis, XAxis) and not flat
   # Where lines of text would be too close, only some are named.
@@ -631,9 +642,9 @@ def _size(image: np.ndarray) -> str:
   return f'{image.shape[0]}×{image.shape[1]}'
 
 
-def _seeds(counts: Iterable[int]) -> str:
+def _seeds(counts: Collection[int]) -> str:
   """Says of how many seeds something is."""
-  low, high = min(counts := list(counts)), max(counts)
+  low, high = min(counts), max(counts)
   if high == 1:
     return '1 seed'
   return f'mean ± std of {high if low == high else f"{low} to {high}"} seeds'

@@ -130,6 +130,12 @@ CROWDED = {
   'matrices of a hundred classes': lambda: figures.confusion_matrices(
     HUNDRED, matrices(LABELS[5:7], 100)
   ),
+  'points of classes with long names': lambda: figures.per_class_accuracy(
+    10 * [60 * 'x'], {'a': RNG.uniform(0.9, 1, (1, 10))}
+  ),
+  'a matrix of classes with long names': lambda: figures.confusion_matrices(
+    10 * [60 * 'x'], matrices(['a', 'b'], 10)
+  ),
   'two rows of images': lambda: figures.disagreements(
     pixels(8, 32, 3), CIFAR10[:8], CIFAR10[1:9], CIFAR10[:8]
   ),
@@ -179,6 +185,7 @@ def test_no_text_overlaps_or_is_cut_off_or_small(name):
   [
     ('three matrices', 1.9),
     ('matrices of a hundred classes', 1.5),
+    ('a matrix of classes with long names', 3.0),
     ('two rows of images', 1.1),
     ('four stages', 1.0),
     ('more stages than a row has', 0.8),
@@ -412,6 +419,18 @@ def test_both_maps_of_a_stage_have_one_scale():
         [1, 2], [np.ones(1)], xlabel='x', chosen=None
       ),
       '2 values and 1 arrays',
+    ),
+    (
+      lambda: figures.learning_curves(
+        {'a': (np.arange(3), np.ones((0, 3)))}, ylabel='loss'
+      ),
+      'there are no runs of a',
+    ),
+    (
+      lambda: figures.tuning_curve(
+        [1], [np.array([np.nan])], xlabel='x', chosen=None
+      ),
+      'all accuracies are NaN',
     ),
     (
       lambda: figures.tuning_curve([1], [np.ones(1)], xlabel='x', chosen=3),
