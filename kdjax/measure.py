@@ -49,9 +49,7 @@ def evaluate(
   teacher = None
   if trained_with := result['teacher']:
     teacher = teacher_lib.load_again(workdir, config, trained_with)
-  measured, predictions = measure(
-    workdir, config, dataset, teacher, Session()
-  )
+  measured, predictions = measure(workdir, config, dataset, teacher, Session())
   student = result['student'] | measured['student']
   return result | measured | {'student': student}, predictions
 
