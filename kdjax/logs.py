@@ -12,7 +12,7 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorboardX
@@ -21,6 +21,8 @@ from absl import flags
 from absl import logging as absl_logging
 
 logger = logging.getLogger('kdjax')
+
+_METRICS = 'metrics.jsonl'
 
 # Images/s stand in the postfix, from the device's own pace: the rate that tqdm
 # sees is that of steps handed to the device.
@@ -76,7 +78,7 @@ class RunLog:
     total_steps: int,
     tensorboard: bool,
   ):
-    path = workdir / 'metrics.jsonl'
+    path = workdir / _METRICS
     _drop_after(path, start_step)
     self._file = path.open('a', encoding='utf-8')
     self._writer = (
@@ -210,6 +212,53 @@ class SweepLog:
     typical = statistics.median(self._seconds)
     seconds = typical * (self._total - self._done)
     return f', about {tqdm.tqdm.format_interval(seconds)} left'
+
+
+def read_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """Reads the metrics of a run.
+
+  Args:
+    workdir: the run directory.
+
+  Returns:
+    What `RunLog.write` wrote, in its order; empty where it wrote nothing. A
+    last line that was cut off is left out.
+
+  Raises:
+    ValueError: another line is no JSON.
+  """
+  path = workdir / _METRICS
+  if not path.exists():
+    return []
+  records = []
+  lines = path.read_text(encoding='utf-8').splitlines()
+  for number, line in enumerate(lines, 1):
+    try:
+      records.append(json.loads(line))
+    except json.JSONDecodeError as error:
+      if number < len(lines):
+        raise ValueError(f'{path}, line {number}, is no JSON') from error
+  return records
+
+
+def diverged_at(records: Sequence[Mapping[str, Any]]) -> int | None:
+  """Says whether a run diverged, from its metrics.
+
+  Args:
+    records: as `read_records` gives them.
+
+  Returns:
+    The step after which its loss or its gradient was no longer finite; None if
+    the run did not diverge.
+  """
+  for kind in ('train', 'validation'):
+    of_kind = [record for record in records if record['kind'] == kind]
+    # What is not finite was written as null.
+    if of_kind and any(
+      of_kind[-1].get(name, 0) is None for name in ('loss', 'gradient_norm')
+    ):
+      return of_kind[-1]['step']
+  return None
 
 
 def _describe(record: dict[str, Any]) -> str:

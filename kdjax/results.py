@@ -1,6 +1,5 @@
 """The files that a run leaves beside its checkpoints, and its final table."""
 
-import contextlib
 import hashlib
 import json
 import pathlib
@@ -15,7 +14,6 @@ from kdjax import config as config_lib
 from kdjax import files, methods
 
 _CONFIG = 'config.json'
-_METRICS = 'metrics.jsonl'
 _RESULT = 'result.json'
 _PREDICTIONS = 'predictions.npz'
 
@@ -47,6 +45,26 @@ def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return json.loads(config.to_json())
 
 
+def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Gives the fields of a configuration that change what its run computes.
+
+  Args:
+    config: a run's configuration, as in `config.json`.
+
+  Returns:
+    The value of each such field, by its dotted name and in the order of
+    `kdjax.config.default`. The settings of methods that the run does not use
+    are not among them, nor is its teacher where its method needs none.
+
+  Raises:
+    ValueError: its method is unknown.
+  """
+  # A field that another version of kdjax did not have was as it is by default.
+  default = as_json(config_lib.default())
+  default['method']['name'] = config['method']['name']
+  return _flatten(default) | _flatten(config)
+
+
 def differences(
   workdir: pathlib.Path, config: ml_collections.ConfigDict
 ) -> dict[str, str]:
@@ -63,10 +81,8 @@ def differences(
   path = workdir / _CONFIG
   if not path.exists():
     return {}
-  # A field that another version of kdjax did not have was as it is by default.
-  default = _without_free_fields(as_json(config_lib.default()))
-  theirs = default | _without_free_fields(_read(path))
-  ours = default | _without_free_fields(as_json(config))
+  theirs = relevant(_read(path))
+  ours = relevant(as_json(config))
   return {
     field: f'{field}: {theirs.get(field)!r} there, {ours.get(field)!r} now'
     for field in sorted(theirs.keys() | ours.keys())
@@ -124,6 +140,11 @@ def write_config(
   write_json(workdir / _CONFIG, as_json(config))
 
 
+def is_run(path: pathlib.Path) -> bool:
+  """Whether a path is the directory of a run, finished or not."""
+  return (path / _CONFIG).exists()
+
+
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
   """Reads the configuration of a run.
 
@@ -136,13 +157,12 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
   Raises:
     FileNotFoundError: the directory holds no run.
   """
-  path = workdir / _CONFIG
-  if not path.exists():
+  if not is_run(workdir):
     raise FileNotFoundError(
       f'no run in {workdir}: expected a directory written by kdjax.main, with '
       f'{_CONFIG} in it'
     )
-  return ml_collections.ConfigDict(_read(path))
+  return ml_collections.ConfigDict(_read(workdir / _CONFIG))
 
 
 def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -154,42 +174,6 @@ def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
 def write_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
   """Writes the result of a run, which marks it as finished."""
   write_json(workdir / _RESULT, result)
-
-
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads the metrics of a run, as far as they were written.
-
-  Args:
-    workdir: the run directory.
-
-  Returns:
-    The records in their order; none if there is no such file. A last line that
-    was cut off is left out.
-  """
-  path = workdir / _METRICS
-  records = []
-  if path.exists():
-    for line in path.read_text(encoding='utf-8').splitlines():
-      with contextlib.suppress(json.JSONDecodeError):
-        records.append(json.loads(line))
-  return records
-
-
-def divergence(records: Sequence[Mapping[str, Any]]) -> str | None:
-  """Says where a run diverged, from its metrics.
-
-  Args:
-    records: as `read_metrics` gives them.
-
-  Returns:
-    'no finite loss at step N', or None if it did not diverge.
-  """
-  for record in records:
-    # JSON has no NaN and no infinity: such values are written as null.
-    for name in ('loss', 'gradient_norm'):
-      if name in record and record[name] is None:
-        return f'no finite {name} at step {record["step"]}'
-  return None
 
 
 def read_predictions(workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
@@ -205,7 +189,8 @@ def read_predictions(workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
   path = workdir / _PREDICTIONS
   if not path.exists():
     return None
-  with np.load(path) as arrays:
+  # Opened here: NumPy leaves open a file that is no archive.
+  with path.open('rb') as file, np.load(file) as arrays:
     return dict(arrays)
 
 
@@ -299,13 +284,13 @@ def align(
   return '\n'.join(text)
 
 
-def _without_free_fields(config: dict[str, Any]) -> dict[str, Any]:
+def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
   """Flattens a configuration and drops what may change in a run."""
   flat: dict[str, Any] = {}
   # Settings of the methods that are not used do not matter either.
   method = config['method']
   used = {key: method[key] for key in ('name', method['name']) if key in method}
-  config = config | {'method': used}
+  config = {**config, 'method': used}
   if not methods.build(method['name'])[0].needs_teacher:
     del config['teacher']
 

@@ -27,8 +27,8 @@ ALLOWED = {
   'kdjax.evaluate': (
     'checkpoint',
     'command',
-    'predictions',
     'measure',
+    'predictions',
     'results',
   ),
   'kdjax.sweep': ('sweep.plan',),
@@ -43,6 +43,41 @@ ALLOWED = {
     'train',
   ),
   'kdjax.sweep.plan': ('config',),
+  'kdjax.report': (),
+  'kdjax.report.__main__': (
+    'command',
+    'report.collect',
+    'report.gallery',
+    'report.page',
+    'report.statistics',
+    'report.tables',
+  ),
+  'kdjax.report.collect': ('logs', 'results'),
+  'kdjax.report.statistics': ('metrics', 'report.collect'),
+  'kdjax.report.tables': ('report.collect', 'report.statistics', 'results'),
+  'kdjax.report.figures': (),
+  'kdjax.report.inspect': (
+    'checkpoint',
+    'data',
+    'features',
+    'methods.feature',
+    'report.collect',
+    'results',
+    'runtime',
+    'teacher',
+  ),
+  'kdjax.report.gallery': (
+    'report.collect',
+    'report.figures',
+    'report.inspect',
+    'report.statistics',
+  ),
+  'kdjax.report.page': (
+    'report.collect',
+    'report.gallery',
+    'report.statistics',
+    'report.tables',
+  ),
   'kdjax.command': ('logs', 'runtime'),
   'kdjax.benchmark': (),
   'kdjax.benchmark.__main__': ('benchmark.compare', 'command', 'methods'),
@@ -57,20 +92,6 @@ ALLOWED = {
     'runtime',
     'step',
     'version',
-  ),
-  # The report of finished runs.
-  'kdjax.report': (),
-  'kdjax.report.collect': (),
-  'kdjax.report.figures': (),
-  'kdjax.report.inspect': (
-    'checkpoint',
-    'data',
-    'features',
-    'methods.feature',
-    'report.collect',
-    'results',
-    'runtime',
-    'teacher',
   ),
   # The loop.
   'kdjax.train': (
@@ -198,6 +219,7 @@ DEFINE_FLAGS = (
   'kdjax.evaluate',
   'kdjax.benchmark.__main__',
   'kdjax.sweep.__main__',
+  'kdjax.report.__main__',
 )
 KNOW_INTERMEDIATES = ('kdjax.features',)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from kdjax import checkpoint, features, methods, results, train
+from kdjax import checkpoint, features, logs, methods, train
 from kdjax import teacher as teacher_lib
 from kdjax.data import batches
 from kdjax.replay import Replay
@@ -140,7 +140,7 @@ def config(**changes):
 def losses(workdir):
   return [
     record['loss']
-    for record in results.read_metrics(workdir)
+    for record in logs.read_records(workdir)
     if record['kind'] == 'train'
   ]
 

@@ -1,1 +1,4 @@
-"""The report of finished runs: tables, statistics and figures."""
+"""Runs side by side: tables, figures and one page.
+
+python -m kdjax.report runs/fkd runs/rkd
+"""

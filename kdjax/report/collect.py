@@ -1,22 +1,428 @@
-"""The finished runs that a report is about."""
+"""Reads runs, checks that they can be compared, and groups them."""
 
+import collections
+import json
+import math
 import pathlib
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdjax import logs, results
+
+# The method whose runs the others are compared with.
+SCRATCH = 'scratch'
+
+# What every result says of its run; a file without one of them is not whole.
+_FIELDS = (
+  'best',
+  'config',
+  'data',
+  'device',
+  'last',
+  'method',
+  'platform',
+  'seed',
+  'student',
+  'teacher',
+  'versions',
+)
+
 
 class Run(NamedTuple):
-  """A finished run, as its directory has it.
+  """A finished run.
 
   Attributes:
-    path: the run directory.
-    result: the content of `result.json`.
-    records: those of `metrics.jsonl`, in order.
-    predictions: the arrays of `predictions.npz`, if there is one.
+    path: its directory.
+    result: the content of its `result.json`.
+    records: the lines of its `metrics.jsonl`.
+    predictions: the arrays of its `predictions.npz`; None if it has none.
   """
 
   path: pathlib.Path
   result: dict[str, Any]
   records: list[dict[str, Any]]
   predictions: dict[str, np.ndarray] | None
+
+
+class Diverged(NamedTuple):
+  """A run whose loss is no longer finite.
+
+  Attributes:
+    path: its directory.
+    config: the content of its `config.json`.
+    step: the last step that it logged.
+  """
+
+  path: pathlib.Path
+  config: dict[str, Any]
+  step: int
+
+
+class Group(NamedTuple):
+  """Runs that differ by their seed only.
+
+  Attributes:
+    label: its method, and the settings that set it apart from other groups of
+      that method.
+    method: its method.
+    settings: each field that changes what its runs compute, but the seed.
+    runs: those that finished, by seed.
+    diverged: those that diverged, by seed.
+  """
+
+  label: str
+  method: str
+  settings: dict[str, Any]
+  runs: tuple[Run, ...]
+  diverged: tuple[Diverged, ...]
+
+
+class Comparison(NamedTuple):
+  """Runs on the same data and, where they have one, with the same teacher.
+
+  Attributes:
+    groups: scratch first, then by method and settings.
+    data: what every result says of the data: name, digest and split sizes.
+    teacher: what the results say of the teacher; None if no run has one.
+    teacher_run: the run that trained it, if it is among those read.
+    left_out: directories that are not compared, and why.
+    notes: what a reader of the comparison must know.
+  """
+
+  groups: tuple[Group, ...]
+  data: dict[str, Any]
+  teacher: dict[str, Any] | None
+  teacher_run: Run | None
+  left_out: tuple[tuple[pathlib.Path, str], ...]
+  notes: tuple[str, ...]
+
+
+def read(paths: Iterable[pathlib.Path]) -> Comparison:
+  """Reads runs and groups those that differ by their seed only.
+
+  Args:
+    paths: run directories, and directories of run directories.
+
+  Returns:
+    The comparison.
+
+  Raises:
+    FileNotFoundError: a path does not exist.
+    ValueError: no run has finished, or they differ in data or teacher; the
+      message names the runs and what differs.
+  """
+  left_out: list[tuple[pathlib.Path, str]] = []
+  notes: list[str] = []
+  finished: list[Run] = []
+  diverged: list[Diverged] = []
+  for path in _directories(paths, left_out):
+    try:
+      run = _read_run(path, notes)
+    except (OSError, ValueError) as error:
+      left_out.append((path, str(error)))
+      continue
+    if isinstance(run, Run):
+      finished.append(run)
+    else:
+      diverged.append(run)
+  if not finished:
+    reasons = [*left_out, *((run.path, 'diverged') for run in diverged)]
+    shown = '\n  '.join(f'{path}: {reason}' for path, reason in reasons)
+    raise ValueError(f'expected at least one finished run, found\n  {shown}')
+
+  _check_same(
+    'data',
+    {run.path: run.result['data'] for run in finished}
+    | {run.path: {'name': run.config['data']['name']} for run in diverged},
+  )
+  students, teacher, teacher_run = _part(finished, left_out)
+  groups = _group([*students, *diverged], left_out)
+  data = finished[0].result['data']
+  if teacher and teacher.get('data_digest', data['digest']) != data['digest']:
+    notes.append(
+      'the teacher was not trained on the same training and validation images '
+      'as the students; its accuracy may mislead'
+    )
+  return Comparison(
+    groups=groups,
+    data=data,
+    teacher=teacher,
+    teacher_run=teacher_run,
+    left_out=tuple(left_out),
+    notes=(*notes, *_recipe_notes(groups), *_machine_notes(students)),
+  )
+
+
+def config_of(run: Run | Diverged) -> dict[str, Any]:
+  """Gives the content of a run's `config.json`."""
+  return run.result['config'] if isinstance(run, Run) else run.config
+
+
+def varying(groups: Sequence[Group]) -> list[str]:
+  """Lists the fields in which groups differ, in the configuration's order."""
+  fields = dict.fromkeys(field for group in groups for field in group.settings)
+  return [
+    field
+    for field in fields
+    if len({_hashable(group.settings.get(field)) for group in groups}) > 1
+  ]
+
+
+def is_recipe(field: str) -> bool:
+  """Whether a field says how any student is trained, whatever its method."""
+  return not field.startswith(('method.', 'teacher.'))
+
+
+def short_names(fields: Sequence[str]) -> dict[str, str]:
+  """Gives each field the last part of its name, where only it ends so."""
+  last = [field.rpartition('.')[2] for field in fields]
+  return {
+    field: name if last.count(name) == 1 else field
+    for field, name in zip(fields, last, strict=True)
+  }
+
+
+def show(value: Any) -> str:
+  """Formats a setting's value for a reader."""
+  if isinstance(value, float):
+    return f'{value:g}'
+  if isinstance(value, list):
+    return f'[{", ".join(map(show, value))}]'
+  return str(value)
+
+
+# Reading
+
+
+def _directories(
+  paths: Iterable[pathlib.Path], left_out: list[tuple[pathlib.Path, str]]
+) -> list[pathlib.Path]:
+  """Lists run directories, each once."""
+  found: dict[pathlib.Path, pathlib.Path] = {}
+  for path in paths:
+    if not path.exists():
+      raise FileNotFoundError(
+        f'{path} does not exist: expected a run directory, or a directory of '
+        'run directories'
+      )
+    inside = [path] if results.is_run(path) else []
+    if not inside and path.is_dir():
+      inside = [
+        child for child in sorted(path.iterdir()) if results.is_run(child)
+      ]
+    if not inside:
+      left_out.append((path, 'is no run directory and holds none'))
+    for directory in inside:
+      found.setdefault(directory.resolve(), directory)
+  return list(found.values())
+
+
+def _read_run(path: pathlib.Path, notes: list[str]) -> Run | Diverged:
+  """Reads a run; a ValueError says why it cannot be compared."""
+  try:
+    config = results.as_json(results.read_config(path))
+    result = results.read_result(path)
+  except json.JSONDecodeError as error:
+    raise ValueError(
+      f'its config.json or result.json is cut off or no JSON: {error}'
+    ) from error
+  results.relevant(config)  # Raises if its method is unknown.
+  records = logs.read_records(path)
+  if result is None:
+    step = logs.diverged_at(records)
+    if step is None:
+      reached = f', it is at step {records[-1]["step"]}' if records else ''
+      raise ValueError(f'has not finished{reached}')
+    return Diverged(path, config, step)
+  if missing := [field for field in _FIELDS if field not in result]:
+    raise ValueError(f'its result.json lacks {", ".join(missing)}')
+  for which in ('best', 'last'):
+    loss = result[which]['test']['loss']
+    if loss is None or not math.isfinite(loss):
+      return Diverged(path, config, result['last']['step'])
+  try:
+    predictions = results.read_predictions(path)
+  except (OSError, ValueError, zipfile.BadZipFile):
+    predictions = None
+    notes.append(f'the predictions of {path} cannot be read and are not used')
+  return Run(path, result, records, predictions)
+
+
+def _weights(run: Run) -> set[str]:
+  """The digests of the networks that a run left."""
+  return {run.result[which]['digest'] for which in ('best', 'last')}
+
+
+# Comparing
+
+
+def _check_same(
+  what: str, facts: Mapping[pathlib.Path, Mapping[str, Any]]
+) -> None:
+  """Checks that runs agree with the first one in what is known of both."""
+  if not facts:
+    return
+  first, *others = facts
+  expected = facts[first]
+  lines = [
+    f'{what}.{name}: {value!r} in {path}, {expected[name]!r} in {first}'
+    for path in others
+    for name, value in facts[path].items()
+    if name in expected and value != expected[name]
+  ]
+  if lines:
+    shown = '\n  '.join(lines)
+    raise ValueError(
+      f'runs with another {what} cannot be compared:\n  {shown}\n'
+      f'Give runs with the same {what} only'
+    )
+
+
+def _part(
+  finished: Sequence[Run], left_out: list[tuple[pathlib.Path, str]]
+) -> tuple[list[Run], dict[str, Any] | None, Run | None]:
+  """Parts students from the run that trained their teacher, which all share."""
+  digests = {
+    run.result['teacher']['digest'] for run in finished if run.result['teacher']
+  }
+  students = [run for run in finished if not _weights(run) & digests]
+  taught = {
+    run.path: run.result['teacher'] for run in students if run.result['teacher']
+  }
+  _check_same(
+    'teacher',
+    {path: {'digest': teacher['digest']} for path, teacher in taught.items()},
+  )
+  teacher = next(iter(taught.values()), None)
+  teacher_run = None
+  for run in finished:
+    if not _weights(run) & digests:
+      continue
+    if teacher is None or teacher['digest'] not in _weights(run):
+      left_out.append((run.path, "is a teacher of the students' teacher"))
+    elif teacher_run:
+      left_out.append((run.path, f'same as {teacher_run.path}'))
+    else:
+      teacher_run = run
+  return students, teacher, teacher_run
+
+
+def _hashable(value: Any) -> Any:
+  return tuple(value) if isinstance(value, list) else value
+
+
+def _sortable(value: Any) -> tuple[bool, Any]:
+  number = isinstance(value, int | float)
+  return not number, value if number else str(value)
+
+
+def _settings(run: Run | Diverged) -> dict[str, Any]:
+  """What determines a run's outcome, beside its data and teacher."""
+  return {
+    field: value
+    for field, value in results.relevant(config_of(run)).items()
+    # How the teacher was trained is known by its digest.
+    if field == 'teacher.dtype' or not field.startswith('teacher.')
+  }
+
+
+def _group(
+  runs: Iterable[Run | Diverged], left_out: list[tuple[pathlib.Path, str]]
+) -> tuple[Group, ...]:
+  """Groups runs by their settings; leaves out copies."""
+  found: dict[frozenset[Any], dict[int, Run | Diverged]] = {}
+  for run in runs:
+    settings = _settings(run)
+    seed = settings.pop('seed')
+    key = frozenset(
+      (field, _hashable(value)) for field, value in settings.items()
+    )
+    by_seed = found.setdefault(key, {})
+    if seed in by_seed:
+      left_out.append((run.path, f'same as {by_seed[seed].path}'))
+    else:
+      by_seed[seed] = run
+  groups = []
+  for by_seed in found.values():
+    ordered = [run for _, run in sorted(by_seed.items())]
+    settings = _settings(ordered[0])
+    del settings['seed']
+    groups.append(
+      Group(
+        label='',
+        method=settings['method.name'],
+        settings=settings,
+        runs=tuple(run for run in ordered if isinstance(run, Run)),
+        diverged=tuple(run for run in ordered if isinstance(run, Diverged)),
+      )
+    )
+  labelled = []
+  # Scratch first: the others are compared with it.
+  for method in sorted(
+    {group.method for group in groups}, key=lambda name: (name != SCRATCH, name)
+  ):
+    same_method = [group for group in groups if group.method == method]
+    fields = varying(same_method)
+    same_method.sort(
+      key=lambda group: [
+        _sortable(group.settings.get(field)) for field in fields
+      ]
+    )
+    labelled += [
+      group._replace(label=_label(group, fields)) for group in same_method
+    ]
+  return tuple(labelled)
+
+
+def _label(group: Group, fields: Sequence[str]) -> str:
+  shown = ', '.join(
+    f'{name} = {show(group.settings.get(field))}'
+    for field, name in short_names(fields).items()
+  )
+  return f'{group.method} ({shown})' if shown else group.method
+
+
+# What a reader must know
+
+
+def _recipe_notes(groups: Sequence[Group]) -> Iterator[str]:
+  """Says where methods were not trained and measured alike."""
+  for field in varying(groups):
+    if is_recipe(field):
+      values: dict[str, list[Any]] = {}
+      for group in groups:
+        value = group.settings.get(field)
+        if value not in values.setdefault(group.method, []):
+          values[group.method].append(value)
+      alike = {frozenset(map(_hashable, found)) for found in values.values()}
+      if len(alike) > 1:
+        shown = '; '.join(
+          f'{method} has {", ".join(map(show, found))}'
+          for method, found in values.items()
+        )
+        yield f'not the same recipe: {field}: {shown}'
+
+
+def _machine_notes(runs: Sequence[Run]) -> Iterator[str]:
+  """Says where runs did not have the same machine or libraries."""
+  facts = {
+    'device': [run.result['device'] for run in runs],
+    'platform': [run.result['platform'] for run in runs],
+    **{
+      f'version of {package}': [
+        run.result['versions'].get(package) for run in runs
+      ]
+      for package in ('kdjax', 'jax')
+    },
+  }
+  for what, values in facts.items():
+    counts = collections.Counter(values)
+    if len(counts) > 1:
+      shown = ', '.join(
+        f'{value} ({count} {"run" if count == 1 else "runs"})'
+        for value, count in counts.items()
+      )
+      yield f'not the same {what}: {shown}; speeds and times do not compare'

@@ -136,7 +136,7 @@ def _describe(one: Run) -> dict[str, Any]:
 def _recorded(one: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
   """Gives the record of a run that is done; None of one that is not."""
   record = _describe(one)
-  metrics = results.read_metrics(workdir)
+  metrics = logs.read_records(workdir)
   if result := results.read_result(workdir):
     best = result['best']
     losses = {
@@ -149,7 +149,9 @@ def _recorded(one: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
       'validation_accuracy': best['validation_accuracy'],
       'validation_loss': losses.get(best['step']),
     }
-  if error := results.divergence(metrics):
+  step = logs.diverged_at(metrics)
+  if step is not None:
+    error = f'no finite loss or gradient at step {step}'
     return record | {'state': _DIVERGED, 'error': error}
   return None
 

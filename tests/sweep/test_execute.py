@@ -196,7 +196,7 @@ def test_a_run_that_fails_or_diverges_does_not_stop_the_others(
     found = execute.run(small(), tmp_path)
   first, second, third = found['stages'][0]['runs']
   assert (first['state'], second['state']) == ('diverged', 'failed')
-  assert first['error'] == 'no finite loss at step 4'
+  assert first['error'] == 'no finite loss or gradient at step 4'
   assert second['error'] == "RuntimeError('out of memory')"
   assert f'{failing} failed: out of memory' in caplog.text
   assert found['stages'][0]['chosen'] == {'response': third['settings']}

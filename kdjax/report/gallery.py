@@ -1,0 +1,462 @@
+"""Chooses the figures that a comparison has, and gives them their arrays."""
+
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kdjax.report import collect, figures, inspect, statistics
+from kdjax.report.collect import Comparison, Group
+
+_MOST_CURVES = 8
+_MOST_IMAGES = 8
+
+
+class Exhibit(NamedTuple):
+  """A figure with its words.
+
+  Attributes:
+    name: of its file, without a suffix.
+    title: what it is, for its alternative text too.
+    caption: how to read it.
+    figure: the figure.
+  """
+
+  name: str
+  title: str
+  caption: str
+  figure: Figure
+
+
+class Missing(NamedTuple):
+  """A figure that could not be made.
+
+  Attributes:
+    title: what it would be.
+    reason: what it lacks.
+  """
+
+  title: str
+  reason: str
+
+
+def exhibits(
+  comparison: Comparison, data_dir: str | None = None
+) -> tuple[list[Exhibit], list[str]]:
+  """Makes the figures of a comparison.
+
+  Args:
+    comparison: the runs.
+    data_dir: where TFDS keeps data sets, if not where the runs had it.
+
+  Returns:
+    The figures, and a note for each that could not be made.
+  """
+  made, notes = [], []
+  for item in _all(comparison, data_dir):
+    if isinstance(item, Exhibit):
+      made.append(item)
+    else:
+      notes.append(f'no figure of {item.title}: {item.reason}')
+  return made, notes
+
+
+def png(figure: Figure) -> bytes:
+  """Draws a figure as a PNG file for print."""
+  file = io.BytesIO()
+  figure.savefig(file, format='png', dpi=200, bbox_inches='tight')
+  return file.getvalue()
+
+
+def _all(
+  comparison: Comparison, data_dir: str | None
+) -> Iterator[Exhibit | Missing]:
+  finished = [group for group in comparison.groups if group.runs]
+  best = statistics.best_settings(finished)
+  for method in {group.method: None for group in finished}:
+    if method not in best:
+      yield Missing(
+        f'the best setting of {method}',
+        'not all of its settings have a validation accuracy to choose by',
+      )
+  yield from _learning_curves(finished, best)
+  yield from _tuning(comparison)
+  images, class_names, reason = _test_images(comparison, data_dir)
+  yield from _classes(comparison, best, class_names)
+  distilled = _best_distilled(best)
+  if distilled is None:
+    return
+  yield _disagreements(distilled, images, class_names, reason)
+  if 'feature' in best:
+    yield _feature_maps(best['feature'], images, reason)
+
+
+# Learning curves
+
+
+def _learning_curves(
+  groups: Sequence[Group], best: dict[str, Group]
+) -> Iterator[Exhibit | Missing]:
+  few = len(groups) <= _MOST_CURVES
+  shown = list(groups if few else best.values())
+  which = '' if few else ' Of each method the setting that validates best.'
+  for key, what, scale, ylabel in (
+    ('accuracy', 'validation accuracy', 100, 'validation accuracy (%)'),
+    ('loss', 'validation NLL', 1, 'validation NLL (nats)'),
+  ):
+    title = f'{what} over training'
+    curves = {
+      group.label: curve
+      for group in shown
+      if (curve := _curve(group, key, scale)) is not None
+    }
+    if curves:
+      yield Exhibit(
+        title.replace(' ', '_').lower(),
+        title,
+        f'Mean over seeds; bands are ± 1 sample standard deviation.{which}',
+        figures.learning_curves(curves, ylabel=ylabel),
+      )
+    else:
+      yield Missing(title, 'no run has logged a validation')
+
+
+def _curve(
+  group: Group, key: str, scale: float
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """Epochs `[E]` and values `[runs, E]`, NaN where a run has none."""
+  runs = [
+    {
+      record['epoch']: record[key]
+      for record in run.records
+      if record['kind'] == 'validation' and record.get(key) is not None
+    }
+    for run in group.runs
+  ]
+  epochs = sorted({epoch for values in runs for epoch in values})
+  if not epochs:
+    return None
+  return np.array(epochs), scale * np.array(
+    [[values.get(epoch, np.nan) for epoch in epochs] for values in runs]
+  )
+
+
+# Tuning
+
+
+def _tuning(comparison: Comparison) -> Iterator[Exhibit | Missing]:
+  for method in dict.fromkeys(group.method for group in comparison.groups):
+    groups = [group for group in comparison.groups if group.method == method]
+    fields = collect.varying(groups)
+    numeric = [
+      field
+      for field in fields
+      if all(_is_number(group.settings.get(field)) for group in groups)
+    ]
+    if not numeric:
+      continue
+    if not comparison.data['validation']:
+      yield Missing(
+        f'the tuning of {method}',
+        'there are no validation images, and the test split chooses nothing',
+      )
+    elif fields == numeric and len(fields) == 2 and _is_grid(groups, fields):
+      yield _heat_map(method, groups, fields)
+    else:
+      for field in numeric:
+        yield from _tuning_curves(method, groups, fields, field)
+
+
+def _is_number(value: object) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _values(groups: Sequence[Group], field: str) -> list[float]:
+  return sorted({group.settings[field] for group in groups})
+
+
+def _is_grid(groups: Sequence[Group], fields: Sequence[str]) -> bool:
+  sizes = [len(_values(groups, field)) for field in fields]
+  return min(sizes) > 1 and len(groups) == sizes[0] * sizes[1]
+
+
+def _heat_map(
+  method: str, groups: Sequence[Group], fields: Sequence[str]
+) -> Exhibit:
+  row, column = fields
+  rows, columns = _values(groups, row), _values(groups, column)
+  accuracies = np.full((len(rows), len(columns)), np.nan)
+  for group in groups:
+    accuracy = statistics.validation_accuracy(group)
+    if accuracy is not None:
+      place = (
+        rows.index(group.settings[row]),
+        columns.index(group.settings[column]),
+      )
+      accuracies[place] = accuracy
+  names = collect.short_names(fields)
+  return Exhibit(
+    f'tuning_{method}',
+    f'validation accuracy of {method} by {names[row]} and {names[column]}',
+    'Validation accuracy at the best epoch (%), mean over seeds.'
+    + _without_diverged(groups),
+    figures.heat_map(
+      accuracies, rows, columns, ylabel=names[row], xlabel=names[column]
+    ),
+  )
+
+
+def _tuning_curves(
+  method: str, groups: Sequence[Group], fields: Sequence[str], field: str
+) -> Iterator[Exhibit]:
+  """A curve for each choice of the other fields that three values share."""
+  name = collect.short_names(fields)[field]
+  others = [other for other in fields if other != field]
+
+  def slice_of(group: Group) -> str:
+    return ', '.join(
+      f'{collect.short_names(fields)[other]} = '
+      f'{collect.show(group.settings[other])}'
+      for other in others
+    )
+
+  finished = [
+    group
+    for group in groups
+    if group.runs and statistics.validation_accuracy(group) is not None
+  ]
+  slices = [
+    sorted(members, key=lambda group: group.settings[field])
+    for _, members in itertools.groupby(
+      sorted(finished, key=slice_of), key=slice_of
+    )
+  ]
+  curves = [members for members in slices if len(members) >= 3]
+  for number, members in enumerate(curves, 1):
+    chosen = statistics.best_settings(members)[method]
+    where = slice_of(members[0])
+    title = f'validation accuracy of {method} by {name}'
+    yield Exhibit(
+      f'tuning_{method}_{name}' + (f'_{number}' if len(curves) > 1 else ''),
+      f'{title} ({where})' if where else title,
+      'Validation accuracy at the best epoch; chosen is the value with the '
+      'best mean over seeds.' + _without_diverged(groups),
+      figures.tuning_curve(
+        [group.settings[field] for group in members],
+        [
+          np.array(statistics.validation_accuracies(group), float)
+          for group in members
+        ],
+        xlabel=name,
+        chosen=chosen.settings[field],
+      ),
+    )
+
+
+def _without_diverged(groups: Sequence[Group]) -> str:
+  """What a caption must say where runs of some settings diverged."""
+  runs = [
+    f'{group.label}, seed {run.config["seed"]}'
+    for group in groups
+    for run in group.diverged
+  ]
+  return f' Not in it, as they diverged: {"; ".join(runs)}.' if runs else ''
+
+
+# Classes
+
+
+def _classes(
+  comparison: Comparison,
+  best: dict[str, Group],
+  class_names: Sequence[str] | None,
+) -> Iterator[Exhibit | Missing]:
+  """What is right and what is confused, class by class."""
+  title = 'accuracy of each class'
+  matrices: dict[str, np.ndarray] = {}
+  for group in best.values():
+    if any(run.predictions is None for run in group.runs):
+      yield Missing(
+        f'{title} of {group.label}', 'a run of it has left no predictions'
+      )
+      continue
+    matrices[group.label] = np.array(
+      [
+        statistics.confusion(predictions['labels'], predictions['best'])
+        for run in group.runs
+        if (predictions := run.predictions) is not None
+      ]
+    )
+  if not matrices:
+    return
+  teacher = _teacher_confusion(comparison)
+  if teacher is not None:
+    matrices = {'teacher': teacher, **matrices}
+  names = class_names or _numbered(next(iter(matrices.values())).shape[-1])
+  of_each = 'Of each method the setting that validates best; test images.'
+  yield Exhibit(
+    'accuracy_of_each_class',
+    title,
+    f'{of_each} Mean over seeds; whiskers are ± 1 sample standard deviation.',
+    figures.per_class_accuracy(
+      names,
+      {
+        label: np.diagonal(values, axis1=1, axis2=2)
+        for label, values in matrices.items()
+      },
+    ),
+  )
+  yield Exhibit(
+    'confusion',
+    'which classes are taken for which',
+    f'{of_each} Rows are true classes, columns predicted ones; per cent of the '
+    'true class, mean over seeds.',
+    figures.confusion_matrices(
+      names, {label: values.mean(0) for label, values in matrices.items()}
+    ),
+  )
+
+
+def _teacher_confusion(comparison: Comparison) -> np.ndarray | None:
+  """`[1, C, C]`, like that of one run."""
+  logits = statistics.teacher_logits(comparison)
+  labels = next(
+    (
+      run.predictions['labels']
+      for group in comparison.groups
+      for run in group.runs
+      if run.predictions
+    ),
+    None,
+  )
+  if logits is None or labels is None:
+    return None
+  return statistics.confusion(labels, logits)[np.newaxis]
+
+
+def _numbered(classes: int) -> list[str]:
+  return [str(index) for index in range(classes)]
+
+
+# Single images
+
+
+def _test_images(
+  comparison: Comparison, data_dir: str | None
+) -> tuple[np.ndarray | None, Sequence[str] | None, str]:
+  """Test images and class names as far as known, and why not."""
+  run = next(run for group in comparison.groups for run in group.runs)
+  try:
+    images, names = inspect.test_images(run, data_dir=data_dir)
+  except (OSError, ValueError) as error:
+    teacher = comparison.teacher or {}
+    return None, teacher.get('class_names'), str(error)
+  return images, names, ''
+
+
+def _best_distilled(best: dict[str, Group]) -> Group | None:
+  distilled = [
+    group for group in best.values() if group.runs[0].result['teacher']
+  ]
+  return max(
+    distilled,
+    key=lambda group: statistics.validation_accuracy(group) or 0.0,
+    default=None,
+  )
+
+
+def _disagreements(
+  group: Group,
+  images: np.ndarray | None,
+  class_names: Sequence[str] | None,
+  reason: str,
+) -> Exhibit | Missing:
+  run = group.runs[0]
+  title = (
+    f'test images on which {group.label}, seed {run.result["seed"]}, and its '
+    'teacher disagree'
+  )
+  if images is None:
+    return Missing(title, reason)
+  if not run.predictions:
+    return Missing(title, 'the run has left no predictions')
+  labels = run.predictions['labels']
+  student = run.predictions['best'].argmax(-1)
+  teacher = run.predictions['teacher'].argmax(-1)
+  chosen = choose_disagreements(labels, student, teacher)
+  if not len(chosen):
+    return Missing(title, 'they agree on all')
+  names = np.array(class_names)
+  return Exhibit(
+    'disagreements',
+    title,
+    f'{len(chosen)} of {(student != teacher).sum()} test images; first those '
+    'that the teacher has right, of as many classes as possible.',
+    figures.disagreements(
+      images[chosen],
+      *(
+        [str(name) for name in names[classes[chosen]]]
+        for classes in (labels, student, teacher)
+      ),
+    ),
+  )
+
+
+def choose_disagreements(
+  labels: np.ndarray,
+  student: np.ndarray,
+  teacher: np.ndarray,
+  most: int = _MOST_IMAGES,
+) -> np.ndarray:
+  """Chooses examples on which student and teacher disagree.
+
+  Args:
+    labels: true classes, integer `[N]`.
+    student: predicted classes, integer `[N]`.
+    teacher: predicted classes, integer `[N]`.
+    most: how many at most.
+
+  Returns:
+    Indices of examples: first those that the teacher has right, and among
+    these one of each class before a second of any.
+  """
+  seen: dict[tuple[bool, int], int] = {}
+  ranked = []
+  for index in np.flatnonzero(student != teacher):
+    wrong, label = bool(teacher[index] != labels[index]), int(labels[index])
+    turn = seen[wrong, label] = seen.get((wrong, label), 0) + 1
+    ranked.append((wrong, turn, label, int(index)))
+  return np.array([index for *_, index in sorted(ranked)[:most]], int)
+
+
+def _feature_maps(
+  group: Group, images: np.ndarray | None, reason: str
+) -> Exhibit | Missing:
+  run = group.runs[0]
+  title = f'stages of {group.label}, seed {run.result["seed"]}, and its teacher'
+  if images is None:
+    return Missing(title, reason)
+  if not run.predictions:
+    return Missing(title, 'the run has left no predictions')
+  labels = run.predictions['labels']
+  right = np.flatnonzero(
+    (run.predictions['best'].argmax(-1) == labels)
+    & (run.predictions['teacher'].argmax(-1) == labels)
+  )
+  if not len(right):
+    return Missing(title, 'they classify no test image right together')
+  image = images[right[0]]
+  try:
+    stages = inspect.stage_maps(run, image)
+  except (OSError, ValueError) as error:
+    return Missing(title, str(error))
+  return Exhibit(
+    'feature_maps',
+    title,
+    f'Test image {right[0]}, the first that both classify right. Mean over '
+    'channels; the student after its connectors.',
+    figures.feature_maps(image, stages),
+  )

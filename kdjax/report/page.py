@@ -1,0 +1,197 @@
+"""The comparison as one HTML page that needs no other file."""
+
+import base64
+import collections
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+from kdjax.report import collect, tables
+from kdjax.report.collect import Comparison
+from kdjax.report.gallery import Exhibit
+from kdjax.report.statistics import Row
+
+_STYLE = """
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #111;
+  background: #fff; font: 16px/1.5 Georgia, 'Times New Roman', serif; }
+h1, h2 { line-height: 1.2; }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid #999; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.8rem;
+  border-top: 2px solid #111; border-bottom: 2px solid #111; }
+th, td { padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+thead th { border-bottom: 1px solid #111; vertical-align: bottom;
+  white-space: normal; }
+tbody th, tr > :first-child { text-align: left; }
+tbody th { font-weight: normal; }
+dt { font-weight: bold; }
+dd { margin: 0 0 0.5rem 1rem; overflow-wrap: anywhere; }
+.small { font-size: 0.85rem; overflow-wrap: anywhere; }
+figure { margin: 2rem 0; break-inside: avoid; }
+figure img { max-width: 100%; height: auto; }
+figcaption { font-size: 0.9rem; }
+@media print {
+  @page { size: A4 landscape; margin: 1cm; }
+  body { max-width: none; margin: 0; font-size: 10pt; }
+  .wide { overflow: visible; }
+  table { font-size: 6pt; }
+  th, td { padding: 0.1rem 0.25rem; }
+}
+""".strip()
+
+
+def html(
+  comparison: Comparison,
+  rows: Sequence[Row],
+  pictures: Iterable[tuple[Exhibit, bytes]],
+  notes: Sequence[str],
+) -> str:
+  """Writes the page.
+
+  Args:
+    comparison: the runs.
+    rows: what `kdjax.report.statistics.rows` gives.
+    pictures: the figures, each with its PNG file.
+    notes: what is to be said beside the comparison's own notes.
+
+  Returns:
+    HTML that refers to nothing outside itself.
+  """
+  title = f'Knowledge distillation on {comparison.data["name"]}'
+  notes = [*comparison.notes, *notes]
+  left_out = [f'{path}: {reason}' for path, reason in comparison.left_out]
+  parts = [
+    f'<h1>{escape(title)}</h1>',
+    _section('What was compared', _definitions(_facts(comparison))),
+    _section(
+      'Results',
+      _table(tables.cells(rows)),
+      _list(tables.footnotes(comparison, rows)),
+    ),
+    _section('Figures', *(_figure(*picture) for picture in pictures)),
+    _section('Notes', _list(notes)) if notes else '',
+    _section('Left out', _list(left_out)) if left_out else '',
+  ]
+  body = '\n'.join(part for part in parts if part)
+  return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>
+{_STYLE}
+</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def _facts(comparison: Comparison) -> dict[str, str]:
+  """What all of the compared runs have in common, or have among them."""
+  data, teacher = comparison.data, comparison.teacher
+  runs = [run for group in comparison.groups for run in group.runs]
+
+  def among(values: Iterable[str]) -> str:
+    return '; '.join(dict.fromkeys(values))
+
+  facts = {
+    'Data': (
+      f'{data["name"]}: {data["train"]:,} training, {data["validation"]:,} '
+      f'validation and {data["test"]:,} test images (SHA-256 '
+      f'{data["digest"][:12]}…)'
+    ),
+    'Teacher': 'none',
+    'Student': among(
+      f'{run.result["student"]["model"]}, '
+      f'{run.result["student"]["parameters"]:,} parameters'
+      for run in runs
+    ),
+    'Runs': '; '.join(
+      f'{method}: {seeds}' + (f' ({count} settings)' if count > 1 else '')
+      for (method, seeds), count in collections.Counter(
+        (group.method, _seeds(group)) for group in comparison.groups
+      ).items()
+    ),
+    'Device': among(
+      f'{run.result["device"]} (platform {run.result["platform"]})'
+      for run in runs
+    ),
+    'Versions': among(
+      ', '.join(
+        f'{package} {version}'
+        for package, version in run.result['versions'].items()
+      )
+      for run in runs
+    ),
+  }
+  if teacher:
+    facts['Teacher'] = (
+      f'{teacher["model"]}, {teacher["parameters"]:,} parameters, step '
+      f'{teacher["step"]:,} (SHA-256 {teacher["digest"][:12]}…)'
+    )
+  return facts
+
+
+def _seeds(group: collect.Group) -> str:
+  def listed(runs: Sequence[collect.Run | collect.Diverged]) -> str:
+    seeds = [collect.config_of(run)['seed'] for run in runs]
+    noun = 'seed' if len(seeds) == 1 else 'seeds'
+    return f'{noun} {", ".join(map(str, seeds))}'
+
+  shown = [listed(group.runs)] if group.runs else []
+  if group.diverged:
+    shown.append(f'{listed(group.diverged)} diverged')
+  return ', '.join(shown)
+
+
+def _section(title: str, *content: str) -> str:
+  inner = '\n'.join(content)
+  return f'<section>\n<h2>{escape(title)}</h2>\n{inner}\n</section>'
+
+
+def _definitions(facts: Mapping[str, str]) -> str:
+  lines = [
+    f'<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>'
+    for name, fact in facts.items()
+  ]
+  return '\n'.join(['<dl>', *lines, '</dl>'])
+
+
+def _table(cells: Sequence[Sequence[str]]) -> str:
+  header, *lines = cells
+  columns = ''.join(
+    f'<th scope="col">{escape(cell)}</th>' for cell in header[1:]
+  )
+  body = '\n'.join(
+    f'<tr><th scope="row">{escape(label)}</th>'
+    + ''.join(f'<td>{escape(cell)}</td>' for cell in values)
+    + '</tr>'
+    for label, *values in lines
+  )
+  return (
+    '<div class="wide">\n<table>\n'
+    f'<thead>\n<tr><td></td>{columns}</tr>\n</thead>\n'
+    f'<tbody>\n{body}\n</tbody>\n</table>\n</div>'
+  )
+
+
+def _list(items: Iterable[str]) -> str:
+  lines = [f'<li>{escape(item)}</li>' for item in items]
+  return '\n'.join(['<ul class="small">', *lines, '</ul>'])
+
+
+def _figure(exhibit: Exhibit, png: bytes) -> str:
+  title = exhibit.title[0].upper() + exhibit.title[1:]
+  data = base64.b64encode(png).decode('ascii')
+  return (
+    '<figure>\n'
+    f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">\n'
+    f'<figcaption><strong>{escape(title)}.</strong> {escape(exhibit.caption)}'
+    '</figcaption>\n</figure>'
+  )

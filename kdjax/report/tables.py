@@ -1,0 +1,337 @@
+"""The tables of a comparison: for a terminal, in Markdown and as CSV."""
+
+import collections
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kdjax import results
+from kdjax.report import collect, statistics
+from kdjax.report.statistics import Row
+
+_NONE = '-'
+
+
+class Column(NamedTuple):
+  """A column of the table that people read.
+
+  Attributes:
+    header: what it shows, with its unit.
+    cell: gives a row's text.
+    brief: whether it is among those that fit a terminal.
+  """
+
+  header: str
+  cell: Callable[[Row], str]
+  brief: bool = False
+
+
+def _mean(name: str, form: str, scale: float = 1) -> Callable[[Row], str]:
+  """A cell with the mean of a number and its spread over seeds."""
+
+  def cell(row: Row) -> str:
+    summary = row.numbers[name]
+    if summary is None:
+      return _NONE
+    text = format(scale * summary.mean, form)
+    if summary.std is not None:
+      text += f' ± {scale * summary.std:{form}}'
+    return text
+
+  return cell
+
+
+def _parameters(row: Row) -> str:
+  summary = row.numbers['parameters']
+  return f'{summary.mean:,.0f}' if summary else _NONE
+
+
+def _accuracy(row: Row) -> str:
+  """The cell that says how far a row can be trusted."""
+  if row.group and not row.group.runs:
+    steps = ', '.join(str(run.step) for run in row.group.diverged)
+    return f'diverged at step {steps}'
+  text = _mean('accuracy', '.2f', 100)(row)
+  return f'{text} (1 seed)' if row.group and len(row.group.runs) == 1 else text
+
+
+def _gain(row: Row) -> str:
+  if row.gain is None:
+    return _NONE
+  difference, low, high, _, untested = row.gain
+  text = f'{100 * difference:+.2f}'
+  if low is None or high is None:
+    return f'{text} ({untested})'
+  return f'{text} [{100 * low:+.2f}, {100 * high:+.2f}]'
+
+
+def _p(row: Row) -> str:
+  if row.gain is None or row.gain.p is None:
+    return _NONE
+  return '< 0.001' if row.gain.p < 0.001 else f'{row.gain.p:.3f}'
+
+
+def _seeds(row: Row) -> str:
+  if row.group is None:
+    return '1'
+  text = str(len(row.group.runs))
+  if row.group.runs and row.group.diverged:
+    return f'{text} (and {len(row.group.diverged)} diverged)'
+  return text
+
+
+COLUMNS = (
+  Column('', lambda row: row.label, brief=True),
+  Column('test accuracy (%)', _accuracy, brief=True),
+  Column('test accuracy, last epoch (%)', _mean('last_accuracy', '.2f', 100)),
+  Column('training loss', _mean('train_loss', '.4f')),
+  Column('NLL (nats)', _mean('loss', '.4f'), brief=True),
+  Column('ECE (%)', _mean('calibration_error', '.2f', 100)),
+  Column('agreement (%)', _mean('agreement', '.2f', 100), brief=True),
+  Column('KL to teacher (nats)', _mean('kl_to_teacher', '.4f')),
+  Column('gain over scratch (pp) [95 % CI]', _gain, brief=True),
+  Column('p', _p, brief=True),
+  Column('validation accuracy (%)', _mean('validation_accuracy', '.2f', 100)),
+  Column('parameters', _parameters),
+  Column('training images/s', _mean('images_per_second', ',.0f')),
+  Column('training time (s)', _mean('wall_time_s', ',.0f')),
+  Column('seeds', _seeds, brief=True),
+)
+
+
+def terminal(rows: Sequence[Row]) -> str:
+  """Formats a comparison for a terminal, with the columns that fit one.
+
+  Args:
+    rows: what `kdjax.report.statistics.rows` gives.
+
+  Returns:
+    The table.
+  """
+  return results.align(
+    cells(rows, [column for column in COLUMNS if column.brief])
+  )
+
+
+def cells(
+  rows: Sequence[Row], columns: Sequence[Column] = COLUMNS
+) -> list[list[str]]:
+  """Formats the table for people.
+
+  Args:
+    rows: what `kdjax.report.statistics.rows` gives.
+    columns: those to show; all by default.
+
+  Returns:
+    The text of each cell, line by line, the first one the header.
+  """
+  return [
+    [column.header for column in columns],
+    *([column.cell(row) for column in columns] for row in rows),
+  ]
+
+
+def markdown(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
+  """Formats a comparison in Markdown, with its footnotes.
+
+  Args:
+    comparison: the runs.
+    rows: what `kdjax.report.statistics.rows` gives.
+
+  Returns:
+    The table, and what to know of it.
+  """
+  header, *lines = [
+    f'| {" | ".join(cell.replace("|", "&#124;") for cell in line)} |'
+    for line in cells(rows)
+  ]
+  rule = f'|---|{"---:|" * (len(COLUMNS) - 1)}'
+  notes = [
+    f'- {note}' for note in (*footnotes(comparison, rows), *comparison.notes)
+  ]
+  return '\n'.join([header, rule, *lines, '', *notes]) + '\n'
+
+
+def footnotes(
+  comparison: collect.Comparison, rows: Sequence[Row]
+) -> Iterator[str]:
+  """Says what the numbers of the table are, and what they are not.
+
+  Args:
+    comparison: the runs.
+    rows: what `kdjax.report.statistics.rows` gives.
+
+  Yields:
+    Sentences, those that apply.
+  """
+  yield (
+    f'On the {comparison.data["test"]:,} test images, at the epoch with the '
+    'best validation accuracy, unless a column says otherwise. Mean ± sample '
+    'standard deviation over seeds.'
+  )
+  if not comparison.data['validation']:
+    yield (
+      'There are no validation images: the best epoch is the last, and no '
+      'setting can be chosen.'
+    )
+  groups = [row.group for row in rows if row.group]
+  if any(len(group.runs) == 1 for group in groups):
+    yield 'With one seed no spread is known.'
+  if comparison.teacher:
+    yield (
+      'The teacher is one network, as it taught; seeds vary the students only.'
+    )
+  yield (
+    'Training loss is what the method minimises, as last logged: not '
+    'comparable between methods.'
+  )
+  yield (
+    'NLL is the mean negative log-likelihood, ECE the expected calibration '
+    'error in 15 bins; agreement is the share of images where student and '
+    'teacher predict the same class, KL the mean KL(teacher ‖ student).'
+  )
+  if any(row.gain for row in rows):
+    yield (
+      'Gain over scratch is the difference of mean accuracies to students '
+      'trained alone with the same recipe, in percentage points, with its 95 % '
+      "confidence interval and two-sided p-value by Welch's t-test."
+    )
+  if lacking := [
+    row.label
+    for row in rows
+    if row.group
+    and row.group.runs
+    and row.group.method != collect.SCRATCH
+    and row.gain is None
+  ]:
+    yield (
+      f'No gain is given for {"; ".join(lacking)}: no run of scratch with the '
+      'same recipe has finished.'
+    )
+  tested = sum(row.gain is not None and row.gain.p is not None for row in rows)
+  if tested > 1:
+    yield (
+      f'The p-values are not corrected for the number of comparisons, {tested}.'
+    )
+  settings = collections.Counter(
+    row.group.method for row in rows if row.group and row.gain
+  )
+  if several := [method for method, count in settings.items() if count > 1]:
+    yield (
+      f'There are several settings of {", ".join(several)}: gain and p-value '
+      'of the best of them, chosen with the same seeds, are optimistic.'
+    )
+  if diverged := [group for group in groups if group.diverged]:
+    shown = '; '.join(
+      f'{group.label}, seed {run.config["seed"]}, at step {run.step}'
+      for group in diverged
+      for run in group.diverged
+    )
+    yield f'Diverged, and in no mean: {shown}.'
+
+
+def comparison_csv(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
+  """Gives the numbers of each row, not rounded.
+
+  Args:
+    comparison: the runs.
+    rows: what `kdjax.report.statistics.rows` gives.
+
+  Returns:
+    CSV with a header. Accuracies, calibration errors, agreements and gains are
+    shares from 0 to 1; what is unknown is empty.
+  """
+  lines = []
+  for row in rows:
+    line: dict[str, Any] = {'label': row.label}
+    if row.group:
+      line |= {
+        'method': row.group.method,
+        **_settings(comparison, row.group),
+        'seeds': len(row.group.runs),
+        'diverged': len(row.group.diverged),
+      }
+    for name, summary in row.numbers.items():
+      mean, std, seeds = summary or (None, None, None)
+      line |= {f'{name}_mean': mean, f'{name}_std': std, f'{name}_n': seeds}
+    line['gain_over'] = row.baseline
+    gain = row.gain
+    line |= {
+      'gain': gain and gain.difference,
+      'gain_ci_low': gain and gain.low,
+      'gain_ci_high': gain and gain.high,
+      'gain_p': gain and gain.p,
+    }
+    lines.append(line)
+  return _csv(lines)
+
+
+def runs_csv(comparison: collect.Comparison) -> str:
+  """Gives the numbers of each run, not rounded.
+
+  Args:
+    comparison: the runs.
+
+  Returns:
+    CSV with a header, in units as in `comparison_csv`.
+  """
+  logits = statistics.teacher_logits(comparison)
+  lines = []
+
+  def add(
+    label: str,
+    run: collect.Run | collect.Diverged,
+    logits: np.ndarray | None,
+    **more: Any,
+  ) -> None:
+    config = collect.config_of(run)
+    line = {
+      'path': run.path,
+      'label': label,
+      'method': config['method']['name'],
+      'seed': config['seed'],
+      **more,
+    }
+    if isinstance(run, collect.Run):
+      line |= {'diverged_at_step': None}
+      line |= statistics.measure_run(run, logits)
+    else:
+      line |= {'diverged_at_step': run.step}
+    lines.append(line)
+
+  if comparison.teacher_run:
+    # Not compared with itself.
+    add('teacher', comparison.teacher_run, None)
+  for group in comparison.groups:
+    every: list[collect.Run | collect.Diverged]
+    every = [*group.runs, *group.diverged]
+    for run in every:
+      add(group.label, run, logits, **_settings(comparison, group))
+  return _csv(lines)
+
+
+def _settings(
+  comparison: collect.Comparison, group: collect.Group
+) -> dict[str, Any]:
+  """The settings that set a group apart from others of any method."""
+  fields = collect.varying(comparison.groups)
+  return {
+    name: group.settings.get(field)
+    for field, name in collect.short_names(fields).items()
+    if field != 'method.name'
+  }
+
+
+def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
+  # Not all lines have all columns; they agree on the order of those they have.
+  names = dict.fromkeys(
+    name for line in sorted(lines, key=len, reverse=True) for name in line
+  )
+  text = io.StringIO()
+  writer = csv.DictWriter(text, list(names), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(lines)
+  return text.getvalue()
