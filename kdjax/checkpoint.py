@@ -199,7 +199,7 @@ def read_metadata(path: _Path, checkpoint: str = 'best') -> dict[str, Any]:
     `config`, `model` (arguments of `kdjax.models.build`), `image_shape`,
     `class_names`, `normalization` (`mean` and `std` of pixels scaled to
     0 … 1), `data_digest`, `teacher_digest`, `step`, `epoch`,
-    `validation_accuracy`, `wall_time_s`.
+    `validation_accuracy`, `validation_loss`, `wall_time_s`.
 
   Raises:
     FileNotFoundError: there is no checkpoint.

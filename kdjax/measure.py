@@ -72,9 +72,9 @@ def measure(
 
   Returns:
     What was measured: `best` and `last` with `step`, `epoch`,
-    `validation_accuracy`, the student's `digest` and, under `test`, what
-    `kdjax.metrics.classification` gives; `student` with the number of
-    `parameters`; and `teacher`, its report and its `test`, or None.
+    `validation_accuracy`, `validation_loss`, the student's `digest` and, under
+    `test`, what `kdjax.metrics.classification` gives; `student` with the number
+    of `parameters`; and `teacher`, its report and its `test`, or None.
 
     And what it was measured from: `labels`, int32 `[size]`, and the logits of
     `best`, `last` and, if there is one, `teacher`, float32 `[size, classes]`.
@@ -105,6 +105,7 @@ def measure(
         'step': metadata['step'],
         'epoch': metadata['epoch'],
         'validation_accuracy': metadata['validation_accuracy'],
+        'validation_loss': metadata.get('validation_loss'),
         'digest': results.digest(network.variables),
         'test': metrics.classification(
           logits, labels, predictions.get('teacher')

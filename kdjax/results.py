@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -205,6 +206,33 @@ def write_predictions(
   """
   with files.replacing(workdir / _PREDICTIONS) as file:
     np.savez_compressed(file, allow_pickle=False, **predictions)
+
+
+def validation_score(
+  epochs: Sequence[Mapping[str, Any]],
+) -> tuple[float, float] | None:
+  """Scores settings: the largest score is the one to choose.
+
+  By validation accuracy, the mean over seeds; where it is equal, as it often is
+  on a small split, by validation loss.
+
+  Args:
+    epochs: what was measured at the best epoch with each seed,
+      `validation_accuracy` and `validation_loss`.
+
+  Returns:
+    A score to compare with others; None where a run was not validated.
+  """
+  known = [
+    epoch for epoch in epochs if epoch.get('validation_accuracy') is not None
+  ]
+  if not epochs or len(known) < len(epochs):
+    return None
+  accuracies = [epoch['validation_accuracy'] for epoch in epochs]
+  # Older results lack it.
+  losses = [epoch.get('validation_loss') or 0.0 for epoch in epochs]
+  # Equal means may differ by their rounding.
+  return round(statistics.fmean(accuracies), 12), -statistics.fmean(losses)
 
 
 def digest(tree: Any) -> str:

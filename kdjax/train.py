@@ -314,10 +314,10 @@ def _train(
         step_done: int, state: step.TrainState, logits: jax.Array | None
       ) -> None:
         """Writes what a validation gave, and saves the state."""
-        accuracy = None
+        accuracy, loss = None, None
         if logits is not None:
           measured = metrics.classification(logits, dataset.validation.labels)
-          accuracy = measured['accuracy']
+          accuracy, loss = measured['accuracy'], measured['loss']
           log.write(
             'validation',
             step_done,
@@ -325,7 +325,7 @@ def _train(
           )
           # So that no checkpoint holds what cannot be continued from.
           _check_finite(
-            {'validation loss': measured['loss']},
+            {'validation loss': loss},
             step_done,
             workdir,
             float(run.schedule(step_done - 1)),
@@ -334,6 +334,7 @@ def _train(
           'step': step_done,
           'epoch': plan.epoch(step_done),
           'validation_accuracy': accuracy,
+          'validation_loss': loss,
           'wall_time_s': time.perf_counter() - start_time,
         }
         checkpoints.save(state, metadata | progress, accuracy)

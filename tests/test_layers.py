@@ -32,7 +32,7 @@ ALLOWED = {
     'results',
   ),
   'kdjax.sweep': ('sweep.plan',),
-  'kdjax.sweep.__main__': ('command', 'sweep.execute'),
+  'kdjax.sweep.__main__': ('command', 'report.write', 'sweep.execute'),
   'kdjax.sweep.execute': (
     'logs',
     'methods',
@@ -44,8 +44,8 @@ ALLOWED = {
   ),
   'kdjax.sweep.plan': ('config',),
   'kdjax.report': (),
-  'kdjax.report.__main__': (
-    'command',
+  'kdjax.report.__main__': ('command', 'report.write'),
+  'kdjax.report.write': (
     'report.collect',
     'report.gallery',
     'report.page',
@@ -53,7 +53,7 @@ ALLOWED = {
     'report.tables',
   ),
   'kdjax.report.collect': ('logs', 'results'),
-  'kdjax.report.statistics': ('metrics', 'report.collect'),
+  'kdjax.report.statistics': ('metrics', 'report.collect', 'results'),
   'kdjax.report.tables': ('report.collect', 'report.statistics', 'results'),
   'kdjax.report.figures': (),
   'kdjax.report.inspect': (

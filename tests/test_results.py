@@ -60,3 +60,21 @@ def test_the_table_has_every_metric_and_a_dash_for_what_is_missing():
     ['50.00%', '1.2500', '6.25%', '75.00%', '0.1250', '1,234', '6', 's'],
     ['50.00%', '1.2500', '-', '75.00%', '0.1250', '1,234', '6', 's'],
   ]
+
+
+def epoch(accuracy, loss):
+  return {'validation_accuracy': accuracy, 'validation_loss': loss}
+
+
+def test_settings_are_scored_by_accuracy_then_by_loss():
+  score = results.validation_score
+  assert score([epoch(0.9, 2.0)]) > score([epoch(0.8, 1.0)])
+  assert score([epoch(0.9, 1.0)]) > score([epoch(0.9, 2.0)])
+  # The mean over seeds: 0.85 with losses of 1.5, as 0.8 and 0.9 with 1 and 2.
+  one, other = [epoch(0.85, 1.5)] * 2, [epoch(0.8, 1.0), epoch(0.9, 2.0)]
+  assert score(one) == score(other) == (0.85, -1.5)
+  assert score([epoch(0.9, 1.0), epoch(None, None)]) is None
+  assert score([epoch(0.9, 1.0), {'error': 'failed'}]) is None
+  assert score([]) is None
+  # As older versions wrote it.
+  assert score([{'validation_accuracy': 0.9}]) == (0.9, 0.0)

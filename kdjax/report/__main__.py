@@ -8,7 +8,7 @@ import pathlib
 from absl import app, flags
 
 from kdjax.command import command
-from kdjax.report import collect, gallery, page, statistics, tables
+from kdjax.report import write
 
 _OUTPUT = flags.DEFINE_string(
   'output', 'report', 'Directory for the page, the tables and the figures.'
@@ -27,27 +27,12 @@ def main(argv: list[str]) -> None:
       'kdjax.report RUN…'
     )
   with command([program]):
-    output = pathlib.Path(_OUTPUT.value)
-    comparison = collect.read([pathlib.Path(path) for path in paths])
-    rows = statistics.rows(comparison)
-    exhibits, notes = gallery.exhibits(comparison, _DATA_DIR.value)
-    pictures = [(exhibit, gallery.png(exhibit.figure)) for exhibit in exhibits]
-    (output / 'figures').mkdir(parents=True, exist_ok=True)
-    for exhibit, png in pictures:
-      (output / 'figures' / f'{exhibit.name}.png').write_bytes(png)
-    for name, text in (
-      ('comparison.md', tables.markdown(comparison, rows)),
-      ('comparison.csv', tables.comparison_csv(comparison, rows)),
-      ('runs.csv', tables.runs_csv(comparison)),
-      ('report.html', page.html(comparison, rows, pictures, notes)),
-    ):
-      (output / name).write_text(text, encoding='utf-8')
-  print(tables.terminal(rows))
-  for note in (*comparison.notes, *notes):
-    print(f'note: {note}')
-  for path, reason in comparison.left_out:
-    print(f'left out: {path}: {reason}')
-  print(f'\nthe whole report: {output / "report.html"}')
+    text = write.write(
+      [pathlib.Path(path) for path in paths],
+      pathlib.Path(_OUTPUT.value),
+      _DATA_DIR.value,
+    )
+  print(text)
 
 
 if __name__ == '__main__':

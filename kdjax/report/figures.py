@@ -460,8 +460,9 @@ def disagreements(
   widest = max(
     _text_width(line) for text in captions for line in text.splitlines()
   )
-  columns = min(len(images), max(1, int(_WIDTH / max(widest + 0.15, 0.9))))
-  rows = math.ceil(len(images) / columns)
+  fitting = max(1, int(_WIDTH / max(widest + 0.15, 0.9)))
+  rows = math.ceil(len(images) / fitting)
+  columns = math.ceil(len(images) / rows)
   side = min(_WIDTH / columns - 0.15, 1.2)
   figure = _figure(rows * (side + 3.3 * _LINE))
   grid = figure.subplots(rows, columns, squeeze=False).ravel()

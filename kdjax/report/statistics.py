@@ -10,7 +10,7 @@ import numpy as np
 import scipy.stats
 from sklearn.metrics import confusion_matrix
 
-from kdjax import metrics
+from kdjax import metrics, results
 from kdjax.report import collect
 
 # One of each run. Accuracies, calibration errors and agreements are shares.
@@ -226,7 +226,7 @@ def rows(comparison: collect.Comparison) -> list[Row]:
 def best_settings(
   groups: Sequence[collect.Group],
 ) -> dict[str, collect.Group]:
-  """Chooses the settings of each method that validate best on average.
+  """Chooses the settings of each method that do best on validation.
 
   Args:
     groups: the groups of a comparison.
@@ -240,13 +240,19 @@ def best_settings(
     finished = [
       group for group in groups if group.method == method and group.runs
     ]
-    scores = [validation_accuracy(group) for group in finished]
+    scores = [
+      score
+      for group in finished
+      if (
+        score := results.validation_score(
+          [run.result['best'] for run in group.runs]
+        )
+      )
+    ]
     if len(finished) == 1:
       chosen[method] = finished[0]
-    elif finished and not any(score is None for score in scores):
-      chosen[method] = max(
-        zip(finished, scores, strict=True), key=lambda pair: pair[1] or 0.0
-      )[0]
+    elif finished and len(scores) == len(finished):
+      chosen[method] = finished[scores.index(max(scores))]
   return chosen
 
 

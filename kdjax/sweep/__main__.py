@@ -10,6 +10,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from kdjax.command import command, default_workdir
+from kdjax.report import write
 from kdjax.sweep import execute
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -30,13 +31,13 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main(argv: list[str]) -> None:
-  """Reads the flags, runs the sweep and prints how its runs went."""
+  """Reads the flags, runs the sweep and compares its runs."""
   with command(argv):
     workdir = pathlib.Path(_WORKDIR.value or default_workdir())
     summary = execute.run(_CONFIG.value, workdir)
-  print(execute.table(summary))
-  print(f'\nsweep: {workdir}; compare its runs with')
-  print(f'  python -m kdjax.report {workdir}')
+    print(execute.table(summary), end='\n\n')
+    data_dir = _CONFIG.value.run.data.data_dir
+    print(write.write([workdir], workdir / 'report', data_dir or None))
   if any(
     record['state'] == 'failed'
     for stage in summary['stages']

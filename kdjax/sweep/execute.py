@@ -4,7 +4,6 @@ import hashlib
 import json
 import pathlib
 import shutil
-import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -136,20 +135,13 @@ def _describe(one: Run) -> dict[str, Any]:
 def _recorded(one: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
   """Gives the record of a run that is done; None of one that is not."""
   record = _describe(one)
-  metrics = logs.read_records(workdir)
   if result := results.read_result(workdir):
-    best = result['best']
-    losses = {
-      line['step']: line['loss']
-      for line in metrics
-      if line['kind'] == 'validation'
-    }
     return record | {
       'state': _FINISHED,
-      'validation_accuracy': best['validation_accuracy'],
-      'validation_loss': losses.get(best['step']),
+      'validation_accuracy': result['best']['validation_accuracy'],
+      'validation_loss': result['best'].get('validation_loss'),
     }
-  step = logs.diverged_at(metrics)
+  step = logs.diverged_at(logs.read_records(workdir))
   if step is not None:
     error = f'no finite loss or gradient at step {step}'
     return record | {'state': _DIVERGED, 'error': error}
@@ -173,10 +165,9 @@ def _run(one: Run, workdir: pathlib.Path, session: Session) -> dict[str, Any]:
 
 
 def _choose(records: Sequence[Mapping[str, Any]]) -> dict[str, Settings]:
-  """Gives the best settings of each method, by the mean over their seeds.
+  """Gives the settings of each method that do best on validation.
 
-  By validation accuracy; where two are equal, by validation loss. Settings with
-  a run that did not finish are never chosen.
+  Settings with a run that did not finish are never chosen.
   """
   settings: dict[str, Settings] = {}
   found: dict[str, dict[str, list[Mapping[str, Any]]]] = defaultdict(
@@ -186,22 +177,15 @@ def _choose(records: Sequence[Mapping[str, Any]]) -> dict[str, Settings]:
     key = json.dumps(record['settings'], sort_keys=True)
     settings[key] = record['settings']
     found[record['method']][key].append(record)
-
-  def rank(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    # Not by rounding of the mean: with one split accuracies are often equal.
-    accuracy = statistics.fmean(run['validation_accuracy'] for run in runs)
-    loss = statistics.fmean(run['validation_loss'] for run in runs)
-    return round(accuracy, 12), -loss
-
   chosen = {}
   for method, candidates in found.items():
-    complete = {
-      key: rank(runs)
+    scores = {
+      key: score
       for key, runs in candidates.items()
-      if all(run.get('validation_loss') is not None for run in runs)
+      if (score := results.validation_score(runs)) is not None
     }
-    if complete:
-      chosen[method] = settings[max(complete, key=lambda key: complete[key])]
+    if scores:
+      chosen[method] = settings[max(scores, key=lambda key: scores[key])]
   return chosen
 
 
