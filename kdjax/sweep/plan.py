@@ -101,26 +101,30 @@ def comparison(
   return stage('comparison', grid={_METHOD: methods}, seeds=seeds)
 
 
-def tuning() -> tuple[dict[str, Any], ...]:
+def tuning(
+  temperatures: Sequence[float] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
+  alphas: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+) -> tuple[dict[str, Any], ...]:
   """Describes the published tuning of T and α of the method `response`.
 
+  Args:
+    temperatures: values of T, tried at the first α.
+    alphas: values of α, tried at the best T.
+
   Returns:
-    Two stages: T from 1 to 10 at α = 0.1, then α from 0.1 to 1 at the best T.
+    Two stages; with the published values, T from 1 to 10 at α = 0.1, then α
+    from 0.1 to 1 at the best T.
   """
-  response = {_METHOD: 'response'}
+  fixed = {_METHOD: 'response'}
   temperature = 'method.response.temperature'
   alpha = 'method.response.alpha'
   return (
     stage(
       'temperature',
-      grid={temperature: [float(value) for value in range(1, 11)]},
-      fixed={**response, alpha: 0.1},
+      grid={temperature: [float(value) for value in temperatures]},
+      fixed={**fixed, alpha: float(alphas[0])},
     ),
-    stage(
-      'alpha',
-      grid={alpha: [value / 10 for value in range(1, 11)]},
-      fixed=response,
-    ),
+    stage('alpha', grid={alpha: list(map(float, alphas))}, fixed=fixed),
   )
 
 
