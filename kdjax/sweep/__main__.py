@@ -34,10 +34,16 @@ def main(argv: list[str]) -> None:
   """Reads the flags, runs the sweep and compares its runs."""
   with command(argv):
     workdir = pathlib.Path(_WORKDIR.value or default_workdir())
-    summary = execute.run(_CONFIG.value, workdir)
+    config = _CONFIG.value
+    summary = execute.run(config, workdir)
     print(execute.table(summary), end='\n\n')
-    data_dir = _CONFIG.value.run.data.data_dir
-    print(write.write([workdir], workdir / 'report', data_dir or None))
+    print(write.write([workdir], workdir / 'report'))
+    if names := execute.confirming(summary):
+      teacher = workdir / config.run.teacher.sibling
+      paths = [workdir / name for name in names]
+      paths += [teacher] if teacher.exists() else []
+      print('\nwith seeds that nothing was chosen with:\n')
+      print(write.write(paths, workdir / 'report' / 'confirmation'))
   if any(
     record['state'] == 'failed'
     for stage in summary['stages']

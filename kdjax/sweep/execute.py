@@ -123,6 +123,26 @@ def table(summary: Mapping[str, Any]) -> str:
   return results.align(lines, left=2)
 
 
+def confirming(summary: Mapping[str, Any]) -> list[str]:
+  """Lists the runs that confirm what was chosen: with seeds of their own.
+
+  A comparison of settings with the seeds that they were chosen with is
+  optimistic.
+
+  Args:
+    summary: as `run` returns it.
+
+  Returns:
+    Names of the runs of the last stage, if no stage before it has one of its
+    seeds; else none.
+  """
+  *choosing, last = summary['stages']
+  used = {record['seed'] for stage in choosing for record in stage['runs']}
+  if not used or used & {record['seed'] for record in last['runs']}:
+    return []
+  return [record['name'] for record in last['runs']]
+
+
 def _describe(one: Run) -> dict[str, Any]:
   return {
     'name': one.name,

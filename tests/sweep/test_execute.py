@@ -127,6 +127,14 @@ def test_a_table_shows_validation_and_what_was_chosen(swept):
   assert f'{first["validation_accuracy"]:.2%}' in lines[2]
 
 
+def test_runs_that_confirm_have_seeds_that_chose_nothing(swept):
+  _, summary, _ = swept
+  assert execute.confirming(summary) == ['scratch-seed1', 'scratch-seed2']
+  first, second, last = summary['stages']
+  assert execute.confirming({'stages': [first, second]}) == []
+  assert execute.confirming({'stages': [last]}) == []
+
+
 def test_a_sweep_that_is_started_again_does_nothing(swept, monkeypatch):
   root, summary, _ = swept
 
