@@ -261,6 +261,11 @@ def validate(config: ConfigDict) -> None:
     ValueError: a value that makes no sense; the message names the field, the
       value and what is expected.
   """
+  if 'method' not in config:
+    raise ValueError(
+      'this is not the configuration of a run; that of a sweep belongs to '
+      'kdjax.sweep'
+    )
   name = config.method.name
   methods.build(name, config.method.get(name, {}))
   for field, (valid, expected) in _CHECKS.items():

@@ -7,6 +7,7 @@ import pytest
 
 from kdjax import config as config_lib
 from kdjax import results
+from kdjax.sweep import plan
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
 
@@ -18,13 +19,41 @@ def load(name, *variant):
   return module.get_config(*variant)
 
 
+SWEEPS = ('quickstart_sweep', 'sweep')
+
+
 @pytest.mark.parametrize(
-  'file', sorted(path.stem for path in CONFIGS.glob('*.py'))
+  'file', sorted({path.stem for path in CONFIGS.glob('*.py')} - {*SWEEPS})
 )
 def test_every_file_is_valid_and_tells_its_command(file):
   config_lib.validate(load(file))
   text = (CONFIGS / f'{file}.py').read_text()
   assert f'python -m kdjax.main --config=configs/{file}.py' in text
+
+
+@pytest.mark.parametrize(
+  ('file', 'variant', 'sizes'),
+  [
+    ('quickstart_sweep', 'comparison', [9]),
+    ('quickstart_sweep', 'tuning', [10, 10]),
+    ('sweep', 'comparison', [15]),
+    ('sweep', 'tuning', [10, 10]),
+    ('sweep', 'tuned', [10, 10, 5, 15]),
+    ('sweep', 'reduced', [4, 5, 3, 15]),
+  ],
+)
+def test_every_sweep_has_the_runs_that_it_promises(file, variant, sizes):
+  config = load(file, variant)
+  found = [plan.runs(config, stage, {}) for stage in config.stages]
+  assert [len(runs) for runs in found] == sizes
+  text = (CONFIGS / f'{file}.py').read_text()
+  assert f'python -m kdjax.sweep --config=configs/{file}.py' in text
+  assert load(file).to_json() == load(file, 'comparison').to_json()
+
+
+def test_a_sweep_is_not_taken_for_a_run():
+  with pytest.raises(ValueError, match=r'belongs to kdjax\.sweep'):
+    config_lib.validate(load('sweep'))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +84,7 @@ def test_published_variants_are_there_by_name(file, variant, settings):
     assert config_lib.teacher_run(config).train.learning_rate == 0.001
 
 
-@pytest.mark.parametrize('file', ['fkd', 'rkd', 'scratch'])
+@pytest.mark.parametrize('file', ['fkd', 'rkd', 'scratch', *SWEEPS])
 def test_unknown_variants_are_refused(file):
   with pytest.raises(ValueError, match='unknown variant'):
     load(file, 'nonsense')

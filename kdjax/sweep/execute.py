@@ -48,6 +48,11 @@ def run(
     FileNotFoundError: data or teacher are not where the configuration says.
     FloatingPointError: the teacher diverged.
   """
+  if 'stages' not in config:
+    raise ValueError(
+      'this is the configuration of a run, not of a sweep (configs/sweep.py is '
+      'one): give it to kdjax.main'
+    )
   if not config.stages:
     raise ValueError('config.stages is empty: a sweep needs at least one stage')
   # All that can be known to be wrong, before the first run.

@@ -240,6 +240,8 @@ def test_where_nothing_finishes_nothing_is_chosen(tmp_path, monkeypatch):
 
 
 def test_mistakes_are_found_before_anything_runs(swept, tmp_path):
+  with pytest.raises(ValueError, match='of a run, not of a sweep'):
+    execute.run(tiny.config(), tmp_path / 'sweep')
   config = small()
   config.stages = ()
   with pytest.raises(ValueError, match=r'config\.stages is empty'):
