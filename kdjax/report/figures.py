@@ -118,8 +118,8 @@ def tuning_curve(
 ) -> Figure:
   """Draws the validation accuracy over a hyperparameter.
 
-  The axis is logarithmic where the values are positive and span a factor of
-  ten.
+  The axis is logarithmic where the values span a factor of ten and their
+  logarithms are spaced more evenly than they are.
 
   Args:
     values: the hyperparameter's values.
@@ -159,7 +159,7 @@ def tuning_curve(
   figure = _figure(2.6)
   axes = figure.add_subplot(xlabel=xlabel, ylabel='validation accuracy (%)')
   _plain(axes)
-  if x[0] > 0 and x[-1] >= 10 * x[0]:
+  if _is_logarithmic(x):
     axes.set_xscale('log')
     axes.xaxis.set_minor_locator(ticker.NullLocator())
   axes.errorbar(
@@ -284,8 +284,8 @@ def per_class_accuracy(
 
   Returns:
     A point for the mean over runs, with a bar of ± one sample standard
-    deviation where there are several. Many classes are spread over several
-    panels.
+    deviation, cut at 0 and 100 %, where there are several. Many classes are
+    spread over several panels.
 
   Raises:
     ValueError: there are no accuracies, or shapes that do not fit.
@@ -317,11 +317,15 @@ def per_class_accuracy(
       mean, std = 100 * np.stack(
         _mean_and_std(values[:, first : first + per_panel])
       )
+      bars = _bars(std)
+      if bars is not None:
+        # No accuracy lies beyond these.
+        bars = np.minimum([std, std], np.maximum([mean, 100 - mean], 0))
       offset = 0.8 * ((index + 0.5) / len(accuracies) - 0.5)
       axes.errorbar(
         np.arange(len(names)) + offset,
         mean,
-        _bars(std),
+        bars,
         label=labels[index],
         linestyle='',
         elinewidth=0.8,
@@ -670,6 +674,18 @@ def _mean_and_std(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   # A masked value counts as none: that of a single run is masked.
   std = masked.std(axis=0, ddof=1)
   return np.ma.filled(mean, np.nan), np.ma.filled(std, np.nan)
+
+
+def _is_logarithmic(x: np.ndarray) -> bool:
+  """Whether sorted values are better shown on a logarithmic axis."""
+
+  def unevenness(x: np.ndarray) -> float:
+    gaps = np.diff(x)
+    return gaps.max() / gaps.min()
+
+  if x[0] <= 0 or x[-1] < 10 * x[0]:
+    return False
+  return unevenness(np.log(x)) <= unevenness(x)
 
 
 def _bars(std: np.ndarray) -> np.ndarray | None:
