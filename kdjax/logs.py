@@ -169,7 +169,7 @@ class SweepLog:
     self._seconds: list[float] = []
     self._bar = tqdm.tqdm(
       total=total,
-      bar_format='{desc}: {n_fmt}/{total_fmt} runs|{bar}| {postfix}',
+      bar_format='{desc}: {n_fmt}/{total_fmt} runs |{bar}|{postfix}',
       desc='sweep',
       dynamic_ncols=True,
       disable=not sys.stderr.isatty(),

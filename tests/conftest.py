@@ -1,9 +1,15 @@
+import atexit
 import os
+import shutil
+import tempfile
 
-# Tests compile far more than they compute. Set before JAX is imported, and
-# inherited by the processes that tests start.
+# Tests compile far more than they compute, and often the same. Set before JAX
+# is imported, and inherited by the processes that tests start.
+_CACHE = tempfile.mkdtemp(prefix='kdjax-tests-')
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-os.environ.setdefault('JAX_ENABLE_COMPILATION_CACHE', 'false')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _CACHE)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 
 import jax
 import pytest
