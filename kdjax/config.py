@@ -1,6 +1,6 @@
 """Every field of a run's configuration, once, with its unit and meaning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -206,6 +206,22 @@ def model_arguments(config: ConfigDict, num_classes: int) -> dict[str, Any]:
     The arguments by name.
   """
   return {'num_classes': num_classes, **config.student.to_dict()}
+
+
+def short_names(fields: Sequence[str]) -> dict[str, str]:
+  """Gives each field the last part of its name, where only it ends so.
+
+  Args:
+    fields: dotted names, such as `method.response.temperature`.
+
+  Returns:
+    For each of them a name that tells it from the others.
+  """
+  last = [field.rpartition('.')[2] for field in fields]
+  return {
+    field: name if last.count(name) == 1 else field
+    for field, name in zip(fields, last, strict=True)
+  }
 
 
 # What each field's value must satisfy, and how to say so.

@@ -166,3 +166,11 @@ def test_method_settings_are_checked():
   config.method.name = 'nonsense'
   with pytest.raises(ValueError, match="unknown method 'nonsense'"):
     config_lib.validate(config)
+
+
+def test_a_field_has_its_whole_name_where_the_end_is_not_enough():
+  assert config_lib.short_names(['student.name', 'data.name', 'seed']) == {
+    'student.name': 'student.name',
+    'data.name': 'data.name',
+    'seed': 'seed',
+  }

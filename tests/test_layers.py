@@ -52,9 +52,14 @@ ALLOWED = {
     'report.statistics',
     'report.tables',
   ),
-  'kdjax.report.collect': ('logs', 'results'),
+  'kdjax.report.collect': ('config', 'logs', 'results'),
   'kdjax.report.statistics': ('metrics', 'report.collect', 'results'),
-  'kdjax.report.tables': ('report.collect', 'report.statistics', 'results'),
+  'kdjax.report.tables': (
+    'config',
+    'report.collect',
+    'report.statistics',
+    'results',
+  ),
   'kdjax.report.figures': (),
   'kdjax.report.inspect': (
     'checkpoint',
@@ -67,6 +72,7 @@ ALLOWED = {
     'teacher',
   ),
   'kdjax.report.gallery': (
+    'config',
     'report.collect',
     'report.figures',
     'report.inspect',

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdjax import config as config_lib
 from kdjax import logs, results
 
 # The method whose runs the others are compared with.
@@ -174,15 +175,6 @@ def varying(groups: Sequence[Group]) -> list[str]:
 def is_recipe(field: str) -> bool:
   """Whether a field says how any student is trained, whatever its method."""
   return not field.startswith(('method.', 'teacher.'))
-
-
-def short_names(fields: Sequence[str]) -> dict[str, str]:
-  """Gives each field the last part of its name, where only it ends so."""
-  last = [field.rpartition('.')[2] for field in fields]
-  return {
-    field: name if last.count(name) == 1 else field
-    for field, name in zip(fields, last, strict=True)
-  }
 
 
 def show(value: Any) -> str:
@@ -380,7 +372,7 @@ def _group(
 def _label(group: Group, fields: Sequence[str]) -> str:
   shown = ', '.join(
     f'{name} = {show(group.settings.get(field))}'
-    for field, name in short_names(fields).items()
+    for field, name in config_lib.short_names(fields).items()
   )
   return f'{group.method} ({shown})' if shown else group.method
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from kdjax import config as config_lib
 from kdjax.report import collect, figures, inspect, statistics
 from kdjax.report.collect import Comparison, Group
 
@@ -197,7 +198,7 @@ def _heat_map(
         columns.index(group.settings[column]),
       )
       accuracies[place] = accuracy
-  names = collect.short_names(fields)
+  names = config_lib.short_names(fields)
   return Exhibit(
     f'tuning_{method}',
     f'validation accuracy of {method} by {names[row]} and {names[column]}',
@@ -213,12 +214,12 @@ def _tuning_curves(
   method: str, groups: Sequence[Group], fields: Sequence[str], field: str
 ) -> Iterator[Exhibit]:
   """A curve for each choice of the other fields that three values share."""
-  name = collect.short_names(fields)[field]
+  name = config_lib.short_names(fields)[field]
   others = [other for other in fields if other != field]
 
   def slice_of(group: Group) -> str:
     return ', '.join(
-      f'{collect.short_names(fields)[other]} = '
+      f'{config_lib.short_names(fields)[other]} = '
       f'{collect.show(group.settings[other])}'
       for other in others
     )

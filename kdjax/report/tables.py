@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdjax import config as config_lib
 from kdjax import results
 from kdjax.report import collect, statistics
 from kdjax.report.statistics import Row
@@ -320,7 +321,7 @@ def _settings(
   fields = collect.varying(comparison.groups)
   return {
     name: group.settings.get(field)
-    for field, name in collect.short_names(fields).items()
+    for field, name in config_lib.short_names(fields).items()
     if field != 'method.name'
   }
 

@@ -227,30 +227,19 @@ def _make(
         f'a stage sets config.{field} to {value!r}: {error}'
       ) from error
   config_lib.validate(run)
-  shown = _short_names(config)
+  fields = {
+    field
+    for stage in config.stages
+    for part in ('grid', 'random', 'fixed')
+    for field in stage[part]
+  }
+  shown = config_lib.short_names(sorted(fields))
   parts = [
     method,
     *(f'{shown[field]}{_show(settings[field])}' for field in sorted(settings)),
     f'seed{seed}',
   ]
   return Run('-'.join(parts), method, settings, run)
-
-
-def _short_names(config: ml_collections.ConfigDict) -> dict[str, str]:
-  """Gives each field of the sweep a name: its last part, if that tells it."""
-  fields = sorted(
-    {
-      field
-      for stage in config.stages
-      for part in ('grid', 'random', 'fixed')
-      for field in stage[part]
-    }
-  )
-  last = [field.rpartition('.')[2] for field in fields]
-  return {
-    field: name if last.count(name) == 1 else field
-    for field, name in zip(fields, last, strict=True)
-  }
 
 
 def _show(value: Any) -> str:

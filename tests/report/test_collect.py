@@ -45,14 +45,6 @@ def test_a_label_has_what_differs_within_its_method(tmp_path):
   ]
 
 
-def test_a_field_has_its_whole_name_where_the_end_is_not_enough():
-  assert collect.short_names(['student.name', 'data.name', 'seed']) == {
-    'student.name': 'student.name',
-    'data.name': 'data.name',
-    'seed': 'seed',
-  }
-
-
 def test_fields_that_change_no_result_do_not_part_runs(tmp_path):
   write_run(tmp_path / 'a', 'response')
   write_run(
