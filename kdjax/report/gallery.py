@@ -190,7 +190,8 @@ def _heat_map(
   row, column = fields
   rows, columns = _values(groups, row), _values(groups, column)
   accuracies = np.full((len(rows), len(columns)), np.nan)
-  for group in groups:
+  finished = [group for group in groups if group.runs]
+  for group in statistics.with_common_seeds(finished):
     accuracy = statistics.validation_accuracy(group)
     if accuracy is not None:
       place = (
@@ -202,7 +203,7 @@ def _heat_map(
   return Exhibit(
     f'tuning_{method}',
     f'validation accuracy of {method} by {names[row]} and {names[column]}',
-    'Validation accuracy at the best epoch (%), mean over seeds.'
+    'Validation accuracy at the best epoch (%), mean over common seeds.'
     + _without_diverged(groups),
     figures.heat_map(
       accuracies, rows, columns, ylabel=names[row], xlabel=names[column]
@@ -235,7 +236,11 @@ def _tuning_curves(
       sorted(finished, key=slice_of), key=slice_of
     )
   ]
-  curves = [members for members in slices if len(members) >= 3]
+  curves = [
+    statistics.with_common_seeds(members)
+    for members in slices
+    if len(members) >= 3
+  ]
   for number, members in enumerate(curves, 1):
     chosen = statistics.best_settings(members)[method]
     where = slice_of(members[0])
@@ -243,8 +248,9 @@ def _tuning_curves(
     yield Exhibit(
       f'tuning_{method}_{name}' + (f'_{number}' if len(curves) > 1 else ''),
       f'{title} ({where})' if where else title,
-      'Validation accuracy at the best epoch; chosen is the value with the '
-      'best mean over seeds.' + _without_diverged(groups),
+      'Validation accuracy at the best epoch, of the seeds that all values '
+      'have; chosen is the value with the best mean.'
+      + _without_diverged(groups),
       figures.tuning_curve(
         [group.settings[field] for group in members],
         [

@@ -242,7 +242,7 @@ def best_settings(
     ]
     scores = [
       score
-      for group in finished
+      for group in with_common_seeds(finished)
       if (
         score := results.validation_score(
           [run.result['best'] for run in group.runs]
@@ -254,6 +254,29 @@ def best_settings(
     elif finished and len(scores) == len(finished):
       chosen[method] = finished[scores.index(max(scores))]
   return chosen
+
+
+def with_common_seeds(
+  groups: Sequence[collect.Group],
+) -> list[collect.Group]:
+  """Leaves groups the seeds that all of them have, so that they compare.
+
+  Args:
+    groups: groups with runs that finished.
+
+  Returns:
+    The groups with fewer runs; as they are where no seed is common to all.
+  """
+  seeds = [{run.result['seed'] for run in group.runs} for group in groups]
+  common = set.intersection(*seeds) if seeds else set()
+  if not common:
+    return list(groups)
+  return [
+    group._replace(
+      runs=tuple(run for run in group.runs if run.result['seed'] in common)
+    )
+    for group in groups
+  ]
 
 
 def validation_accuracies(group: collect.Group) -> list[float | None]:

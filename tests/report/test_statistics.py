@@ -215,3 +215,28 @@ def test_without_validation_only_a_single_setting_is_chosen(tmp_path):
     )
   groups = collect.read([tmp_path]).groups
   assert list(statistics.best_settings(groups)) == ['scratch']
+
+
+def test_settings_are_compared_on_the_seeds_that_all_have(tmp_path):
+  # With seed 0, which both have, 4 is better; seed 1 is lucky.
+  for temperature, seed, validation in (
+    (2.0, 0, 0.90),
+    (2.0, 1, 0.99),
+    (4.0, 0, 0.91),
+  ):
+    write_run(
+      tmp_path / f'{temperature}-{seed}',
+      'response',
+      seed=seed,
+      validation=validation,
+      method__response__temperature=temperature,
+    )
+  groups = collect.read([tmp_path]).groups
+  best = statistics.best_settings(groups)['response']
+  assert best.settings['method.response.temperature'] == 4.0
+  common = statistics.with_common_seeds(groups)
+  assert [len(group.runs) for group in common] == [1, 1]
+  # Where there is no such seed, nothing can be left.
+  apart = [groups[0]._replace(runs=groups[0].runs[1:]), groups[1]]
+  assert statistics.with_common_seeds(apart) == apart
+  assert statistics.with_common_seeds([]) == []
