@@ -3,6 +3,8 @@
 import json
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import pytest
 import tiny
@@ -10,6 +12,7 @@ import tiny
 from kdjax import logs, results, sweep, train
 from kdjax.sweep import execute
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 T, ALPHA = 'method.response.temperature', 'method.response.alpha'
 
 
@@ -143,6 +146,58 @@ def test_a_sweep_that_is_started_again_does_nothing(swept, monkeypatch):
 
   monkeypatch.setattr(train, 'train_and_evaluate', never)
   assert execute.run(small(), root) == summary
+
+
+def command(*flags):
+  return subprocess.run(
+    [sys.executable, '-m', 'kdjax.sweep', *flags],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_the_command_ends_with_tables_and_reports(swept, tmp_path):
+  root, summary, _ = swept
+  file = tmp_path / 'tiny_sweep.py'
+  tests = pathlib.Path(__file__).parent
+  file.write_text(
+    f'import sys\nsys.path[:0] = {[str(tests), str(tests.parent)]}\n'
+    'from test_execute import small as get_config\n'
+  )
+  # All of its runs are finished.
+  done = command(f'--config={file}', f'--workdir={root}')
+  assert done.returncode == 0, done.stderr
+  assert execute.table(summary) in done.stdout
+  for report in (root / 'report', root / 'report' / 'confirmation'):
+    assert f'the whole report: {report / "report.html"}' in done.stdout
+    assert 'scratch' in (report / 'comparison.md').read_text()
+  assert 'temperature' in (root / 'report' / 'comparison.csv').read_text()
+  confirmed = (root / 'report' / 'confirmation' / 'runs.csv').read_text()
+  assert 'temperature' not in confirmed
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    ((), 'config'),
+    (
+      ('--config=configs/quickstart.py',),
+      'error: this is the configuration',
+    ),
+    (('--config=configs/sweep.py:nonsense',), "unknown variant 'nonsense'"),
+    (
+      ('--config=configs/sweep.py', '--config.run.train.epochs=0'),
+      'error: config.train.epochs is 0: expected 1 or more',
+    ),
+  ],
+)
+def test_mistakes_are_explained(flags, message, tmp_path):
+  done = command(*flags, f'--workdir={tmp_path / "sweep"}')
+  assert done.returncode != 0
+  assert message in done.stderr
+  assert not (tmp_path / 'sweep').exists()
 
 
 @pytest.mark.parametrize('after', [0, 2, 4])
