@@ -40,12 +40,15 @@ def default() -> ml_collections.ConfigDict:
   """Gives the configuration that sweeps start from.
 
   Returns:
-    A new configuration: `run`, that of the runs as in `kdjax.config.default`;
-    `seeds`, what every setting is trained with; and `stages`, each made by
-    `stage`.
+    A new configuration: `run`, that of the runs as in `kdjax.config.default`,
+    with one checkpoint kept beside the best; `seeds`, what every setting is
+    trained with; and `stages`, each made by `stage`.
   """
+  run = config_lib.default()
+  # There are many of them, and each checkpoint is about 80 MB.
+  run.checkpoint.keep = 1
   return ml_collections.ConfigDict(
-    {'run': config_lib.default(), 'seeds': (0,), 'stages': ()}
+    {'run': run, 'seeds': (0,), 'stages': ()}
   ).lock()
 
 
