@@ -41,7 +41,8 @@ def get_config(variant: str = 'comparison') -> ml_collections.ConfigDict:
   method.feature.ce_weight = 0.3
   method.feature.feature_weight = 0.7
   if variant == 'comparison':
-    config.stages = (sweep.comparison(seeds=range(5)),)
+    config.seeds = (0, 1, 2, 3, 4)
+    config.stages = (sweep.comparison(),)
   elif variant == 'tuning':
     config_lib.set_adam_recipe(config.run)
     config.stages = sweep.tuning()

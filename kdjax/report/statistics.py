@@ -240,6 +240,8 @@ def best_settings(
     finished = [
       group for group in groups if group.method == method and group.runs
     ]
+    # What diverges with some seed is no choice where something else does not.
+    finished = [group for group in finished if not group.diverged] or finished
     scores = [
       score
       for group in with_common_seeds(finished)

@@ -17,8 +17,9 @@ _CONFIG = config_flags.DEFINE_config_file(
   'config',
   None,
   'Configuration file of a sweep, such as configs/sweep.py. Override a field '
-  'of all its runs with --config.run.FIELD=VALUE, the seeds with '
-  '--config.seeds=0,1,2; choose a variant with FILE:VARIANT.',
+  'of all its runs with --config.run.FIELD=VALUE, the seeds of stages that '
+  'have none of their own with --config.seeds=0,1,2; choose a variant with '
+  'FILE:VARIANT.',
   lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
@@ -39,11 +40,12 @@ def main(argv: list[str]) -> None:
     print(execute.table(summary), end='\n\n')
     print(write.write([workdir], workdir / 'report'))
     if names := execute.confirming(summary):
-      teacher = workdir / config.run.teacher.sibling
       paths = [workdir / name for name in names]
-      paths += [teacher] if teacher.exists() else []
+      paths.append(workdir / config.run.teacher.sibling)
       print('\nwith seeds that nothing was chosen with:\n')
-      print(write.write(paths, workdir / 'report' / 'confirmation'))
+      # A run that failed early has no directory.
+      there = [path for path in paths if path.exists()]
+      print(write.write(there, workdir / 'report' / 'confirmation'))
   if any(
     record['state'] == 'failed'
     for stage in summary['stages']

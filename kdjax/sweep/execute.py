@@ -57,8 +57,7 @@ def run(
     raise ValueError('config.stages is empty: a sweep needs at least one stage')
   # All that can be known to be wrong, before the first run.
   planned = [plan.runs(config, stage, {}) for stage in config.stages]
-  for one in planned[0]:
-    results.check_same_run(workdir / one.name, one.config)
+  _check_same_runs(planned[0], workdir)
   workdir.mkdir(parents=True, exist_ok=True)
 
   session = Session()
@@ -68,6 +67,7 @@ def run(
   with logs.SweepLog(sum(map(len, planned))) as log:
     for stage in config.stages:
       runs = plan.runs(config, stage, chosen)
+      _check_same_runs(runs, workdir)
       stages.append({'name': stage['name'], 'runs': [], 'chosen': {}})
       _prepare_teacher(runs, workdir, session)
       _share_logits(runs, workdir, session)
@@ -146,6 +146,11 @@ def confirming(summary: Mapping[str, Any]) -> list[str]:
   if not used or used & {record['seed'] for record in last['runs']}:
     return []
   return [record['name'] for record in last['runs']]
+
+
+def _check_same_runs(runs: Sequence[Run], workdir: pathlib.Path) -> None:
+  for one in runs:
+    results.check_same_run(workdir / one.name, one.config)
 
 
 def _describe(one: Run) -> dict[str, Any]:
@@ -255,6 +260,8 @@ def _share_logits(
       digest = hashlib.sha256(decisive.encode()).hexdigest()
       name = f'seed{config.seed}-{digest[:8]}'
       sharing[workdir / _REPLAY / name].append(one)
+  free = shutil.disk_usage(workdir).free
+  planned = 0
   for directory, sharers in sharing.items():
     if len(sharers) < 2 and not directory.exists():
       continue
@@ -262,10 +269,10 @@ def _share_logits(
     steps = max(
       program.plan(one.config, dataset).total_steps for one in sharers
     )
+    # Of float32, the larger of the two.
     size = 4 * steps * sharers[0].config.train.batch_size
     size *= len(dataset.class_names)
-    free = shutil.disk_usage(workdir).free
-    if size > free / 2:
+    if planned + size > free / 2:
       logger.warning(
         'the teacher computes its logits in every run: to keep them would take '
         '%.1f GB, and %.1f are free',
@@ -279,5 +286,6 @@ def _share_logits(
       directory,
       size / 1e6,
     )
+    planned += size
     for one in sharers:
       one.config.teacher.replay = str(directory)

@@ -75,7 +75,21 @@ def stage(
 
   Returns:
     A description for `config.stages`.
+
+  Raises:
+    ValueError: a field has no values, there are bounds and no samples or the
+      reverse, or `seed` is among the fields.
   """
+  for field, values in {**(grid or {}), **(random or {})}.items():
+    if not len(values):
+      raise ValueError(f"the stage '{name}' has no values for {field}")
+  if bool(random) != (samples > 0):
+    raise ValueError(
+      f"the stage '{name}' draws {samples} samples of {len(random or {})} "
+      'fields: give both `random` and `samples`, or neither'
+    )
+  if _SEED in {**(grid or {}), **(random or {}), **(fixed or {})}:
+    raise ValueError(f"the stage '{name}' sets seed: give it as `seeds`")
   return {
     'name': name,
     'grid': {field: tuple(values) for field, values in (grid or {}).items()},
@@ -147,8 +161,8 @@ def runs(
     The runs, each once. Those of one setting follow each other.
 
   Raises:
-    ValueError: a field is unknown, or a value is none for it or out of range;
-      the message names it.
+    ValueError: a field is unknown or no method of the stage has it, or a value
+      is none for it or out of range; the message names it.
   """
   found: dict[str, Run] = {}
   seeds = config.seeds if stage['seeds'] is None else stage['seeds']
@@ -165,6 +179,18 @@ def runs(
     for seed in seeds:
       run = _make(config, method, settings, seed)
       found.setdefault(run.name, run)
+  methods = {run.method for run in found.values()}
+  for field in [*stage['grid'], *stage['random'], *stage['fixed']]:
+    section, _, rest = field.partition('.')
+    if (
+      section == 'method'
+      and field != _METHOD
+      and rest.partition('.')[0] not in methods
+    ):
+      raise ValueError(
+        f"the stage '{stage['name']}' sets {field}, and trains "
+        f'{", ".join(sorted(methods))} only: set {_METHOD} too'
+      )
   return list(found.values())
 
 

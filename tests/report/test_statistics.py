@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import synthetic
-from synthetic import write_run
+from synthetic import write_run, write_unfinished
 
 from kdjax.report import collect, statistics
 
@@ -240,3 +240,29 @@ def test_settings_are_compared_on_the_seeds_that_all_have(tmp_path):
   apart = [groups[0]._replace(runs=groups[0].runs[1:]), groups[1]]
   assert statistics.with_common_seeds(apart) == apart
   assert statistics.with_common_seeds([]) == []
+
+
+def test_what_diverges_is_not_chosen_where_something_else_does_not(tmp_path):
+  for alpha, seed, validation in ((0.1, 0, 0.99), (0.5, 0, 0.8), (0.5, 1, 0.8)):
+    write_run(
+      tmp_path / f'{alpha}-{seed}',
+      'response',
+      seed=seed,
+      validation=validation,
+      method__response__alpha=alpha,
+    )
+  diverged = {'kind': 'train', 'step': 4, 'loss': None, 'gradient_norm': None}
+  write_unfinished(
+    tmp_path / 'diverged',
+    'response',
+    seed=1,
+    records=[diverged],
+    method__response__alpha=0.1,
+  )
+  groups = collect.read([tmp_path]).groups
+  assert [len(group.diverged) for group in groups] == [1, 0]
+  best = statistics.best_settings(groups)['response']
+  assert best.settings['method.response.alpha'] == 0.5
+  # Unless there is nothing else.
+  only = statistics.best_settings(groups[:1])['response']
+  assert only.settings['method.response.alpha'] == 0.1

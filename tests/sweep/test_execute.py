@@ -316,6 +316,28 @@ def test_mistakes_are_found_before_anything_runs(swept, tmp_path):
     execute.run(config, swept[0])
 
 
+def test_a_run_of_another_configuration_is_refused_in_any_stage(
+  swept, tmp_path, monkeypatch
+):
+  root = tmp_path / 'sweep'
+  shutil.copytree(swept[0], root)
+
+  def copying(config, workdir, session):
+    shutil.copytree(root / 'scratch-seed1', workdir)
+
+  monkeypatch.setattr(train, 'train_and_evaluate', copying)
+  config = small()
+  config.run.train.learning_rate = 0.5
+  # The first stage is new, the second has runs of the first sweep.
+  config.stages = (
+    sweep.comparison(('scratch',), seeds=(1,)),
+    *config.stages[:1],
+  )
+  config.stages[0]['fixed']['train.learning_rate'] = 0.01
+  with pytest.raises(ValueError, match=r'learning_rate: 0\.01 there, 0\.5 now'):
+    execute.run(config, root)
+
+
 def test_a_teacher_that_fails_stops_the_sweep(tmp_path, monkeypatch):
   monkeypatch.setattr(train, 'train_and_evaluate', None)
   config = small()

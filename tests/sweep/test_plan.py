@@ -1,5 +1,7 @@
 """Which runs a sweep consists of."""
 
+import re
+
 import ml_collections
 import pytest
 
@@ -182,3 +184,24 @@ def test_a_sweep_is_configured_like_a_run():
     config.sedes = (1,)
   config.run.train.epochs = 3
   assert isinstance(config.run, ml_collections.ConfigDict)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ({'random': {'train.momentum': (0.1, 0.2)}}, 'draws 0 samples of 1 fields'),
+    ({'samples': 3}, 'draws 3 samples of 0 fields'),
+    ({'grid': {'train.epochs': ()}}, 'has no values for train.epochs'),
+    ({'grid': {'seed': (1, 2)}}, 'sets seed: give it as `seeds`'),
+  ],
+)
+def test_stages_that_make_no_sense_are_refused(arguments, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    sweep.stage('wrong', **arguments)
+
+
+@pytest.mark.parametrize('field', [ALPHA, 'method.respnse.alpha'])
+def test_settings_of_no_method_that_is_trained_are_refused(field):
+  stage = sweep.stage('wrong', grid={field: (0.1, 0.5)})
+  with pytest.raises(ValueError, match=f'sets {field}, and trains scratch'):
+    runs(stage)
