@@ -208,6 +208,22 @@ def model_arguments(config: ConfigDict, num_classes: int) -> dict[str, Any]:
   return {'num_classes': num_classes, **config.student.to_dict()}
 
 
+def build_method(config: ConfigDict) -> tuple[methods.Method, dict[str, float]]:
+  """Builds the method of a run.
+
+  Args:
+    config: a run's configuration.
+
+  Returns:
+    The method, and the value of each of its hyperparameters.
+
+  Raises:
+    ValueError: as `kdjax.methods.build`.
+  """
+  name = config.method.name
+  return methods.build(name, config.method[name])
+
+
 def short_names(fields: Sequence[str]) -> dict[str, str]:
   """Gives each field the last part of its name, where only it ends so.
 

@@ -20,6 +20,8 @@ import tqdm
 from absl import flags
 from absl import logging as absl_logging
 
+from kdjax import files
+
 logger = logging.getLogger('kdjax')
 
 _METRICS = 'metrics.jsonl'
@@ -287,7 +289,6 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
       continue
     if record['step'] <= step:
       kept.append(line + '\n')
-  # Replaced as a whole, so that being killed here loses nothing.
-  shorter = path.with_suffix('.jsonl.tmp')
-  shorter.write_text(''.join(kept), encoding='utf-8')
-  shorter.replace(path)
+  # Being killed here loses nothing.
+  with files.replacing(path) as file:
+    file.write(''.join(kept).encode())

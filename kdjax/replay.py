@@ -21,7 +21,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import files
+from kdjax import files, results
 
 _ABOUT = 'replay.json'
 
@@ -54,12 +54,8 @@ class Replay:
     path = self._directory / _ABOUT
     if path.exists():
       kept = json.loads(path.read_text(encoding='utf-8'))
-      if differing := [
-        f'{name}: {kept.get(name)!r} there, {about.get(name)!r} now'
-        for name in sorted(kept.keys() | about.keys())
-        if kept.get(name) != about.get(name)
-      ]:
-        shown = '\n  '.join(differing)
+      if differing := results.compare(kept, about):
+        shown = '\n  '.join(differing.values())
         raise ValueError(
           f'the teacher outputs kept in {directory} are not those of this run:'
           f'\n  {shown}\nChoose another config.teacher.replay, or remove that '
@@ -67,9 +63,7 @@ class Replay:
         )
     else:
       self._directory.mkdir(parents=True, exist_ok=True)
-      text = json.dumps(about, indent=2, sort_keys=True) + '\n'
-      with files.replacing(path) as file:
-        file.write(text.encode())
+      results.write_json(path, about)
 
   def epoch(
     self,

@@ -82,12 +82,23 @@ def differences(
   path = workdir / _CONFIG
   if not path.exists():
     return {}
-  theirs = relevant(_read(path))
-  ours = relevant(as_json(config))
+  return compare(relevant(_read(path)), relevant(as_json(config)))
+
+
+def compare(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+  """Compares what was written with what would be written now.
+
+  Args:
+    there: values by name, as they were.
+    now: the same, as they are.
+
+  Returns:
+    For each name whose value differs, a line that says how.
+  """
   return {
-    field: f'{field}: {theirs.get(field)!r} there, {ours.get(field)!r} now'
-    for field in sorted(theirs.keys() | ours.keys())
-    if theirs.get(field) != ours.get(field)
+    name: f'{name}: {there.get(name)!r} there, {now.get(name)!r} now'
+    for name in sorted(there.keys() | now.keys())
+    if there.get(name) != now.get(name)
   }
 
 
@@ -223,12 +234,9 @@ def validation_score(
   Returns:
     A score to compare with others; None where a run was not validated.
   """
-  known = [
-    epoch for epoch in epochs if epoch.get('validation_accuracy') is not None
-  ]
-  if not epochs or len(known) < len(epochs):
+  accuracies: list[Any] = [epoch.get('validation_accuracy') for epoch in epochs]
+  if not accuracies or None in accuracies:
     return None
-  accuracies = [epoch['validation_accuracy'] for epoch in epochs]
   # Older results lack it.
   losses = [epoch.get('validation_loss') or 0.0 for epoch in epochs]
   # Equal means may differ by their rounding.

@@ -80,9 +80,7 @@ def _run(
   config: ml_collections.ConfigDict, workdir: pathlib.Path, session: Session
 ) -> dict[str, Any]:
   dataset = session.dataset(config.data)
-  method, hyperparameters = methods.build(
-    config.method.name, config.method[config.method.name]
-  )
+  method, hyperparameters = config_lib.build_method(config)
   # Before a teacher is trained for hours: what else can be wrong?
   program.plan(config, dataset)
   models.build(**config_lib.model_arguments(config, len(dataset.class_names)))
@@ -202,9 +200,7 @@ def _train_teacher(
     return
   config_lib.validate(teacher_config)
   results.check_same_run(path, teacher_config)
-  method, _ = methods.build(
-    config.method.name, config.method[config.method.name]
-  )
+  method, _ = config_lib.build_method(config)
   teacher_lib.check_fit(config, session.dataset(config.data), method)
   logger.info('training the teacher first, in %s', path)
   result = _run(teacher_config, path, session)

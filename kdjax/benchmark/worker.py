@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from kdjax import config as config_lib
-from kdjax import data, features, methods, models, program, runtime, step
+from kdjax import data, features, models, program, runtime, step
 from kdjax.version import __version__
 
 _PRODUCTS = 4
@@ -66,9 +66,7 @@ class Training:
   def __init__(self, config: ml_collections.ConfigDict):
     self._config = config
     dataset = data.load(config.data)
-    method, hyperparameters = methods.build(
-      config.method.name, config.method[config.method.name]
-    )
+    method, hyperparameters = config_lib.build_method(config)
     self._image_shape = dataset.train.images.shape[1:]
     self._num_classes = len(dataset.class_names)
     self._train_size = len(dataset.train.labels)

@@ -10,7 +10,8 @@ from typing import Any
 
 import ml_collections
 
-from kdjax import logs, methods, program, results, train
+from kdjax import config as config_lib
+from kdjax import logs, program, results, train
 from kdjax.session import Session
 from kdjax.sweep import plan
 from kdjax.sweep.plan import Run, Settings
@@ -57,7 +58,6 @@ def run(
     raise ValueError('config.stages is empty: a sweep needs at least one stage')
   # All that can be known to be wrong, before the first run.
   planned = [plan.runs(config, stage, {}) for stage in config.stages]
-  _check_same_runs(planned[0], workdir)
   workdir.mkdir(parents=True, exist_ok=True)
 
   session = Session()
@@ -67,7 +67,8 @@ def run(
   with logs.SweepLog(sum(map(len, planned))) as log:
     for stage in config.stages:
       runs = plan.runs(config, stage, chosen)
-      _check_same_runs(runs, workdir)
+      for one in runs:
+        results.check_same_run(workdir / one.name, one.config)
       stages.append({'name': stage['name'], 'runs': [], 'chosen': {}})
       _prepare_teacher(runs, workdir, session)
       _share_logits(runs, workdir, session)
@@ -148,11 +149,6 @@ def confirming(summary: Mapping[str, Any]) -> list[str]:
   return [record['name'] for record in last['runs']]
 
 
-def _check_same_runs(runs: Sequence[Run], workdir: pathlib.Path) -> None:
-  for one in runs:
-    results.check_same_run(workdir / one.name, one.config)
-
-
 def _describe(one: Run) -> dict[str, Any]:
   return {
     'name': one.name,
@@ -224,7 +220,7 @@ def _prepare_teacher(
 ) -> None:
   """Trains the teacher that the runs share, if it is not there yet."""
   for one in runs:
-    method, _ = methods.build(one.method, one.config.method[one.method])
+    method, _ = config_lib.build_method(one.config)
     if method.needs_teacher and not results.read_result(workdir / one.name):
       train.prepare_teacher(one.config, workdir / one.name, session)
       return
@@ -241,7 +237,7 @@ def _share_logits(
   sharing: dict[pathlib.Path, list[Run]] = defaultdict(list)
   for one in runs:
     config = one.config
-    method, _ = methods.build(one.method, config.method[one.method])
+    method, _ = config_lib.build_method(config)
     if (
       method.needs_teacher
       and not method.teacher_features

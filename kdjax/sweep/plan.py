@@ -80,24 +80,23 @@ def stage(
     ValueError: a field has no values, there are bounds and no samples or the
       reverse, or `seed` is among the fields.
   """
-  for field, values in {**(grid or {}), **(random or {})}.items():
+  grid, random, fixed = grid or {}, random or {}, fixed or {}
+  for field, values in {**grid, **random}.items():
     if not len(values):
       raise ValueError(f"the stage '{name}' has no values for {field}")
   if bool(random) != (samples > 0):
     raise ValueError(
-      f"the stage '{name}' draws {samples} samples of {len(random or {})} "
+      f"the stage '{name}' draws {samples} samples of {len(random)} "
       'fields: give both `random` and `samples`, or neither'
     )
-  if _SEED in {**(grid or {}), **(random or {}), **(fixed or {})}:
+  if _SEED in {**grid, **random, **fixed}:
     raise ValueError(f"the stage '{name}' sets seed: give it as `seeds`")
   return {
     'name': name,
-    'grid': {field: tuple(values) for field, values in (grid or {}).items()},
-    'random': {
-      field: tuple(bounds) for field, bounds in (random or {}).items()
-    },
+    'grid': {field: tuple(values) for field, values in grid.items()},
+    'random': {field: tuple(bounds) for field, bounds in random.items()},
     'samples': samples,
-    'fixed': dict(fixed or {}),
+    'fixed': dict(fixed),
     'seeds': None if seeds is None else tuple(seeds),
   }
 
@@ -174,24 +173,32 @@ def runs(
     settings = {
       field: value
       for field, value in settings.items()
-      if not field.startswith('method.') or field.split('.')[1] == method
+      if _method_of(field) in (None, method)
     }
     for seed in seeds:
       run = _make(config, method, settings, seed)
       found.setdefault(run.name, run)
   methods = {run.method for run in found.values()}
-  for field in [*stage['grid'], *stage['random'], *stage['fixed']]:
-    section, _, rest = field.partition('.')
-    if (
-      section == 'method'
-      and field != _METHOD
-      and rest.partition('.')[0] not in methods
-    ):
+  for field in _fields(stage):
+    if _method_of(field) not in (None, *methods):
       raise ValueError(
         f"the stage '{stage['name']}' sets {field}, and trains "
         f'{", ".join(sorted(methods))} only: set {_METHOD} too'
       )
   return list(found.values())
+
+
+def _fields(stage: Mapping[str, Any]) -> list[str]:
+  """Lists the fields that a stage sets."""
+  return [*stage['grid'], *stage['random'], *stage['fixed']]
+
+
+def _method_of(field: str) -> str | None:
+  """Gives the method that a field is a setting of; None if of none."""
+  section, _, setting = field.partition('.')
+  if section != 'method' or field == _METHOD:
+    return None
+  return setting.partition('.')[0]
 
 
 def _settings(stage: Mapping[str, Any]) -> Iterator[Settings]:
@@ -256,12 +263,7 @@ def _make(
         f'a stage sets config.{field} to {value!r}: {error}'
       ) from error
   config_lib.validate(run)
-  fields = {
-    field
-    for stage in config.stages
-    for part in ('grid', 'random', 'fixed')
-    for field in stage[part]
-  }
+  fields = {field for stage in config.stages for field in _fields(stage)}
   shown = config_lib.short_names(sorted(fields))
   parts = [
     method,
