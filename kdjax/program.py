@@ -71,7 +71,7 @@ def plan(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Plan:
     ValueError: the data set is smaller than a batch.
   """
   batch_size = config.train.batch_size
-  size = len(dataset.train.labels)
+  size = dataset.train.size
   steps_per_epoch = size // batch_size
   if not steps_per_epoch:
     raise ValueError(
@@ -157,7 +157,7 @@ class Program:
       jnp.asarray, {'mean': dataset.mean, 'std': dataset.std}
     )
     self._classes = len(dataset.class_names)
-    self._size = len(dataset.train.labels)
+    self._size = dataset.train.size
     self._teacher_variables = teacher and teacher.variables
     images, labels = jax.device_put(dataset.train)
     self._train = images, labels
@@ -165,7 +165,7 @@ class Program:
     self._begin(config.seed, hyperparameters, replay)
 
     batch = jax.ShapeDtypeStruct(
-      (self.plan.batch_size, *dataset.train.images.shape[1:]), jnp.uint8
+      (self.plan.batch_size, *dataset.image_shape), jnp.uint8
     )
     # It runs once: on CPU, optimising its random numbers takes several times
     # longer than they do.

@@ -132,7 +132,7 @@ def check_suits(teacher: Teacher, dataset: data.Dataset) -> None:
     (
       'images of shape',
       teacher.report['image_shape'],
-      dataset.train.images.shape[1:],
+      dataset.image_shape,
     ),
     ('the classes', teacher.report['class_names'], dataset.class_names),
   ):
@@ -201,7 +201,7 @@ def check_fit(
   Raises:
     ValueError: a feature is missing, or two that are paired do not fit.
   """
-  images = jax.ShapeDtypeStruct((1, *dataset.train.images.shape[1:]), jnp.uint8)
+  images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.uint8)
   student, teacher = (
     models.build(**config_lib.model_arguments(run, len(dataset.class_names)))
     for run in (config, config_lib.teacher_run(config))

@@ -103,9 +103,9 @@ def _run(
     'data': {
       'name': dataset.name,
       'digest': dataset.digest,
-      'train': len(dataset.train.labels),
-      'validation': len(dataset.validation.labels),
-      'test': len(dataset.test.labels),
+      'train': dataset.train.size,
+      'validation': dataset.validation.size,
+      'test': dataset.test.size,
     },
     'device': jax.devices()[0].device_kind,
     'platform': jax.default_backend(),
@@ -249,7 +249,7 @@ def _train(
   with checkpoint.Checkpoints(
     workdir,
     keep=config.checkpoint.keep,
-    validated=len(dataset.validation.labels) > 0,
+    validated=dataset.validation.size > 0,
   ) as checkpoints:
     done = checkpoints.latest_step() or 0
     if done:
@@ -274,7 +274,7 @@ def _train(
       config.student.name,
       config.method.name,
       f'{optax.tree.size(state.params["student"]):,}',
-      len(dataset.train.labels),
+      dataset.train.size,
       plan.total_steps,
       jax.devices()[0].device_kind,
       run.compile_time_s,
@@ -364,7 +364,7 @@ def _train(
           # The next steps reuse the state's own buffers.
           kept = _copy(state) if plan.overlap else state
           logits = None
-          if len(dataset.validation.labels):
+          if dataset.validation.size:
             logits = step.predict(
               run.student(kept), validation_images, config.eval.batch_size
             )
@@ -460,7 +460,7 @@ def _metadata(
   return {
     'config': results.as_json(config),
     'model': config_lib.model_arguments(config, len(dataset.class_names)),
-    'image_shape': list(dataset.train.images.shape[1:]),
+    'image_shape': list(dataset.image_shape),
     'class_names': list(dataset.class_names),
     'normalization': {
       'mean': dataset.mean.tolist(),

@@ -67,9 +67,9 @@ class Training:
     self._config = config
     dataset = data.load(config.data)
     method, hyperparameters = config_lib.build_method(config)
-    self._image_shape = dataset.train.images.shape[1:]
+    self._image_shape = dataset.image_shape
     self._num_classes = len(dataset.class_names)
-    self._train_size = len(dataset.train.labels)
+    self._train_size = dataset.train.size
     teacher = None
     if method.needs_teacher:
       teacher = _random_teacher(config, dataset, method.teacher_features)
@@ -139,7 +139,7 @@ def _random_teacher(
       config_lib.teacher_run(config), len(dataset.class_names)
     )
   )
-  images = jax.ShapeDtypeStruct((1, *dataset.train.images.shape[1:]), jnp.uint8)
+  images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.uint8)
   variables = features.init(model, jax.random.key(0), images)
   # Scales that start at zero would leave whole convolutions at zero, which some
   # devices compute faster; those of one would let activations grow.

@@ -36,6 +36,11 @@ class Dataset(NamedTuple):
   std: np.ndarray
   digest: str
 
+  @property
+  def image_shape(self) -> tuple[int, ...]:
+    """Height, width and channels of an image."""
+    return self.train.images.shape[1:]
+
 
 def load(config: ml_collections.ConfigDict) -> Dataset:
   """Loads and splits a data set.
@@ -57,17 +62,17 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
   source = sources.load(config.name, config.data_dir or None)
   train, validation = source.train, source.validation
   if validation is None:
-    count = round(len(train.labels) * config.validation_fraction)
-    order = np.random.default_rng(0).permutation(len(train.labels))
+    count = round(train.size * config.validation_fraction)
+    order = np.random.default_rng(0).permutation(train.size)
     # Sorted: the files' order is kept within each split.
     validation = _take(train, np.sort(order[:count]))
     train = _take(train, np.sort(order[count:]))
   if config.train_limit:
-    order = np.random.default_rng(0).permutation(len(train.labels))
+    order = np.random.default_rng(0).permutation(train.size)
     train = _take(train, np.sort(order[: config.train_limit]))
-  if not len(train.labels):
+  if not train.size:
     raise ValueError(
-      f'{config.name} has {len(source.train.labels)} training images, and '
+      f'{config.name} has {source.train.size} training images, and '
       f'data.validation_fraction={config.validation_fraction} leaves none'
     )
   mean, std = _moments(train.images)

@@ -26,6 +26,11 @@ class Split(NamedTuple):
   images: np.ndarray
   labels: np.ndarray
 
+  @property
+  def size(self) -> int:
+    """Number of examples."""
+    return len(self.labels)
+
 
 class Source(NamedTuple):
   """A data set for image classification.
