@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from kdjax import models
+from kdjax import devices, models
 from kdjax.step import Network, TrainState
 
 _DIRECTORY = 'checkpoints'
@@ -110,8 +110,8 @@ class Checkpoints:
     Raises:
       ValueError: the checkpoint holds other arrays, shapes or dtypes.
     """
-    # Onto this machine's device, whatever the one was that it was saved from.
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    # Onto the devices of this run, whatever those were that it was saved from.
+    sharding = devices.replicated()
     abstract = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(
         leaf.shape, leaf.dtype, sharding=sharding

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from kdjax import checkpoint, data, metrics, results, step
+from kdjax import checkpoint, data, devices, metrics, results, step
 from kdjax import teacher as teacher_lib
 from kdjax.session import Session
 
@@ -79,7 +79,8 @@ def measure(
     And what it was measured from: `labels`, int32 `[size]`, and the logits of
     `best`, `last` and, if there is one, `teacher`, float32 `[size, classes]`.
   """
-  images, labels = jax.device_put(dataset.test.images), dataset.test.labels
+  images = devices.replicate(dataset.test.images)
+  labels = dataset.test.labels
 
   def predict(network: step.Network) -> np.ndarray:
     logits = step.predict(network, images, config.eval.batch_size)

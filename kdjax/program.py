@@ -13,7 +13,16 @@ import ml_collections
 import numpy as np
 
 from kdjax import config as config_lib
-from kdjax import data, features, methods, models, optimizer, runtime, step
+from kdjax import (
+  data,
+  devices,
+  features,
+  methods,
+  models,
+  optimizer,
+  runtime,
+  step,
+)
 from kdjax.data import batches
 from kdjax.replay import Replay
 
@@ -68,7 +77,8 @@ def plan(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Plan:
     The plan.
 
   Raises:
-    ValueError: the data set is smaller than a batch.
+    ValueError: the data set is smaller than a batch, or a batch cannot be
+      divided over the devices.
   """
   batch_size = config.train.batch_size
   size = dataset.train.size
@@ -77,6 +87,11 @@ def plan(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Plan:
     raise ValueError(
       f'config.train.batch_size is {batch_size}, and {dataset.name} has only '
       f'{size} training images'
+    )
+  if batch_size % jax.device_count():
+    raise ValueError(
+      f'config.train.batch_size is {batch_size}, and cannot be divided over '
+      f'{jax.device_count()} devices: make it a multiple of them'
     )
   total_steps = config.train.epochs * steps_per_epoch
   if config.train.max_steps:
@@ -153,13 +168,13 @@ class Program:
       steps_per_epoch=self.plan.steps_per_epoch,
       total_steps=self.plan.total_steps,
     )
-    self.normalization = jax.tree.map(
-      jnp.asarray, {'mean': dataset.mean, 'std': dataset.std}
+    self.normalization = devices.replicate(
+      {'mean': dataset.mean, 'std': dataset.std}
     )
     self._classes = len(dataset.class_names)
     self._size = dataset.train.size
-    self._teacher_variables = teacher and teacher.variables
-    images, labels = jax.device_put(dataset.train)
+    self._teacher_variables = teacher and devices.replicate(teacher.variables)
+    images, labels = devices.replicate(tuple(dataset.train))
     self._train = images, labels
     self._compiled: dict[int, Any] = {}
     self._begin(config.seed, hyperparameters, replay)
@@ -174,6 +189,7 @@ class Program:
     @functools.partial(
       jax.jit,
       compiler_options=quick if jax.default_backend() == 'cpu' else None,
+      out_shardings=devices.replicated(),
     )
     def create_state(rng: jax.Array, teacher_variables: Any) -> step.TrainState:
       network = teacher and step.Network(teacher.model, teacher_variables)
@@ -192,11 +208,17 @@ class Program:
       config.data.crop_padding, config.data.flip
     )
 
-    train_batch = functools.partial(
-      batches.train_batch,
-      batch_size=self.plan.batch_size,
-      augmentation=augmentation,
-    )
+    def train_batch(
+      *arguments: Any,
+    ) -> tuple[jax.Array, jax.Array]:
+      return devices.divide(
+        batches.train_batch(
+          *arguments,
+          batch_size=self.plan.batch_size,
+          augmentation=augmentation,
+        )
+      )
+
     steps_per_epoch = self.plan.steps_per_epoch
 
     @functools.partial(
@@ -204,6 +226,7 @@ class Program:
       donate_argnums=0,
       static_argnames='steps',
       compiler_options=runtime.compiler_options(),
+      out_shardings=devices.replicated(),
     )
     def run_steps(
       state: step.TrainState,
@@ -223,7 +246,9 @@ class Program:
         )
         from_teacher: Any = teacher_variables
         if epoch.teacher_logits is not None:
-          logits = epoch.teacher_logits[state.step % steps_per_epoch]
+          logits = devices.divide(
+            epoch.teacher_logits[state.step % steps_per_epoch]
+          )
           from_teacher = features.Outputs(logits, {})
         return train_step(
           state, images, labels, normalization, from_teacher, hyperparameters
@@ -234,7 +259,11 @@ class Program:
       state, metrics = run_step(state, None)
       return state, jax.tree.map(lambda value: value[None], metrics)
 
-    @functools.partial(jax.jit, compiler_options=runtime.compiler_options())
+    @functools.partial(
+      jax.jit,
+      compiler_options=runtime.compiler_options(),
+      out_shardings=devices.replicated(),
+    )
     def teacher_logits(
       variables: features.Variables, images: jax.Array
     ) -> jax.Array:
@@ -257,14 +286,16 @@ class Program:
   ) -> None:
     """Sets all that differs between runs that share what is compiled."""
     self.compile_time_s = 0.0
-    self._rng = jax.random.key(seed)
+    self._rng = _key(seed)
     self._replay = replay
     self._epoch: tuple[int, _Epoch] | None = None
     self._arguments = (
       self._train,
       self.normalization,
       None if replay else self._teacher_variables,
-      {name: jnp.float32(value) for name, value in hyperparameters.items()},
+      devices.replicate(
+        {name: np.float32(value) for name, value in hyperparameters.items()}
+      ),
     )
 
   def again(
@@ -371,7 +402,7 @@ class Program:
     kept = self._replay.epoch(number, steps, seen.hexdigest(), compute)
     logits = np.zeros((self.plan.steps_per_epoch, *kept.shape[1:]), np.float32)
     logits[:steps] = kept[:steps]
-    return _Epoch(order, jax.device_put(logits))
+    return _Epoch(order, devices.replicate(logits))
 
   def _epoch_shapes(self) -> _Epoch:
     """Gives the shapes and dtypes of what `_begin_epoch` gives."""
@@ -411,3 +442,8 @@ class Program:
       (analysed.cost_analysis() or {}).get('flops', 0.0)
       for analysed in (lowered, compiled)
     )
+
+
+def _key(seed: int) -> jax.Array:
+  """Makes the key of a run, on every device."""
+  return jax.jit(jax.random.key, out_shardings=devices.replicated())(seed)

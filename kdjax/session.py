@@ -138,9 +138,7 @@ class Session:
     return self._keep(
       'test logits',
       (teacher.report['digest'], str(teacher.network.model), dataset.digest),
-      lambda: step.predict(
-        teacher.network, jax.device_put(dataset.test.images), batch_size
-      ),
+      lambda: step.predict(teacher.network, dataset.test.images, batch_size),
     )
 
   def _keep(self, kind: str, key: Hashable, make: Callable[[], _T]) -> _T:

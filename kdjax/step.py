@@ -8,9 +8,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from kdjax import features, runtime
+from kdjax import devices, features, runtime
 from kdjax.methods import Method
 
 # What a run's key is folded with, so that no two uses draw the same numbers.
@@ -226,7 +227,9 @@ def make_train_step(
   return train_step
 
 
-def predict(network: Network, images: jax.Array, batch_size: int) -> jax.Array:
+def predict(
+  network: Network, images: jax.Array | np.ndarray, batch_size: int
+) -> jax.Array:
   """Computes the logits of images in evaluation mode, each exactly once.
 
   On an accelerator it does not wait for them.
@@ -234,7 +237,7 @@ def predict(network: Network, images: jax.Array, batch_size: int) -> jax.Array:
   Args:
     network: the model and its variables.
     images: pixels from 0 to 255, `[size, height, width, channels]`, best
-      already on the device.
+      already on the devices (`kdjax.devices.replicate`).
     batch_size: how many to compute at once.
 
   Returns:
@@ -242,15 +245,17 @@ def predict(network: Network, images: jax.Array, batch_size: int) -> jax.Array:
   """
   size = images.shape[0]
   batch_size = min(batch_size, size)
+  # As many as can be divided over the devices, or else each does all of them.
+  count = jax.device_count()
+  batch_size = batch_size // count * count or batch_size
+  variables, images = devices.replicate((network.variables, images))
   batches = []
   for first in range(0, size, batch_size):
     # All batches are full, so that one program serves: the last begins early,
     # and the rows that it repeats are dropped.
     start = min(first, size - batch_size)
     logits = runtime.settle(
-      _predict_batch()(
-        network.model, network.variables, images, start, batch_size
-      )
+      _predict_batch()(network.model, variables, images, start, batch_size)
     )
     batches.append(logits[first - start :])
   return jnp.concatenate(batches)
@@ -263,6 +268,7 @@ def _predict_batch() -> Callable[..., jax.Array]:
     jax.jit,
     static_argnames=('model', 'batch_size'),
     compiler_options=runtime.compiler_options(),
+    out_shardings=devices.replicated(),
   )
   def predict_batch(
     model: nn.Module,
@@ -271,7 +277,9 @@ def _predict_batch() -> Callable[..., jax.Array]:
     start: jax.typing.ArrayLike,
     batch_size: int,
   ) -> jax.Array:
-    batch = jax.lax.dynamic_slice_in_dim(images, start, batch_size)
+    batch = devices.divide(
+      jax.lax.dynamic_slice_in_dim(images, start, batch_size)
+    )
     outputs, _ = features.forward(model, variables, batch, train=False)
     return outputs.logits
 

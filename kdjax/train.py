@@ -17,6 +17,7 @@ import optax
 from kdjax import (
   checkpoint,
   data,
+  devices,
   logs,
   measure,
   methods,
@@ -279,7 +280,7 @@ def _train(
       jax.devices()[0].device_kind,
       run.compile_time_s,
     )
-    validation_images = jax.device_put(dataset.validation.images)
+    validation_images = devices.replicate(dataset.validation.images)
 
     with logs.RunLog(
       workdir,

@@ -1,0 +1,214 @@
+"""The devices of all processes as one mesh, and what the processes agree on.
+
+A run is the same program on one device and on many: each batch is divided over
+the mesh's only axis, everything else is on every device, and XLA adds what has
+to be added, BatchNorm's statistics and gradients, over all of them. So results
+do not depend on the number of devices, but for the order of additions.
+"""
+
+import contextlib
+import functools
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+_T = TypeVar('_T')
+
+_AXIS = 'data'
+
+
+def start(
+  coordinator_address: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  *,
+  distributed: bool | None = None,
+) -> None:
+  """Joins the processes of a run; before anything else asks for a device.
+
+  Args:
+    coordinator_address: host and port of process 0, `HOST:PORT`; by default
+      that of the cluster that JAX detects (Slurm, Open MPI, Kubernetes, Cloud
+      TPU).
+    num_processes: how many processes there are; by default the cluster's.
+    process_id: which of them this is, from 0; by default the cluster's.
+    distributed: whether there are several processes; by default if an address
+      is given or a cluster is detected.
+
+  Raises:
+    ValueError: the arguments make no sense, or there is no cluster where
+      `distributed` asks for one.
+    RuntimeError: the others could not be reached.
+  """
+  arguments = coordinator_address, num_processes, process_id
+  given = any(value is not None for value in arguments)
+  if distributed is None and given:
+    distributed = True
+  if distributed is False:
+    if given:
+      raise ValueError(
+        'a coordinator, a number of processes or a process index is given to '
+        'a run that is not to be distributed'
+      )
+    return
+  if distributed:
+    try:
+      jax.distributed.initialize(*arguments)
+    except ValueError as error:
+      raise ValueError(
+        f'cannot start as one of several processes: {error} No cluster was '
+        'detected that says so. Give --coordinator_address=HOST:PORT, '
+        '--num_processes and --process_id, or --nodistributed'
+      ) from error
+    return
+  # JAX has no way to ask for a cluster but to join it. What it says of clusters
+  # that it could not look for concerns nobody who has none.
+  with warnings.catch_warnings(), contextlib.suppress(ValueError):
+    warnings.simplefilter('ignore')
+    jax.distributed.initialize()
+
+
+def is_first() -> bool:
+  """Whether this is the process that writes what is written once."""
+  return jax.process_index() == 0
+
+
+@functools.cache
+def mesh() -> Mesh:
+  """Gives the mesh of all devices of all processes, with one axis."""
+  return jax.make_mesh(
+    (jax.device_count(),), (_AXIS,), axis_types=(AxisType.Auto,)
+  )
+
+
+def replicated() -> NamedSharding:
+  """Gives the sharding of an array that is whole on every device."""
+  return NamedSharding(mesh(), PartitionSpec())
+
+
+def sharded(axis: int = 0) -> NamedSharding:
+  """Gives the sharding of an array that is divided over the devices.
+
+  Args:
+    axis: the axis along which it is divided, the batch's.
+
+  Returns:
+    The sharding.
+  """
+  return NamedSharding(mesh(), PartitionSpec(*[None] * axis, _AXIS))
+
+
+def replicate(tree: Any) -> Any:
+  """Puts arrays on every device.
+
+  Args:
+    tree: arrays of the host, the same in each process, or of devices.
+
+  Returns:
+    The same PyTree of arrays that are whole on every device.
+  """
+  if jax.process_count() == 1:
+    return jax.device_put(tree, replicated())
+
+  def put(leaf: Any) -> jax.Array:
+    if isinstance(leaf, jax.Array) and leaf.sharding == replicated():
+      return leaf
+    # `device_put` would compare all of it between the processes.
+    return jax.make_array_from_process_local_data(
+      replicated(), np.asarray(leaf)
+    )
+
+  return jax.tree.map(put, tree)
+
+
+def divide(batch: _T) -> _T:
+  """Divides a batch over the devices; within a jitted function.
+
+  Args:
+    batch: arrays whose first axis is that of the examples. They are left whole
+      if their number is not a multiple of that of the devices.
+
+  Returns:
+    The same values.
+  """
+
+  def constrain(array: jax.Array) -> jax.Array:
+    if array.shape[0] % jax.device_count():
+      return array
+    return jax.lax.with_sharding_constraint(array, sharded())
+
+  return jax.tree.map(constrain, batch)
+
+
+def once(act: Callable[[], None]) -> None:
+  """Does something in one process, and waits for it in the others.
+
+  Args:
+    act: what is done. What it raises, the other processes raise too.
+
+  Raises:
+    Exception: as `act` does; in other processes a ValueError that says what
+      went wrong in the first.
+  """
+  if jax.process_count() == 1:
+    act()
+    return
+  error: Exception | None = None
+  if is_first():
+    try:
+      act()
+    except Exception as caught:
+      error = caught
+  message = _from_first(f'{error}' if error else '')
+  if error:
+    raise error
+  if message:
+    raise ValueError(f'in process 0: {message}')
+
+
+def check_agree(facts: Mapping[str, Any]) -> None:
+  """Checks that all processes were started with the same.
+
+  Args:
+    facts: values by name, as JSON has them.
+
+  Raises:
+    ValueError: in every process, if one differs; the message names the fields
+      that do.
+  """
+  if jax.process_count() == 1:
+    return
+  first = json.loads(_from_first(json.dumps(dict(facts))))
+  here = json.loads(json.dumps(dict(facts)))
+  differing = [
+    f'{name}: {first.get(name)!r} in process 0, {here.get(name)!r} in process '
+    f'{jax.process_index()}'
+    for name in sorted(first.keys() | here.keys())
+    if first.get(name) != here.get(name)
+  ]
+  anywhere = multihost_utils.process_allgather(np.array(bool(differing)))
+  if np.any(anywhere):
+    others = ', '.join(map(str, np.flatnonzero(anywhere)))
+    shown = '\n  '.join(differing) or f'process {others} has another'
+    raise ValueError(
+      'the processes of this run were started with different configurations:'
+      f'\n  {shown}\nStart all of them with the same command'
+    )
+
+
+def _from_first(text: str) -> str:
+  """Gives all processes the text that the first has."""
+  content = np.frombuffer(text.encode(), np.uint8)
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
+  padded = np.zeros(size, np.uint8)
+  if is_first():
+    padded[:] = content
+  if not size:
+    return ''
+  return bytes(multihost_utils.broadcast_one_to_all(padded)).decode()
