@@ -3,20 +3,56 @@
 import contextlib
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import logs, runtime
+from kdjax import devices, logs, runtime
+
+
+def define_processes() -> Callable[[], None]:
+  """Defines the flags of a command that may run as several processes.
+
+  Returns:
+    A function that joins the processes, for `command`.
+  """
+  coordinator = flags.DEFINE_string(
+    'coordinator_address',
+    None,
+    'Host and port of process 0, of several processes; by default those of the '
+    'cluster that JAX detects (Slurm, Open MPI, Kubernetes, Cloud TPU).',
+  )
+  count = flags.DEFINE_integer(
+    'num_processes', None, "Number of processes; by default the cluster's."
+  )
+  index = flags.DEFINE_integer(
+    'process_id', None, "Which of them this is; by default the cluster's."
+  )
+  distributed = flags.DEFINE_boolean(
+    'distributed',
+    None,
+    'Whether this is one of several processes; by default if a cluster is '
+    'detected or an address is given.',
+  )
+  return lambda: devices.start(
+    coordinator.value,
+    count.value,
+    index.value,
+    distributed=distributed.value,
+  )
 
 
 @contextlib.contextmanager
-def command(argv: Sequence[str]) -> Iterator[None]:
+def command(
+  argv: Sequence[str], join: Callable[[], None] | None = None
+) -> Iterator[None]:
   """Prepares the process for a command, and ends it with one line on an error.
 
   Args:
     argv: what absl leaves of the command line once it has read the flags.
+    join: joins the processes, if the command may run as several (see
+      `define_processes`).
 
   Yields:
     Nothing; the command's work goes inside.
@@ -27,8 +63,12 @@ def command(argv: Sequence[str]) -> Iterator[None]:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
   logs.setup()
-  runtime.setup()
   try:
+    if join:
+      join()
+    runtime.setup()
+    if join and not devices.is_first():
+      logs.quiet()
     yield
   except (ValueError, OSError, FloatingPointError) as error:
     logs.logger.debug('', exc_info=True)

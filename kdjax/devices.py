@@ -172,15 +172,20 @@ def once(act: Callable[[], None]) -> None:
     raise ValueError(f'in process 0: {message}')
 
 
+def wait_for_all() -> None:
+  """Waits until all processes are here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('kdjax')
+
+
 def check_agree(facts: Mapping[str, Any]) -> None:
-  """Checks that all processes were started with the same.
+  """Checks that all processes of a run know the same of it.
 
   Args:
     facts: values by name, as JSON has them.
 
   Raises:
-    ValueError: in every process, if one differs; the message names the fields
-      that do.
+    ValueError: in every process, if one differs; the message names what does.
   """
   if jax.process_count() == 1:
     return
@@ -195,10 +200,11 @@ def check_agree(facts: Mapping[str, Any]) -> None:
   anywhere = multihost_utils.process_allgather(np.array(bool(differing)))
   if np.any(anywhere):
     others = ', '.join(map(str, np.flatnonzero(anywhere)))
-    shown = '\n  '.join(differing) or f'process {others} has another'
+    shown = '\n  '.join(differing) or f'process {others} knows something else'
     raise ValueError(
-      'the processes of this run were started with different configurations:'
-      f'\n  {shown}\nStart all of them with the same command'
+      f'the processes of this run do not agree:\n  {shown}\nStart all of them '
+      'with the same command, on the same data, and with a run directory that '
+      'all of them see'
     )
 
 

@@ -41,6 +41,11 @@ class _Handler(logging.Handler):
     tqdm.tqdm.write(self.format(record), file=sys.stderr)
 
 
+def quiet() -> None:
+  """Shows warnings only, from now on; for all processes but the first."""
+  logger.setLevel(logging.WARNING)
+
+
 def setup() -> None:
   """Shows the lines of the logger `kdjax` on standard error; for commands.
 
@@ -159,6 +164,24 @@ class RunLog:
       self._bar.set_postfix_str(', '.join(self._shown.values()))
 
 
+class SilentLog:
+  """Takes what `RunLog` takes, and keeps nothing; for all but one process."""
+
+  def __enter__(self) -> 'SilentLog':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    pass
+
+  def advance(self, steps: int) -> None:
+    """Does nothing."""
+
+  def write(
+    self, kind: str, step: int, metrics: dict[str, float], **timings: float
+  ) -> None:
+    """Does nothing."""
+
+
 class SweepLog:
   """The progress of a sweep: which run goes on, and how much time is left.
 
@@ -174,7 +197,7 @@ class SweepLog:
       bar_format='{desc}: {n_fmt}/{total_fmt} runs |{bar}|{postfix}',
       desc='sweep',
       dynamic_ncols=True,
-      disable=not sys.stderr.isatty(),
+      disable=not sys.stderr.isatty() or not logger.isEnabledFor(logging.INFO),
     )
     self._done = 0
 

@@ -8,8 +8,8 @@ import pathlib
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import methods, results, train
-from kdjax.command import command, default_workdir
+from kdjax import devices, methods, results, train
+from kdjax.command import command, default_workdir, define_processes
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -32,17 +32,20 @@ _WORKDIR = flags.DEFINE_string(
   'the mode where they are given.',
 )
 
+_JOIN = define_processes()
+
 
 def main(argv: list[str]) -> None:
   """Reads the flags and runs the experiment."""
-  with command(argv):
+  with command(argv, _JOIN):
     config = _CONFIG.value
     if _MODE.value:
       config.method.name = _MODE.value
     workdir = pathlib.Path(_WORKDIR.value or default_workdir(_MODE.value))
     result = train.train_and_evaluate(config, workdir)
-  print(results.table(result))
-  print(f'\nrun directory: {workdir}')
+  if devices.is_first():
+    print(results.table(result))
+    print(f'\nrun directory: {workdir}')
 
 
 if __name__ == '__main__':

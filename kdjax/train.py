@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -69,6 +70,7 @@ def train_and_evaluate(
   """
   workdir = pathlib.Path(workdir)
   config_lib.validate(config)
+  devices.check_agree(_facts(config, workdir))
   results.check_same_run(workdir, config)
   if results.read_result(workdir):
     logger.info('%s has finished; evaluating its checkpoints', workdir)
@@ -81,6 +83,7 @@ def _run(
   config: ml_collections.ConfigDict, workdir: pathlib.Path, session: Session
 ) -> dict[str, Any]:
   dataset = session.dataset(config.data)
+  devices.check_agree({'data': dataset.digest})
   method, hyperparameters = config_lib.build_method(config)
   # Before a teacher is trained for hours: what else can be wrong?
   program.plan(config, dataset)
@@ -92,7 +95,8 @@ def _run(
   run = session.program(
     config, dataset, method, hyperparameters, teacher, replay
   )
-  results.write_config(workdir, config)
+  devices.once(lambda: results.write_config(workdir, config))
+  devices.check_agree({'run directory': results.is_run(workdir)})
   wall_time = _train(config, workdir, dataset, teacher, run)
   measured, predictions = measure.measure(
     workdir, config, dataset, teacher, session
@@ -109,6 +113,7 @@ def _run(
       'test': dataset.test.size,
     },
     'device': jax.devices()[0].device_kind,
+    'device_count': jax.device_count(),
     'platform': jax.default_backend(),
     'versions': {
       'kdjax': __version__,
@@ -125,9 +130,27 @@ def _run(
     'stem': config.student.stem,
     'wall_time_s': wall_time,
   }
-  results.write_predictions(workdir, predictions)
-  results.write_result(workdir, result)
+
+  def write() -> None:
+    results.write_predictions(workdir, predictions)
+    results.write_result(workdir, result)
+
+  devices.once(write)
   return result
+
+
+def _facts(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> dict[str, Any]:
+  """Gives what all processes of a run must have been started with."""
+  fields = flax.traverse_util.flatten_dict(results.as_json(config), sep='.')
+  # Each host may have its own copy.
+  del fields['data.data_dir']
+  return {
+    **{f'config.{name}': value for name, value in fields.items()},
+    'run directory': str(workdir),
+    'finished': results.read_result(workdir) is not None,
+  }
 
 
 def prepare_teacher(
@@ -217,6 +240,11 @@ def _find_replay(
   """Opens the kept logits of the teacher, if the configuration names any."""
   if not config.teacher.replay:
     return None
+  if jax.process_count() > 1:
+    raise ValueError(
+      'config.teacher.replay works in one process, and this run has '
+      f"{jax.process_count()}: set it to ''"
+    )
   if method.teacher_features:
     raise ValueError(
       'config.teacher.replay keeps logits only, and the method '
@@ -269,24 +297,29 @@ def _train(
     run.compile(state, done)
     runtime.return_memory()
     logger.info(
-      '%s: %s (%s), %s parameters, %d images, %d steps on %s; compiled in '
-      '%.1f s',
+      '%s: %s (%s), %s parameters, %d images, %d steps on %d × %s; compiled '
+      'in %.1f s',
       workdir.name,
       config.student.name,
       config.method.name,
       f'{optax.tree.size(state.params["student"]):,}',
       dataset.train.size,
       plan.total_steps,
+      jax.device_count(),
       jax.devices()[0].device_kind,
       run.compile_time_s,
     )
     validation_images = devices.replicate(dataset.validation.images)
 
-    with logs.RunLog(
-      workdir,
-      start_step=done,
-      total_steps=plan.total_steps,
-      tensorboard=config.log.tensorboard,
+    with (
+      logs.RunLog(
+        workdir,
+        start_step=done,
+        total_steps=plan.total_steps,
+        tensorboard=config.log.tensorboard,
+      )
+      if devices.is_first()
+      else logs.SilentLog()
     ) as log:
       window = _Window(plan, done)
 
@@ -377,6 +410,8 @@ def _train(
           if at_eval:
             window.restart_clock()
       finish_waiting()
+  # The first process may still be completing the last checkpoint.
+  devices.wait_for_all()
   return time.perf_counter() - start_time
 
 

@@ -23,7 +23,7 @@ ALLOWED = {
     'version',
   ),
   # Commands. Nothing imports them.
-  'kdjax.main': ('command', 'methods', 'results', 'train'),
+  'kdjax.main': ('command', 'devices', 'methods', 'results', 'train'),
   'kdjax.evaluate': (
     'checkpoint',
     'command',
@@ -32,9 +32,15 @@ ALLOWED = {
     'results',
   ),
   'kdjax.sweep': ('sweep.plan',),
-  'kdjax.sweep.__main__': ('command', 'report.write', 'sweep.execute'),
+  'kdjax.sweep.__main__': (
+    'command',
+    'devices',
+    'report.write',
+    'sweep.execute',
+  ),
   'kdjax.sweep.execute': (
     'config',
+    'devices',
     'logs',
     'program',
     'results',
@@ -84,7 +90,7 @@ ALLOWED = {
     'report.statistics',
     'report.tables',
   ),
-  'kdjax.command': ('logs', 'runtime'),
+  'kdjax.command': ('devices', 'logs', 'runtime'),
   'kdjax.benchmark': (),
   'kdjax.benchmark.__main__': ('benchmark.compare', 'command', 'methods'),
   'kdjax.benchmark.compare': ('config', 'logs', 'methods', 'results'),
@@ -224,6 +230,7 @@ NEEDS_ONLY = {
 TAKES_ONLY = {('kdjax.methods.*', 'kdjax.features'): ('Outputs',)}
 
 DEFINE_FLAGS = (
+  'kdjax.command',
   'kdjax.main',
   'kdjax.evaluate',
   'kdjax.benchmark.__main__',

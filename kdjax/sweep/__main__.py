@@ -5,11 +5,15 @@ python -m kdjax.sweep --config=configs/quickstart_sweep.py
 
 import pathlib
 import sys
+from collections.abc import Mapping
+from typing import Any
 
+import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax.command import command, default_workdir
+from kdjax import devices
+from kdjax.command import command, default_workdir, define_processes
 from kdjax.report import write
 from kdjax.sweep import execute
 
@@ -30,28 +34,40 @@ _WORKDIR = flags.DEFINE_string(
   'variant where it is given.',
 )
 
+_JOIN = define_processes()
+
 
 def main(argv: list[str]) -> None:
   """Reads the flags, runs the sweep and compares its runs."""
-  with command(argv):
+  with command(argv, _JOIN):
     workdir = pathlib.Path(_WORKDIR.value or default_workdir())
     config = _CONFIG.value
     summary = execute.run(config, workdir)
-    print(execute.table(summary), end='\n\n')
-    print(write.write([workdir], workdir / 'report'))
-    if names := execute.confirming(summary):
-      paths = [workdir / name for name in names]
-      paths.append(workdir / config.run.teacher.sibling)
-      print('\nwith seeds that nothing was chosen with:\n')
-      # A run that failed early has no directory.
-      there = [path for path in paths if path.exists()]
-      print(write.write(there, workdir / 'report' / 'confirmation'))
+    if devices.is_first():
+      _report(config, workdir, summary)
   if any(
     record['state'] == 'failed'
     for stage in summary['stages']
     for record in stage['runs']
   ):
     sys.exit('error: runs failed; start the sweep again to continue them')
+
+
+def _report(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  summary: Mapping[str, Any],
+) -> None:
+  """Compares the runs of a sweep, on standard output and in its report."""
+  print(execute.table(summary), end='\n\n')
+  print(write.write([workdir], workdir / 'report'))
+  if names := execute.confirming(summary):
+    paths = [workdir / name for name in names]
+    paths.append(workdir / config.run.teacher.sibling)
+    print('\nwith seeds that nothing was chosen with:\n')
+    # A run that failed early has no directory.
+    there = [path for path in paths if path.exists()]
+    print(write.write(there, workdir / 'report' / 'confirmation'))
 
 
 if __name__ == '__main__':

@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 
 from kdjax import config as config_lib
-from kdjax import logs, program, results, train
+from kdjax import devices, logs, program, results, train
 from kdjax.session import Session
 from kdjax.sweep import plan
 from kdjax.sweep.plan import Run, Settings
@@ -81,7 +82,7 @@ def run(
             record = _run(one, workdir / one.name, session)
         records[one.name] = record
         stages[-1]['runs'].append(record)
-        results.write_json(workdir / _SUMMARY, {'stages': stages})
+        _write(workdir, stages)
       best = _choose(stages[-1]['runs'])
       missing = {one.method for one in runs} - best.keys()
       if missing and stage is not config.stages[-1]:
@@ -92,8 +93,14 @@ def run(
         )
       stages[-1]['chosen'] = best
       chosen |= best
-      results.write_json(workdir / _SUMMARY, {'stages': stages})
+      _write(workdir, stages)
   return {'stages': stages}
+
+
+def _write(workdir: pathlib.Path, stages: Sequence[Mapping[str, Any]]) -> None:
+  devices.once(
+    lambda: results.write_json(workdir / _SUMMARY, {'stages': stages})
+  )
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -232,8 +239,10 @@ def _share_logits(
   """Has runs that show their teacher the same images share its logits.
 
   Where at least two are to be made, or one is to be continued that shares
-  them, and there is room to keep them.
+  them, and there is room to keep them; in one process only.
   """
+  if jax.process_count() > 1:
+    return
   sharing: dict[pathlib.Path, list[Run]] = defaultdict(list)
   for one in runs:
     config = one.config
