@@ -1,0 +1,171 @@
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import topology
+
+from kdjax import checkpoint, devices, logs, results, train
+from kdjax.session import Session
+
+SCRIPT = pathlib.Path(topology.__file__)
+TOPOLOGIES = ('eight', 'processes')
+
+
+def start(workdir, count, *arguments):
+  """Starts a process that simulates so many devices."""
+  flags = f'--xla_force_host_platform_device_count={count}'
+  return subprocess.Popen(
+    [sys.executable, SCRIPT, workdir, *arguments],
+    env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(*processes):
+  for process in processes:
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  """Runs on 1 device, on 8, and on 2 in each of 2 processes.
+
+  Each continues a run of the one before it, and the first one of the last.
+  """
+  root = tmp_path_factory.mktemp('topologies')
+  session = Session()
+  taught = topology.config('feature', root / 'one')
+  taught.teacher.path = ''
+  train.prepare_teacher(taught, root / 'one', session)
+  topology.run_all(root / 'one', session)
+  finish(start(root / 'eight', 8, root / 'one'))
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  finish(
+    *(
+      start(root / 'processes', 2, root / 'eight', address, '2', str(i))
+      for i in range(2)
+    )
+  )
+  topology.continue_run(root / 'processes', root / 'one', session)
+  return root
+
+
+def losses(run):
+  return [
+    record['loss']
+    for record in logs.read_records(run)
+    if record['kind'] == 'train'
+  ]
+
+
+def difference(run, other):
+  """Gives the largest difference of two runs' parameters, and their largest."""
+  ours, theirs = (
+    jax.tree.leaves(checkpoint.restore(path, 'last').variables['params'])
+    for path in (run, other)
+  )
+  return (
+    max(abs(a - b).max() for a, b in zip(ours, theirs, strict=True)),
+    max(abs(a).max() for a in ours),
+  )
+
+
+@pytest.mark.parametrize('method', topology.METHODS)
+@pytest.mark.parametrize('kind', TOPOLOGIES)
+def test_result_does_not_depend_on_the_devices(root, kind, method):
+  one, other = root / 'one' / method, root / kind / method
+  expected = losses(one)
+  assert len(expected) == topology.STEPS
+  np.testing.assert_allclose(losses(other), expected, rtol=1e-4)
+  largest, scale = difference(one, other)
+  assert 0 < largest < 1e-4 * scale
+
+
+@pytest.mark.parametrize('kind', ['one', *TOPOLOGIES])
+def test_run_continues_on_other_devices(root, kind):
+  continued, one = root / kind / 'continued', root / 'one' / topology.CONTINUED
+  np.testing.assert_allclose(losses(continued), losses(one), rtol=1e-4)
+  largest, scale = difference(one, continued)
+  assert largest < 1e-4 * scale
+
+
+def test_processes_write_once(root):
+  run = root / 'processes' / 'feature'
+  steps = [
+    record['step']
+    for record in logs.read_records(run)
+    if record['kind'] == 'train'
+  ]
+  assert steps == list(range(1, topology.STEPS + 1))
+  assert results.read_result(run)['device_count'] == 4
+
+
+def test_uneven_batch_is_refused(root):
+  errors = json.loads((root / 'eight' / 'errors0.json').read_text())
+  assert 'batch_size is 33' in errors['uneven']
+  assert '8 devices' in errors['uneven']
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_processes_that_disagree_are_refused(root, index):
+  path = root / 'processes' / f'errors{index}.json'
+  errors = json.loads(path.read_text())
+  assert 'do not agree' in errors['differing']
+  if index:
+    assert (
+      'config.train.learning_rate: 0.05 in process 0, 1.05 in process 1'
+      in (errors['differing'])
+    )
+  assert 'one process' in errors['replay']
+  assert not (root / 'processes' / 'refused').exists()
+
+
+def test_nothing_but_sums_is_exchanged(root):
+  """A step exchanges sums, and neither images nor activations."""
+  exchanged = json.loads((root / 'eight' / 'exchanged.json').read_text())
+  assert set(exchanged) == {'all-reduce'}
+
+
+def no_cluster(*_):
+  """Stands for JAX where it detects no cluster; this process has begun."""
+  raise ValueError('coordinator_address should be defined.')
+
+
+def test_without_a_cluster_a_process_is_alone(monkeypatch):
+  monkeypatch.setattr(jax.distributed, 'initialize', no_cluster)
+  devices.start()
+
+
+def test_asking_for_a_cluster_where_there_is_none(monkeypatch):
+  monkeypatch.setattr(jax.distributed, 'initialize', no_cluster)
+  with pytest.raises(ValueError, match='Give --coordinator_address'):
+    devices.start(distributed=True)
+  with pytest.raises(ValueError, match='Give --coordinator_address'):
+    devices.start(num_processes=2)
+
+
+def test_processes_given_to_a_run_that_is_not_to_be_distributed():
+  with pytest.raises(ValueError, match='not to be distributed'):
+    devices.start('localhost:1', distributed=False)
+
+
+def test_a_cluster_is_joined(monkeypatch):
+  joined = []
+  monkeypatch.setattr(
+    jax.distributed, 'initialize', lambda *arguments: joined.append(arguments)
+  )
+  devices.start()
+  devices.start('localhost:1', 2, 1)
+  devices.start(distributed=False)
+  assert joined == [(), ('localhost:1', 2, 1)]

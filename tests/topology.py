@@ -1,0 +1,99 @@
+"""Trains with every mode on whatever devices this process has.
+
+  python tests/topology.py WORKDIR OTHER [ADDRESS COUNT INDEX]
+
+The runs go to WORKDIR, taught by the finished run `teacher` beside it. Then a
+copy of OTHER's run in the mode feature is continued from half its length.
+WORKDIR/errorsINDEX.json receives what was refused, and WORKDIR/exchanged.json
+what the devices exchange in a step of the mode feature.
+"""
+
+import json
+import pathlib
+import re
+import shutil
+import sys
+
+import jax
+import tiny
+
+from kdjax import devices, train
+from kdjax.session import Session
+
+METHODS = ('scratch', 'response', 'feature')
+CONTINUED = 'feature'
+STEPS = 20
+
+
+def config(method, workdir):
+  config = tiny.config(method)
+  # Adam would make a whole step of a gradient that is nothing but rounding.
+  config.train.update(optimizer='sgd', learning_rate=0.05, epochs=4)
+  # Checkpoints take time: one at the end is enough where none is continued.
+  config.eval.every_epochs = 2 if method == CONTINUED else 4
+  config.log.update(every_steps=1, tensorboard=False)
+  config.teacher.train.epochs = 2
+  if method != 'scratch':
+    config.teacher.path = str(workdir.parent / 'teacher')
+  return config
+
+
+def run_all(workdir, session):
+  for method in METHODS:
+    train.train_and_evaluate(config(method, workdir), workdir / method, session)
+
+
+def continue_run(other, workdir, session):
+  """Continues a copy of a finished run from half its length."""
+  copy = workdir / 'continued'
+
+  def prepare():
+    shutil.copytree(other / CONTINUED, copy)
+    (copy / 'result.json').unlink()
+    shutil.rmtree(copy / 'checkpoints' / str(STEPS))
+
+  devices.once(prepare)
+  train.train_and_evaluate(config(CONTINUED, workdir), copy, session)
+
+
+def exchanged(session):
+  """Gives the collective operations in the step of the last run."""
+  _, program = session._kept['program']
+  pattern = r' (all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?[(]'
+  return sorted(set(re.findall(pattern, program._compiled[1].as_text())))
+
+
+def refused(config, workdir):
+  try:
+    train.train_and_evaluate(config, workdir / 'refused')
+  except ValueError as error:
+    return str(error)
+  return None
+
+
+def main(workdir, other, address=None, count=1, index=0):
+  if address:
+    devices.start(address, int(count), int(index))
+  workdir = pathlib.Path(workdir)
+  session = Session()
+  run_all(workdir, session)
+  if not address:
+    found = json.dumps(exchanged(session))
+    (workdir / 'exchanged.json').write_text(found)
+  continue_run(pathlib.Path(other), workdir, session)
+
+  uneven = config('scratch', workdir)
+  uneven.train.batch_size += 1
+  errors = {'uneven': refused(uneven, workdir)}
+  if address:
+    other = config('scratch', workdir)
+    other.train.learning_rate += jax.process_index()
+    errors['differing'] = refused(other, workdir)
+    kept = config('response', workdir)
+    kept.teacher.replay = str(workdir / 'replay')
+    errors['replay'] = refused(kept, workdir)
+  (workdir / f'errors{index}.json').write_text(json.dumps(errors))
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
