@@ -112,6 +112,11 @@ def _training() -> ConfigDict:
       'epochs': 20,
       'max_steps': 0,  # stop after so many steps; 0 for no such limit
       'batch_size': 128,  # images
+      # Equal parts that a batch is computed in, one after the other, to save
+      # memory; 1 for the whole at once. The gradient is the mean of theirs, and
+      # there is one update. BatchNorm sees each part by itself and updates its
+      # running statistics after each.
+      'accumulate': 1,
       'optimizer': 'sgd',  # 'sgd' (Nesterov momentum) or 'adamw'
       'learning_rate': 0.1,  # at its peak
       'schedule': 'cosine',  # 'cosine' (to zero) or 'constant'
@@ -261,6 +266,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
   'train.epochs': _POSITIVE,
   'train.max_steps': _NUMBER_OR_ZERO,
   'train.batch_size': _POSITIVE,
+  'train.accumulate': _POSITIVE,
   'train.optimizer': _one_of('sgd', 'adamw'),
   'train.learning_rate': (lambda value: value > 0, 'more than 0'),
   'train.schedule': _one_of('cosine', 'constant'),

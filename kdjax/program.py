@@ -78,7 +78,7 @@ def plan(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Plan:
 
   Raises:
     ValueError: the data set is smaller than a batch, or a batch cannot be
-      divided over the devices.
+      divided over the devices and into `config.train.accumulate` parts.
   """
   batch_size = config.train.batch_size
   size = dataset.train.size
@@ -88,10 +88,12 @@ def plan(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Plan:
       f'config.train.batch_size is {batch_size}, and {dataset.name} has only '
       f'{size} training images'
     )
-  if batch_size % jax.device_count():
+  count, parts = jax.device_count(), config.train.accumulate
+  if batch_size % (count * parts):
     raise ValueError(
       f'config.train.batch_size is {batch_size}, and cannot be divided over '
-      f'{jax.device_count()} devices: make it a multiple of them'
+      f'{count} devices in {parts} equal parts (config.train.accumulate): make '
+      f'it a multiple of {count * parts}'
     )
   total_steps = config.train.epochs * steps_per_epoch
   if config.train.max_steps:
@@ -203,6 +205,7 @@ class Program:
       transformation,
       teacher=teacher and teacher.model,
       label_smoothing=config.train.label_smoothing,
+      accumulate=config.train.accumulate,
     )
     augmentation = batches.Augmentation(
       config.data.crop_padding, config.data.flip

@@ -89,19 +89,20 @@ def compiler_options() -> dict[str, str]:
     Options for `jax.jit(…, compiler_options=…)`; none where XLA's defaults are
     best or the options are unknown.
   """
-  if jax.default_backend() != 'cpu' or platform.machine() not in (
-    'x86_64',
-    'AMD64',
-  ):
+  if jax.default_backend() != 'cpu':
     return {}
-  # By default XLA hands convolutions and matrix products to YNNPACK as well:
-  # convolutions are twice as slow there as in oneDNN, and their gradients four
-  # times, on two cores with AVX-512.
-  options = {
-    'xla_cpu_experimental_ynn_fusion_type': ','.join(
+  # On CPU, XLA drops optimisation barriers before it looks for computations
+  # that are made twice and before it decides on their order. Activations that
+  # are to be made again would be kept after all, and parts of a batch that are
+  # to follow each other would be computed side by side.
+  options = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
+  if platform.machine() in ('x86_64', 'AMD64'):
+    # By default XLA hands convolutions and matrix products to YNNPACK as well:
+    # convolutions are twice as slow there as in oneDNN, and their gradients
+    # four times, on two cores with AVX-512.
+    options['xla_cpu_experimental_ynn_fusion_type'] = ','.join(
       f'LIBRARY_FUSION_TYPE_{kind}' for kind in ('REDUCE', 'ELTWISE')
     )
-  }
   try:
     jax.jit(lambda: 0, compiler_options=options).lower().compile()
   except jax.errors.JaxRuntimeError:

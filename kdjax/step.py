@@ -130,6 +130,7 @@ def make_train_step(
   *,
   teacher: nn.Module | None = None,
   label_smoothing: float = 0.0,
+  accumulate: int = 1,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """Makes the training step of a method.
 
@@ -140,6 +141,10 @@ def make_train_step(
     teacher: the teacher's model, if the method needs one.
     label_smoothing: share of the probability spread evenly over all classes,
       from 0 to 1 (Szegedy et al., 2016, https://arxiv.org/abs/1512.00567).
+    accumulate: number of equal parts that a batch is computed in, one after the
+      other, for one update with the mean of their gradients; it must divide the
+      batch. Part i has the rows i, i + accumulate, …. BatchNorm sees each part
+      by itself, and its running statistics are updated after each.
 
   Returns:
     A pure function `train_step(state, images, labels, normalization,
@@ -164,65 +169,88 @@ def make_train_step(
     from_teacher: features.Variables | features.Outputs | None,
     hyperparameters: Mapping[str, jax.typing.ArrayLike],
   ) -> tuple[TrainState, dict[str, jax.Array]]:
-    teacher_outputs = None
+    known, teacher_variables = None, None
     if isinstance(from_teacher, features.Outputs):
-      teacher_outputs = jax.lax.stop_gradient(from_teacher)
-    elif teacher is not None:
-      assert from_teacher is not None
-      teacher_outputs, _ = features.forward(
-        teacher,
-        jax.lax.stop_gradient(from_teacher),
-        images,
-        names=method.teacher_features,
-        train=False,
-      )
-
+      known = from_teacher
+    else:
+      teacher_variables = from_teacher
     dropout_key = jax.random.fold_in(
       jax.random.fold_in(state.rng, _DROPOUT_KEY), state.step
     )
 
-    def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, Any]:
-      outputs, batch_stats = features.forward(
-        student,
-        student_variables(state.replace(params=params), normalization),
-        images,
-        names=method.student_features,
-        train=True,
-        rngs={'dropout': dropout_key},
-      )
-      per_example, metrics = method.loss(
-        params['method'],
-        hyperparameters,
-        outputs,
-        teacher_outputs,
-        _smooth(labels, outputs.logits.shape[-1], label_smoothing),
-      )
-      return per_example.mean(), (outputs.logits, batch_stats, metrics)
+    def differentiate(
+      batch_stats: Any,
+      dropout_key: jax.Array,
+      batch: tuple[jax.Array, jax.Array, features.Outputs | None],
+    ) -> tuple[Any, Any, dict[str, jax.Array]]:
+      """Gives the gradient, the statistics after it, and the metrics."""
+      images, labels, teacher_outputs = batch
+      if teacher_outputs is not None:
+        teacher_outputs = jax.lax.stop_gradient(teacher_outputs)
+      elif teacher is not None:
+        assert teacher_variables is not None
+        teacher_outputs, _ = features.forward(
+          teacher,
+          jax.lax.stop_gradient(teacher_variables),
+          images,
+          names=method.teacher_features,
+          train=False,
+        )
 
-    (loss, (logits, batch_stats, metrics)), gradients = jax.value_and_grad(
-      loss_fn, has_aux=True
-    )(state.params)
+      def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, Any]:
+        outputs, new_stats = features.forward(
+          student,
+          student_variables(
+            state.replace(params=params, batch_stats=batch_stats), normalization
+          ),
+          images,
+          names=method.student_features,
+          train=True,
+          rngs={'dropout': dropout_key},
+        )
+        per_example, metrics = method.loss(
+          params['method'],
+          hyperparameters,
+          outputs,
+          teacher_outputs,
+          _smooth(labels, outputs.logits.shape[-1], label_smoothing),
+        )
+        return per_example.mean(), (outputs.logits, new_stats, metrics)
+
+      (loss, (logits, new_stats, metrics)), gradients = jax.value_and_grad(
+        loss_fn, has_aux=True
+      )(state.params)
+      predictions = logits.argmax(axis=-1)
+      metrics = {
+        'loss': loss,
+        'accuracy': (predictions == labels).mean(),
+        **{name: values.mean() for name, values in metrics.items()},
+      }
+      if teacher_outputs is not None:
+        metrics['teacher_agreement'] = (
+          predictions == teacher_outputs.logits.argmax(axis=-1)
+        ).mean()
+      return gradients, new_stats, metrics
+
+    batch = images, labels, known
+    if accumulate == 1:
+      gradients, batch_stats, metrics = differentiate(
+        state.batch_stats, dropout_key, batch
+      )
+    else:
+      gradients, batch_stats, metrics = _over_parts(
+        differentiate, accumulate, state, dropout_key, batch
+      )
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )
-    predictions = logits.argmax(axis=-1)
-    metrics = {
-      'loss': loss,
-      'accuracy': (predictions == labels).mean(),
-      'gradient_norm': optax.tree.norm(gradients),
-      **{name: values.mean() for name, values in metrics.items()},
-    }
-    if teacher_outputs is not None:
-      metrics['teacher_agreement'] = (
-        predictions == teacher_outputs.logits.argmax(axis=-1)
-      ).mean()
     state = state.replace(
       step=state.step + 1,
       params=optax.apply_updates(state.params, updates),
       batch_stats=batch_stats,
       opt_state=opt_state,
     )
-    return state, metrics
+    return state, metrics | {'gradient_norm': optax.tree.norm(gradients)}
 
   return train_step
 
@@ -284,6 +312,45 @@ def _predict_batch() -> Callable[..., jax.Array]:
     return outputs.logits
 
   return predict_batch
+
+
+def _over_parts(
+  differentiate: Callable[..., tuple[Any, Any, dict[str, jax.Array]]],
+  count: int,
+  state: TrainState,
+  dropout_key: jax.Array,
+  batch: Any,
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+  """Averages over parts of a batch what `differentiate` gives for each."""
+  # With such rows a part is spread over devices as the batch is.
+  parts = jax.tree.map(
+    lambda rows: rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1), batch
+  )
+
+  def add(
+    done: tuple[Any, Any], part: tuple[jax.Array, Any]
+  ) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
+    total, batch_stats = done
+    # A part's forward pass needs nothing of the gradient of the one before: it
+    # could begin before those activations are gone.
+    total, (index, rows) = jax.lax.optimization_barrier((total, part))
+    gradients, batch_stats, metrics = differentiate(
+      batch_stats, jax.random.fold_in(dropout_key, index), rows
+    )
+    return (optax.tree.add(total, gradients), batch_stats), metrics
+
+  (total, batch_stats), metrics = jax.lax.scan(
+    add,
+    (optax.tree.zeros_like(state.params), state.batch_stats),
+    (jnp.arange(count), parts),
+    # On CPU convolutions in a loop lose their parallel kernels.
+    unroll=jax.default_backend() == 'cpu',
+  )
+  return (
+    optax.tree.scale(1 / count, total),
+    batch_stats,
+    jax.tree.map(lambda values: values.mean(axis=0), metrics),
+  )
 
 
 def _check_teacher(method: Method, teacher: Any) -> None:

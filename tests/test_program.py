@@ -115,6 +115,12 @@ def test_a_dispatch_stays_within_an_epoch_and_the_run(
   assert found == expected
 
 
+def test_parts_that_do_not_divide_a_batch_are_refused():
+  config = small(**{'train.accumulate': 5})
+  with pytest.raises(ValueError, match=r'is 32, .* 5 equal parts .*accumulate'):
+    program.plan(config, data.load(config.data))
+
+
 def test_on_cpu_a_dispatch_is_one_step():
   config = small()
   plan = program.plan(config, data.load(config.data))

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import optax
 import pytest
 
 from kdjax import features, methods, models, step
+from kdjax.models import resnet
 
 IMAGES = jax.random.randint(jax.random.key(1), (6, 8, 8, 2), 0, 256, 'uint8')
 LABELS = jnp.arange(6) % 3
@@ -132,6 +134,112 @@ def test_label_smoothing_spreads_probability():
   log_probabilities = jax.nn.log_softmax(outputs.logits)
   uniform = -log_probabilities.mean()
   np.testing.assert_allclose(smooth, 0.7 * plain + 0.3 * uniform, rtol=1e-5)
+
+
+def assert_close(found, expected, tolerance=1e-5):
+  """Relative to the largest element of each array."""
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-3)
+    ),
+    found,
+    expected,
+  )
+
+
+@functools.cache
+def make_in_parts(accumulate):
+  """As `make`, of networks with a single stage and a teacher's logits."""
+  method, hyperparameters = methods.build('response')
+  model, teacher = (
+    resnet.ResNet(resnet.BasicBlock, (1,), 3, stem='cifar', width=width)
+    for width in (4, 8)
+  )
+  variables = features.init(teacher, jax.random.key(7), IMAGES)
+  variables['normalization'] = NORMALIZATION
+  network, optimizer = step.Network(teacher, variables), optax.sgd(0.1)
+  train_step = step.make_train_step(
+    model, method, optimizer, teacher=teacher, accumulate=accumulate
+  )
+  state = step.create_state(RNG, model, method, optimizer, IMAGES, network)
+  return state, Counted(train_step), (network, hyperparameters)
+
+
+def test_a_batch_in_parts_is_a_loop_over_them_with_one_update():
+  state, in_parts, (teacher, hyperparameters) = make_in_parts(2)
+  _, whole, _ = make_in_parts(1)
+  rest = NORMALIZATION, teacher.variables, hyperparameters
+  found, metrics = in_parts.jitted(state, IMAGES, LABELS, *rest)
+
+  # With plain gradient descent the mean of updates is that of the gradients.
+  ends, logged, batch_stats = [], [], state.batch_stats
+  for i in range(2):
+    end, values = whole.jitted(
+      state.replace(batch_stats=batch_stats),
+      IMAGES[i::2],
+      LABELS[i::2],
+      *rest,
+    )
+    batch_stats = end.batch_stats
+    ends.append(end.params)
+    logged.append(values)
+  mean = functools.partial(jax.tree.map, lambda a, b: (a + b) / 2)
+  expected = mean(*ends)
+  update = optax.tree.sub(expected, state.params)
+  assert_close(optax.tree.sub(found.params, state.params), update, 1e-4)
+  assert_close(found.batch_stats, batch_stats)
+  assert found.step == 1
+  norm = optax.tree.norm(update) / 0.1
+  assert_close(metrics, mean(*logged) | {'gradient_norm': norm}, 1e-4)
+
+
+def test_equal_parts_give_the_gradient_of_the_whole_batch():
+  images, labels = (jnp.repeat(x[:3], 2, axis=0) for x in (IMAGES, LABELS))
+  found, expected = (
+    train_step.jitted(
+      state, images, labels, NORMALIZATION, teacher.variables, hyperparameters
+    )
+    for state, train_step, (teacher, hyperparameters) in map(
+      make_in_parts, (2, 1)
+    )
+  )
+  assert_close(found[1], expected[1])
+  assert_close(found[0].params, expected[0].params)
+
+
+def test_known_outputs_of_the_teacher_are_divided_as_the_images_are():
+  state, train_step, (teacher, hyperparameters) = make_in_parts(2)
+  outputs, _ = jax.jit(
+    functools.partial(features.forward, teacher.model, train=False)
+  )(teacher.variables, IMAGES)
+  _, expected = train_step.jitted(
+    state, IMAGES, LABELS, NORMALIZATION, teacher.variables, hyperparameters
+  )
+  _, found = train_step.jitted(
+    state, IMAGES, LABELS, NORMALIZATION, outputs, hyperparameters
+  )
+  assert_close(found, expected)
+
+
+class Dropped(nn.Module):
+  """Logits that are parameters, half of them dropped."""
+
+  @nn.compact
+  def __call__(self, images, train):
+    logits = self.param('logits', nn.initializers.ones, (64,))
+    dropped = nn.Dropout(0.5, deterministic=not train)(logits)
+    return jnp.tile(dropped, (len(images), 1))
+
+
+def test_each_part_drops_something_else():
+  method, _ = methods.build('scratch')
+  model, optimizer = Dropped(), optax.sgd(1.0)
+  state = step.create_state(RNG, model, method, optimizer, IMAGES)
+  train_step = step.make_train_step(model, method, optimizer, accumulate=6)
+  after, _ = jax.jit(train_step)(state, IMAGES, LABELS, NORMALIZATION, None, {})
+  # A logit that is dropped has no gradient; half of them would have none.
+  changed = after.params['student']['logits'] != 1
+  assert changed.mean() > 0.9
 
 
 def test_same_key_same_state_and_methods_share_the_student():
