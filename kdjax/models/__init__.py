@@ -80,6 +80,34 @@ def fold(
   return method(variables, names) if method else (model, variables)
 
 
+def rematerialize(model: nn.Module, names: Sequence[str]) -> nn.Module:
+  """Has modules compute their activations again when gradients are taken.
+
+  They are not kept from the forward pass, which changes memory and time and no
+  result but for rounding. Chen et al., 2016, https://arxiv.org/abs/1604.06174.
+  A model that can do so has a method `rematerialize(names)`.
+
+  Args:
+    model: a Flax module.
+    names: modules whose activations are not kept; their outputs are.
+
+  Returns:
+    The model, whose variables and features are named as they were.
+
+  Raises:
+    ValueError: the model cannot do so for one of the names, or at all.
+  """
+  if not names:
+    return model
+  method = getattr(model, 'rematerialize', None)
+  if method is None:
+    raise ValueError(
+      f'{type(model).__name__} has no method `rematerialize`, so none of its '
+      'modules can compute activations again: set config.device.remat to ()'
+    )
+  return method(names)
+
+
 def _models() -> dict[str, Any]:
   models: dict[str, Any] = {}
   for name in registry.names(__name__):

@@ -191,6 +191,8 @@ class ResNet(nn.Module):
     dtype: dtype of the computation, bfloat16 or float32.
     folded: whether each convolution has a bias and no BatchNorm after it; for
       evaluation only (see `fold`).
+    remat: names of the stages that compute their activations again when
+      gradients are taken (see `rematerialize`).
   """
 
   block: type[BasicBlock] | type[Bottleneck]
@@ -200,6 +202,7 @@ class ResNet(nn.Module):
   width: int = 64
   dtype: Any = jnp.float32
   folded: bool = False
+  remat: tuple[str, ...] = ()
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -243,15 +246,19 @@ class ResNet(nn.Module):
     x = nn.relu(x)
     if self.stem == 'imagenet':
       x = pool.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    # Of its arguments, itself included, `train` is no array.
+    remat_stage = nn.remat(Stage, static_argnums=(2,))
     for i, size in enumerate(self.stage_sizes):
-      x = Stage(
+      name = f'stage{i + 1}'
+      stage = remat_stage if name in self.remat else Stage
+      x = stage(
         self.block,
         size,
         self.width * 2**i,
         stride=1 if i == 0 else 2,
         dtype=self.dtype,
         folded=self.folded,
-        name=f'stage{i + 1}',
+        name=name,
       )(x, train)
     x = x.mean(axis=(1, 2), dtype=jnp.float32)
     return nn.Dense(
@@ -309,6 +316,27 @@ class ResNet(nn.Module):
       'params': flax.traverse_util.unflatten_dict(params, sep='/'),
       'batch_stats': {},
     }
+
+  @nn.nowrap
+  def rematerialize(self, names: Sequence[str]) -> 'ResNet':
+    """Has stages compute their activations again when gradients are taken.
+
+    Args:
+      names: their names.
+
+    Returns:
+      The network, whose variables and features are the same.
+
+    Raises:
+      ValueError: a name is not that of a stage.
+    """
+    stages = [f'stage{i + 1}' for i in range(len(self.stage_sizes))]
+    if unknown := [name for name in names if name not in stages]:
+      raise ValueError(
+        f'a ResNet cannot rematerialise {", ".join(unknown)}: expected some of '
+        f'{", ".join(stages)}'
+      )
+    return self.clone(remat=tuple(names))
 
 
 MODELS = {
