@@ -56,6 +56,10 @@ def default() -> ConfigDict:
       # Training steps that the device is given at once; changes speed only. 0
       # for what suits it: 1 on CPU, about 32 on an accelerator.
       'steps_per_dispatch': 0,
+      # Modules of the model that is trained, ('stage1', 'stage2', …) of a
+      # ResNet, whose activations are not kept for the backward pass but
+      # computed again in it; changes memory and speed only. () for none.
+      'remat': (),
     }
   )
   config.eval = ConfigDict(

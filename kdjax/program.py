@@ -200,7 +200,7 @@ class Program:
       )
 
     train_step = step.make_train_step(
-      self.model,
+      models.rematerialize(self.model, config.device.remat),
       method,
       transformation,
       teacher=teacher and teacher.model,

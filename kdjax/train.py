@@ -87,7 +87,10 @@ def _run(
   method, hyperparameters = config_lib.build_method(config)
   # Before a teacher is trained for hours: what else can be wrong?
   program.plan(config, dataset)
-  models.build(**config_lib.model_arguments(config, len(dataset.class_names)))
+  model = models.build(
+    **config_lib.model_arguments(config, len(dataset.class_names))
+  )
+  models.rematerialize(model, config.device.remat)
   teacher, replay = None, None
   if method.needs_teacher:
     teacher = _find_teacher(config, workdir, session, method.teacher_features)
