@@ -87,7 +87,7 @@ def test_result_does_not_depend_on_the_devices(root, kind, method):
   one, other = root / 'one' / method, root / kind / method
   expected = losses(one)
   assert len(expected) == topology.STEPS
-  np.testing.assert_allclose(losses(other), expected, rtol=1e-4)
+  np.testing.assert_allclose(losses(other), expected, rtol=1e-5)
   largest, scale = difference(one, other)
   assert 0 < largest < 1e-4 * scale
 
@@ -95,7 +95,7 @@ def test_result_does_not_depend_on_the_devices(root, kind, method):
 @pytest.mark.parametrize('kind', ['one', *TOPOLOGIES])
 def test_run_continues_on_other_devices(root, kind):
   continued, one = root / kind / 'continued', root / 'one' / topology.CONTINUED
-  np.testing.assert_allclose(losses(continued), losses(one), rtol=1e-4)
+  np.testing.assert_allclose(losses(continued), losses(one), rtol=1e-5)
   largest, scale = difference(one, continued)
   assert largest < 1e-4 * scale
 
