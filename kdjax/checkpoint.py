@@ -6,10 +6,17 @@ model's name and options and the normalisation of its images. Both can be read
 with Orbax alone.
 """
 
+import contextlib
+import functools
+import inspect
+import json
+import logging
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,116 +25,199 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from kdjax import devices, models
+from kdjax import devices, digests, files, models
 from kdjax.step import Network, TrainState
+from kdjax.version import __version__
+
+logger = logging.getLogger(__package__)
 
 _DIRECTORY = 'checkpoints'
-_METRIC = 'validation_accuracy'
+_DAMAGED = 'damaged'
+# What `save` adds to the metadata.
+_VERSION, _ARRAYS, _SHA256 = 'version', 'arrays', 'sha256'
 _Path = str | os.PathLike[str]
+
+
+class DamagedError(ValueError):
+  """A checkpoint is not what was saved."""
 
 
 class Checkpoints:
   """Writes and reads the checkpoints of a run: the last ones and the best.
 
   Saving is asynchronous: training goes on while a checkpoint is written, and a
-  checkpoint exists only once it is complete.
+  checkpoint exists only once it is complete. With it are saved the SHA-256 of
+  each of its arrays and of its metadata, and all that reads it compares them.
 
   Args:
     workdir: the run directory.
-    keep: how many of the last checkpoints are kept, beside the best.
-    validated: whether checkpoints come with a validation accuracy. Without it
-      the last one counts as the best.
+    keep: how many of the last checkpoints are kept, beside the best by
+      validation accuracy. Of checkpoints without one the last counts as the
+      best.
   """
 
-  def __init__(self, workdir: _Path, *, keep: int, validated: bool):
-    def metric(metrics: Mapping[str, float]) -> float:
-      return metrics[_METRIC]
+  def __init__(self, workdir: _Path, *, keep: int):
+    self._workdir = pathlib.Path(workdir).absolute()
+    self._root = self._workdir / _DIRECTORY
+    self._keep = keep
+    self._accuracies: dict[int, float | None] = {}
+    self._saving: int | None = None
 
-    policies: list[checkpoint_managers.PreservationPolicy] = [
-      checkpoint_managers.LatestN(keep)
-    ]
-    if validated:
-      policies.append(checkpoint_managers.BestN(get_metric_fn=metric, n=1))
-    self._manager = ocp.CheckpointManager(
-      pathlib.Path(workdir).absolute() / _DIRECTORY,
-      # Named here so that what was saved can be described before it is read.
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    if self._saving is not None:
+      # An error that ends the run says more than one that follows from it.
+      with self._writing() if kind is None else contextlib.suppress(Exception):
+        self._manager.close()
+
+  @functools.cached_property
+  def _manager(self) -> ocp.CheckpointManager:
+    # Made at the first save: it changes the directory.
+    for step in _steps(self._root):
+      with contextlib.suppress(DamagedError):
+        metadata = _read_metadata(self._root / str(step))
+        self._accuracies[step] = metadata['validation_accuracy']
+    return ocp.CheckpointManager(
+      self._root,
       item_handlers={
         'state': ocp.StandardCheckpointHandler(),
         'metadata': ocp.JsonCheckpointHandler(),
       },
       options=ocp.CheckpointManagerOptions(
-        best_fn=metric if validated else None,
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+        preservation_policy=_LastAndBest(self._keep, self._accuracies)
       ),
     )
 
-  def __enter__(self) -> 'Checkpoints':
-    return self
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Explains what Orbax raises when it cannot write, of whatever type."""
+    try:
+      yield
+    except Exception as error:
+      what = f'the checkpoint of step {self._saving} in {self._root}'
+      raise files.cannot_write(what, error) from error
 
-  def __exit__(self, *_: object) -> None:
-    self._manager.close()
-
-  def latest_step(self) -> int | None:
-    """Gives the step of the newest complete checkpoint; None without one."""
-    return self._manager.latest_step()
-
-  def save(
-    self,
-    state: TrainState,
-    metadata: Mapping[str, Any],
-    validation_accuracy: float | None = None,
-  ) -> None:
+  def save(self, state: TrainState, metadata: Mapping[str, Any]) -> None:
     """Saves a checkpoint, in the background.
 
     Args:
       state: the state; its step names the checkpoint.
-      metadata: what to keep beside it, as JSON.
-      validation_accuracy: from 0 to 1, if checkpoints are validated.
+      metadata: what to keep beside it, as JSON; `validation_accuracy` is from 0
+        to 1, or None of a state that was not validated.
+
+    Raises:
+      OSError: this checkpoint, or the one before, cannot be written.
     """
-    metrics = {_METRIC: validation_accuracy}
-    self._manager.save(
-      int(state.step),
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        metadata=ocp.args.JsonSave(dict(metadata)),
-      ),
-      metrics=metrics if validation_accuracy is not None else None,
-      force=True,
-    )
+    step = int(state.step)
+    content = {
+      **metadata,
+      _VERSION: __version__,
+      _ARRAYS: digests.describe(state),
+    }
+    content[_SHA256] = digests.of_json(content)
+    self.wait()
+    self._saving = step
+    with self._writing():
+      manager = self._manager
+      self._accuracies[step] = metadata['validation_accuracy']
+      manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          metadata=ocp.args.JsonSave(content),
+        ),
+        force=True,
+      )
+
+  def wait(self) -> None:
+    """Waits until what was saved is complete.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    if self._saving is not None:
+      with self._writing():
+        self._manager.wait_until_finished()
 
   def restore(
-    self, step: int, like: TrainState
-  ) -> tuple[TrainState, dict[str, Any]]:
-    """Restores a checkpoint to continue from.
+    self, like: TrainState
+  ) -> tuple[TrainState, dict[str, Any]] | None:
+    """Restores the newest sound checkpoint, to continue from.
+
+    Damaged ones that are newer are moved to `damaged/` in the run directory.
 
     Args:
-      step: its step.
       like: a state, or its shapes and dtypes, of the structure to restore.
 
     Returns:
-      The state and the metadata saved beside it.
+      The state and the metadata saved beside it; None if there is no
+      checkpoint, damaged or not.
 
     Raises:
-      ValueError: the checkpoint holds other arrays, shapes or dtypes.
+      ValueError: none is sound; or the newest that is holds other arrays,
+        shapes or dtypes, or is of another version of kdjax. Nothing is changed.
     """
-    # Onto the devices of this run, whatever those were that it was saved from.
-    sharding = devices.replicated()
-    abstract = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=sharding
-      ),
-      like,
-    )
-    saved = self._manager.item_metadata(step)['state']
-    _check_same(abstract, saved.tree, f'checkpoint {step}')
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract),
-        metadata=ocp.args.JsonRestore(),
-      ),
-    )
-    return restored['state'], restored['metadata']
+    damaged: dict[int, DamagedError] = {}
+    for step in sorted(_steps(self._root), reverse=True):
+      directory = self._root / str(step)
+      try:
+        metadata = _read_metadata(directory)
+        _check_continues(like, metadata, directory)
+        state = _restore_state(directory, like, metadata)
+      except DamagedError as error:
+        damaged[step] = error
+        continue
+      for newer, reason in damaged.items():
+        logger.warning(
+          '%s. It is now in %s; the run goes back to step %d',
+          reason,
+          self._set_aside(newer),
+          step,
+        )
+      return state, metadata
+    if damaged:
+      reasons = '\n  '.join(map(str, damaged.values()))
+      raise ValueError(
+        f'no checkpoint in {self._root} is sound, and nothing was changed:\n  '
+        f'{reasons}\nPut a sound copy there, or remove {self._workdir} to '
+        'begin again'
+      )
+    return None
+
+  def _set_aside(self, step: int) -> pathlib.Path:
+    target = self._workdir / _DAMAGED / str(step)
+    if jax.process_index() == 0:
+      target.parent.mkdir(exist_ok=True)
+      number = 1
+      while target.exists():
+        number += 1
+        target = target.with_name(f'{step}-{number}')
+      (self._root / str(step)).rename(target)
+    return target
+
+
+class _LastAndBest(checkpoint_managers.PreservationPolicy):
+  """Keeps the last checkpoints and the best, by accuracies of our own metadata.
+
+  Orbax would keep them in files without a checksum.
+  """
+
+  def __init__(self, keep: int, accuracies: Mapping[int, float | None]):
+    self._keep = keep
+    self._accuracies = accuracies
+
+  def should_preserve(
+    self,
+    checkpoints: Sequence[Any],
+    *,
+    context: checkpoint_managers.PreservationContext,
+  ) -> Sequence[bool]:
+    del context
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    best = _best({step: self._accuracies.get(step) for step in steps})
+    return [step in (*steps[-self._keep :], best) for step in steps]
 
 
 def restore(path: _Path, checkpoint: str = 'best') -> Network:
@@ -145,7 +235,8 @@ def restore(path: _Path, checkpoint: str = 'best') -> Network:
 
   Raises:
     FileNotFoundError: there is no checkpoint.
-    ValueError: `checkpoint` is neither 'best' nor 'last'.
+    ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
+      damaged.
   """
   directory = find(path, checkpoint)
   metadata = read_metadata(directory)
@@ -155,6 +246,7 @@ def restore(path: _Path, checkpoint: str = 'best') -> Network:
       'params': {'student': saved['params']['student']},
       'batch_stats': saved['batch_stats'],
     },
+    metadata,
   )
   variables = {
     'params': tree['params']['student'],
@@ -179,11 +271,14 @@ def restore_method(path: _Path, checkpoint: str = 'best') -> Any:
 
   Raises:
     FileNotFoundError: there is no checkpoint.
-    ValueError: `checkpoint` is neither 'best' nor 'last'.
+    ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
+      damaged.
   """
+  directory = find(path, checkpoint)
   tree = _read_state(
-    find(path, checkpoint),
+    directory,
     lambda saved: {'params': {'method': saved['params']['method']}},
+    _read_metadata(directory),
   )
   return jax.device_put(tree['params']['method'])
 
@@ -203,11 +298,10 @@ def read_metadata(path: _Path, checkpoint: str = 'best') -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: there is no checkpoint.
-    ValueError: `checkpoint` is neither 'best' nor 'last'.
+    ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
+      damaged.
   """
-  directory = find(path, checkpoint)
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-    return checkpointer.restore(directory / 'metadata')
+  return _read_metadata(find(path, checkpoint))
 
 
 def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
@@ -222,7 +316,8 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
 
   Raises:
     FileNotFoundError: there is no checkpoint.
-    ValueError: `checkpoint` is neither 'best' nor 'last'.
+    ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
+      damaged.
   """
   if checkpoint not in ('best', 'last'):
     raise ValueError(
@@ -232,11 +327,10 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
   if (path / 'state').is_dir():
     return path
   root = path / _DIRECTORY
-  steps = ocp.utils.checkpoint_steps(root) if root.is_dir() else []
   # One without them was being deleted when its run was killed.
   steps = [
     step
-    for step in steps
+    for step in _steps(root)
     if all((root / str(step) / item).is_dir() for item in ('state', 'metadata'))
   ]
   if not steps:
@@ -244,27 +338,126 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
       f'no checkpoint in {path}: expected a run directory of kdjax, which '
       f'holds {_DIRECTORY}/STEP, or one such checkpoint'
     )
+  if checkpoint == 'last':
+    return root / str(max(steps))
+  accuracies = {
+    step: _read_metadata(root / str(step))['validation_accuracy']
+    for step in steps
+  }
+  return root / str(_best(accuracies))
+
+
+def _steps(root: pathlib.Path) -> list[int]:
+  return ocp.utils.checkpoint_steps(root) if root.is_dir() else []
+
+
+def _best(accuracies: Mapping[int, float | None]) -> int:
+  """Gives the step of the best; where two are equally good, the later one."""
 
   def rank(step: int) -> tuple[float, int]:
-    # Where two are equally good the later one counts, as in Orbax's policy.
-    accuracy = read_metadata(root / str(step))['validation_accuracy']
+    accuracy = accuracies[step]
     return (-math.inf if accuracy is None else accuracy, step)
 
-  step = max(steps, key=rank if checkpoint == 'best' else None)
-  return root / str(step)
+  return max(accuracies, key=rank)
+
+
+def _read_metadata(directory: pathlib.Path) -> dict[str, Any]:
+  """Reads the metadata of a checkpoint and compares their checksum."""
+  path = directory / 'metadata' / 'metadata'
+  try:
+    metadata = dict(json.loads(path.read_bytes()))
+  except (OSError, ValueError, TypeError) as error:
+    raise DamagedError(
+      f'{directory} is damaged: its metadata cannot be read ({error})'
+    ) from error
+  content = {key: metadata[key] for key in metadata if key != _SHA256}
+  # Older versions of kdjax added nothing.
+  if metadata.keys() & {_VERSION, _ARRAYS, _SHA256} and metadata.get(
+    _SHA256
+  ) != digests.of_json(content):
+    raise DamagedError(
+      f'{directory} is damaged: the SHA-256 of its metadata is not the one '
+      'recorded there'
+    )
+  return metadata
+
+
+@contextlib.contextmanager
+def _reading(directory: pathlib.Path) -> Iterator[None]:
+  """Explains what Orbax raises when it cannot read, of whatever type."""
+  _ignore_late_callbacks()
+  try:
+    yield
+  except Exception as error:
+    # It goes on for pages.
+    reason = textwrap.shorten(str(error), 200)
+    raise DamagedError(
+      f'{directory} is damaged: its state cannot be read ({reason})'
+    ) from error
+
+
+@functools.cache
+def _ignore_late_callbacks() -> None:
+  """Says nothing of reads that end, or never will, after another failed.
+
+  Orbax closes the event loop that they belong to.
+  """
+  previous = sys.unraisablehook
+
+  def hook(unraisable: Any) -> None:
+    late = str(unraisable.exc_value) == 'Event loop is closed'
+    if not late and not inspect.iscoroutine(unraisable.object):
+      previous(unraisable)
+
+  sys.unraisablehook = hook
+
+
+def _verify(
+  tree: Any, metadata: Mapping[str, Any], directory: pathlib.Path
+) -> None:
+  """Compares arrays that were read with what was saved."""
+  # An older version of kdjax says nothing of them.
+  if _ARRAYS not in metadata:
+    return
+  for name, found in digests.describe(tree).items():
+    if found != (saved := metadata[_ARRAYS].get(name)):
+      raise DamagedError(
+        f'{directory} is damaged: its array {name} was saved as {saved}, and '
+        f'is now {found}'
+      )
+
+
+def _restore_state(
+  directory: pathlib.Path, like: TrainState, metadata: Mapping[str, Any]
+) -> TrainState:
+  """Reads a whole state, onto the device."""
+  # Onto the devices of this run, whatever those were that it was saved from.
+  sharding = devices.replicated()
+  abstract = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    like,
+  )
+  with _reading(directory), ocp.StandardCheckpointer() as checkpointer:
+    state = checkpointer.restore(directory / 'state', abstract)
+  _verify(state, metadata, directory)
+  return state
 
 
 def _read_state(
-  directory: pathlib.Path, select: Callable[[Any], dict[str, Any]]
+  directory: pathlib.Path,
+  select: Callable[[Any], dict[str, Any]],
+  metadata: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Reads what `select` takes of a saved state; the rest is left on disk."""
-  saved = (
-    ocp.PyTreeCheckpointHandler().metadata(epath.Path(directory / 'state')).tree
-  )
-  wanted = select(saved)
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    return checkpointer.restore(
-      directory / 'state',
+  with _reading(directory), ocp.PyTreeCheckpointer() as checkpointer:
+    path = directory / 'state'
+    wanted = select(
+      ocp.PyTreeCheckpointHandler().metadata(epath.Path(path)).tree
+    )
+    tree = checkpointer.restore(
+      path,
       args=ocp.args.PyTreeRestore(
         item=wanted,
         restore_args=jax.tree.map(
@@ -273,36 +466,48 @@ def _read_state(
         partial_restore=True,
       ),
     )
+  _verify(tree, metadata, directory)
+  return tree
 
 
-def _check_same(expected: Any, saved: Any, name: str) -> None:
-  """Compares shapes and dtypes: Orbax itself casts dtypes silently."""
+def _check_continues(
+  like: Any, metadata: Mapping[str, Any], directory: pathlib.Path
+) -> None:
+  """Checks that a run may go on from a sound checkpoint."""
+  version = metadata.get(_VERSION, 'an older version')
+  if version != __version__:
+    raise ValueError(
+      f'{directory} was written by kdjax {version}, and this is {__version__}: '
+      'continue it with the version that wrote it, or choose another run '
+      'directory'
+    )
 
-  def describe(tree: Any) -> dict[str, str]:
-    return {
-      jax.tree_util.keystr(path, simple=True, separator='/'): (
-        'key'
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        else f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
-      )
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+  def data(leaf: Any) -> Any:
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
 
-  ours, theirs = describe(expected), describe(saved)
+  ours = {
+    jax.tree_util.keystr(path, simple=True, separator='/'): (
+      f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+      jax.tree.map(data, like)
+    )
+  }
   theirs = {
-    path: 'key' if ours.get(path) == 'key' else leaf
-    for path, leaf in theirs.items()
+    name: f'{saved["dtype"]}{saved["shape"]}'
+    for name, saved in metadata[_ARRAYS].items()
   }
   differing = [
-    f'{path}: saved {theirs.get(path, "nothing")}, '
-    f'expected {ours.get(path, "nothing")}'
-    for path in sorted(ours.keys() | theirs.keys())
-    if ours.get(path) != theirs.get(path)
+    f'{name}: saved {theirs.get(name, "nothing")}, '
+    f'expected {ours.get(name, "nothing")}'
+    for name in sorted(ours.keys() | theirs.keys())
+    if ours.get(name) != theirs.get(name)
   ]
   if differing:
     shown = '\n  '.join(differing[:10])
     raise ValueError(
-      f'{name} does not fit this run ({len(differing)} arrays differ):\n'
-      f'  {shown}\nContinue it with the configuration and version of kdjax '
-      'that wrote it, or choose another run directory'
+      f'{directory} does not fit this run ({len(differing)} arrays differ):\n'
+      f'  {shown}\nContinue it with the configuration and precision that wrote '
+      'it, or choose another run directory'
     )

@@ -1,7 +1,9 @@
 """What all commands have in common."""
 
 import contextlib
+import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -43,11 +45,18 @@ def define_processes() -> Callable[[], None]:
   )
 
 
+# Exit status of a command that a signal stopped: try again.
+INTERRUPTED = os.EX_TEMPFAIL
+
+
 @contextlib.contextmanager
 def command(
   argv: Sequence[str], join: Callable[[], None] | None = None
 ) -> Iterator[None]:
   """Prepares the process for a command, and ends it with one line on an error.
+
+  Where a signal stops it (SIGTERM or SIGINT), its exit status is `INTERRUPTED`:
+  the same command, started again, goes on.
 
   Args:
     argv: what absl leaves of the command line once it has read the flags.
@@ -63,6 +72,9 @@ def command(
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
   logs.setup()
+  # Where nothing holds signals back, nothing is lost by stopping at once. Where
+  # there are several processes JAX puts a handler of its own in its place.
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
     if join:
       join()
@@ -70,6 +82,11 @@ def command(
     if join and not devices.is_first():
       logs.quiet()
     yield
+  except KeyboardInterrupt as interrupt:
+    print(
+      interrupt if interrupt.args else 'stopped by a signal', file=sys.stderr
+    )
+    sys.exit(INTERRUPTED)
   except (ValueError, OSError, FloatingPointError) as error:
     logs.logger.debug('', exc_info=True)
     sys.exit(f'error: {error}')

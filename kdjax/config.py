@@ -70,7 +70,10 @@ def default() -> ConfigDict:
   )
   config.checkpoint = ConfigDict(
     {
-      'keep': 2,  # last checkpoints kept, beside the best
+      'keep': 2,  # last checkpoints kept, validated or not, beside the best
+      # Also save after so many steps, at the end of what the device was given
+      # at once; 0 for at validations only.
+      'every_steps': 0,
     }
   )
   config.log = ConfigDict(
@@ -129,6 +132,9 @@ def _training() -> ConfigDict:
       'weight_decay': 5e-4,  # on kernels only
       'clip_norm': 0.0,  # largest norm of the gradient; 0 for no clipping
       'label_smoothing': 0.0,  # from 0 to 1
+      # Where a loss or gradient is not finite: 'stop' the run, or 'skip' the
+      # step's update and go on.
+      'nonfinite': 'stop',
     }
   )
 
@@ -279,10 +285,12 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
   'train.weight_decay': _NUMBER_OR_ZERO,
   'train.clip_norm': _NUMBER_OR_ZERO,
   'train.label_smoothing': _FRACTION,
+  'train.nonfinite': _one_of('stop', 'skip'),
   'device.steps_per_dispatch': _NUMBER_OR_ZERO,
   'eval.batch_size': _POSITIVE,
   'eval.every_epochs': _POSITIVE,
   'checkpoint.keep': _POSITIVE,
+  'checkpoint.every_steps': _NUMBER_OR_ZERO,
   'log.every_steps': _POSITIVE,
   'teacher.dtype': (
     lambda value: value is None or _DTYPE[0](value),

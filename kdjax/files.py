@@ -27,6 +27,26 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     with temporary.open('wb') as file:
       yield file
     temporary.replace(path)
-  except BaseException:
+  except BaseException as error:
     temporary.unlink(missing_ok=True)
+    if isinstance(error, OSError) and error.errno and not error.filename:
+      # That the disk is full does not say where.
+      error.filename = str(path)
     raise
+
+
+def cannot_write(what: str, cause: Exception) -> OSError:
+  """Makes the error of a run that can keep no more of what it does.
+
+  Args:
+    what: what could not be written.
+    cause: what was raised.
+
+  Returns:
+    An error that says what to do.
+  """
+  return OSError(
+    f'cannot write {what}: {cause}\nCheckpoints that were complete before are '
+    'intact: make sure that there is room and that the directory can be '
+    'written, then start the same command again'
+  )

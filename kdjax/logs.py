@@ -85,9 +85,9 @@ class RunLog:
     total_steps: int,
     tensorboard: bool,
   ):
-    path = workdir / _METRICS
-    _drop_after(path, start_step)
-    self._file = path.open('a', encoding='utf-8')
+    self._path = workdir / _METRICS
+    _drop_after(self._path, start_step)
+    self._file = self._path.open('a', encoding='utf-8')
     self._writer = (
       tensorboardX.SummaryWriter(
         str(workdir / 'tensorboard'), purge_step=start_step + 1
@@ -143,13 +143,18 @@ class RunLog:
       else value
       for name, value in record.items()
     }
-    self._file.write(json.dumps(finite, allow_nan=False) + '\n')
-    self._file.flush()
-    if self._writer:
-      for name, value in (metrics | timings).items():
-        self._writer.add_scalar(f'{kind}/{name}', value, step)
-      # Or a run that is killed would leave a gap before its checkpoint.
-      self._writer.flush()
+    try:
+      self._file.write(json.dumps(finite, allow_nan=False) + '\n')
+      self._file.flush()
+      if self._writer:
+        for name, value in (metrics | timings).items():
+          self._writer.add_scalar(f'{kind}/{name}', value, step)
+        # Or a run that is killed would leave a gap before its checkpoint.
+        self._writer.flush()
+    except OSError as error:
+      raise files.cannot_write(
+        f'the metrics of step {step} in {self._path.parent}', error
+      ) from error
     if self._bar.disable:
       logger.info('step %d/%d: %s', step, self._total_steps, _describe(record))
     else:

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from kdjax import checkpoint, data, devices, metrics, results, step
+from kdjax import checkpoint, data, devices, digests, metrics, results, step
 from kdjax import teacher as teacher_lib
 from kdjax.session import Session
 
@@ -107,7 +107,7 @@ def measure(
         'epoch': metadata['epoch'],
         'validation_accuracy': metadata['validation_accuracy'],
         'validation_loss': metadata.get('validation_loss'),
-        'digest': results.digest(network.variables),
+        'digest': digests.digest(network.variables),
         'test': metrics.classification(
           logits, labels, predictions.get('teacher')
         ),

@@ -206,6 +206,7 @@ class Program:
       teacher=teacher and teacher.model,
       label_smoothing=config.train.label_smoothing,
       accumulate=config.train.accumulate,
+      skip_nonfinite=config.train.nonfinite == 'skip',
     )
     augmentation = batches.Augmentation(
       config.data.crop_padding, config.data.flip
@@ -336,8 +337,8 @@ class Program:
   def compile(self, state: step.TrainState, steps_done: int = 0) -> None:
     """Compiles the programs that the run needs from a step on.
 
-    Ahead of the loop, so that none is compiled within it. A run cut off always
-    continues where an epoch begins.
+    Ahead of the loop, so that none is compiled within it. A run cut off
+    continues where a dispatch ended, so that those after it are the same.
 
     Args:
       state: the state, or its shapes and dtypes.

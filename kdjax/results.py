@@ -1,13 +1,11 @@
 """The files that a run leaves beside its checkpoints, and its final table."""
 
-import hashlib
 import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
@@ -27,13 +25,15 @@ _SHOWN = (
   ('KL to teacher', 'kl_to_teacher', '.4f'),
 )
 
-# Fields that change what a run writes or where it reads, not what it computes.
+# Fields that change what a run writes, where it reads or when it gives up, not
+# what it computes.
 # Which teacher a run has is known by its digest, wherever it is.
 _FREE = (
   'log',
   'checkpoint',
   'device',
   'data.data_dir',
+  'train.nonfinite',
   'eval.batch_size',
   'teacher.path',
   'teacher.sibling',
@@ -241,16 +241,6 @@ def validation_score(
   losses = [epoch.get('validation_loss') or 0.0 for epoch in epochs]
   # Equal means may differ by their rounding.
   return round(statistics.fmean(accuracies), 12), -statistics.fmean(losses)
-
-
-def digest(tree: Any) -> str:
-  """Gives the SHA-256 of all arrays in a PyTree and of their places in it."""
-  state = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
-    state.update(f'{name} {leaf.dtype} {leaf.shape}\n'.encode())
-    state.update(np.ascontiguousarray(leaf).tobytes())
-  return state.hexdigest()
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -131,6 +131,7 @@ def make_train_step(
   teacher: nn.Module | None = None,
   label_smoothing: float = 0.0,
   accumulate: int = 1,
+  skip_nonfinite: bool = False,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """Makes the training step of a method.
 
@@ -145,6 +146,9 @@ def make_train_step(
       other, for one update with the mean of their gradients; it must divide the
       batch. Part i has the rows i, i + accumulate, …. BatchNorm sees each part
       by itself, and its running statistics are updated after each.
+    skip_nonfinite: whether a step whose loss or gradient is not finite changes
+      nothing but the number of steps done. The metric `skipped` is then 1, and
+      all others are 0.
 
   Returns:
     A pure function `train_step(state, images, labels, normalization,
@@ -244,15 +248,29 @@ def make_train_step(
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )
-    state = state.replace(
+    new = state.replace(
       step=state.step + 1,
       params=optax.apply_updates(state.params, updates),
       batch_stats=batch_stats,
       opt_state=opt_state,
     )
-    return state, metrics | {'gradient_norm': optax.tree.norm(gradients)}
+    metrics = metrics | {'gradient_norm': optax.tree.norm(gradients)}
+    if skip_nonfinite:
+      return _unless_nonfinite(state, new, metrics)
+    return new, metrics
 
   return train_step
+
+
+def _unless_nonfinite(
+  old: TrainState, new: TrainState, metrics: Mapping[str, jax.Array]
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Keeps the old state, but for its step, where a step came to nothing."""
+  finite = jnp.isfinite(metrics['loss'] + metrics['gradient_norm'])
+  state = jax.tree.map(functools.partial(jnp.where, finite), new, old)
+  counted = {name: jnp.where(finite, x, 0.0) for name, x in metrics.items()}
+  counted['skipped'] = 1.0 - finite
+  return state.replace(step=new.step), counted
 
 
 def predict(

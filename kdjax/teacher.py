@@ -10,7 +10,16 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from kdjax import checkpoint, data, features, methods, models, results, step
+from kdjax import (
+  checkpoint,
+  data,
+  digests,
+  features,
+  methods,
+  models,
+  results,
+  step,
+)
 from kdjax import config as config_lib
 from kdjax.logs import logger
 
@@ -65,7 +74,7 @@ def load(
   dtype = config.teacher.dtype or config.student.dtype
   report = {
     'path': str(path),
-    'digest': results.digest(variables),
+    'digest': digests.digest(variables),
     'model': metadata['model']['name'],
     'parameters': optax.tree.size(variables['params']),
     'wall_time_s': last['wall_time_s'],

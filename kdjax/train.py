@@ -1,37 +1,28 @@
-"""One run from its configuration to its result: the training loop."""
+"""One run from its configuration to its result."""
 
-import functools
 import importlib.metadata
-import math
 import pathlib
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax
 import jax
-import jax.numpy as jnp
 import ml_collections
-import numpy as np
-import optax
 
+from kdjax import config as config_lib
 from kdjax import (
-  checkpoint,
   data,
   devices,
+  lock,
   logs,
+  loop,
   measure,
   methods,
-  metrics,
   models,
   program,
   results,
-  runtime,
-  step,
 )
-from kdjax import config as config_lib
 from kdjax import teacher as teacher_lib
-from kdjax.program import Plan, Program
 from kdjax.replay import Replay
 from kdjax.session import Session
 from kdjax.teacher import Teacher
@@ -67,6 +58,9 @@ def train_and_evaluate(
       teacher, or the run that the directory already holds.
     FileNotFoundError: data or teacher are not where the configuration says.
     FloatingPointError: the loss is no longer finite.
+    BlockingIOError: another process makes this run, or its teacher.
+    OSError: a file cannot be written.
+    kdjax.signals.Interrupted: SIGTERM or SIGINT came; the run is saved.
   """
   workdir = pathlib.Path(workdir)
   config_lib.validate(config)
@@ -80,7 +74,10 @@ def train_and_evaluate(
 
 
 def _run(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path, session: Session
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  session: Session,
+  what: str = 'the run',
 ) -> dict[str, Any]:
   dataset = session.dataset(config.data)
   devices.check_agree({'data': dataset.digest})
@@ -98,48 +95,49 @@ def _run(
   run = session.program(
     config, dataset, method, hyperparameters, teacher, replay
   )
-  devices.once(lambda: results.write_config(workdir, config))
-  devices.check_agree({'run directory': results.is_run(workdir)})
-  wall_time = _train(config, workdir, dataset, teacher, run)
-  measured, predictions = measure.measure(
-    workdir, config, dataset, teacher, session
-  )
-  result = {
-    'method': config.method.name,
-    'seed': config.seed,
-    'hyperparameters': hyperparameters,
-    'data': {
-      'name': dataset.name,
-      'digest': dataset.digest,
-      'train': dataset.train.size,
-      'validation': dataset.validation.size,
-      'test': dataset.test.size,
-    },
-    'device': jax.devices()[0].device_kind,
-    'device_count': jax.device_count(),
-    'platform': jax.default_backend(),
-    'versions': {
-      'kdjax': __version__,
-      **{
-        package: importlib.metadata.version(package)
-        for package in ('jax', 'flax', 'optax', 'orbax-checkpoint')
+  with lock.hold(workdir, what):
+    devices.once(lambda: results.write_config(workdir, config))
+    devices.check_agree({'run directory': results.is_run(workdir)})
+    wall_time = loop.train(config, workdir, dataset, teacher, run)
+    measured, predictions = measure.measure(
+      workdir, config, dataset, teacher, session
+    )
+    result = {
+      'method': config.method.name,
+      'seed': config.seed,
+      'hyperparameters': hyperparameters,
+      'data': {
+        'name': dataset.name,
+        'digest': dataset.digest,
+        'train': dataset.train.size,
+        'validation': dataset.validation.size,
+        'test': dataset.test.size,
       },
-    },
-    'config': results.as_json(config),
-    **measured,
-  }
-  result['student'] |= {
-    'model': config.student.name,
-    'stem': config.student.stem,
-    'wall_time_s': wall_time,
-  }
+      'device': jax.devices()[0].device_kind,
+      'device_count': jax.device_count(),
+      'platform': jax.default_backend(),
+      'versions': {
+        'kdjax': __version__,
+        **{
+          package: importlib.metadata.version(package)
+          for package in ('jax', 'flax', 'optax', 'orbax-checkpoint')
+        },
+      },
+      'config': results.as_json(config),
+      **measured,
+    }
+    result['student'] |= {
+      'model': config.student.name,
+      'stem': config.student.stem,
+      'wall_time_s': wall_time,
+    }
 
-  def write() -> None:
-    results.write_predictions(workdir, predictions)
-    results.write_result(workdir, result)
+    def write() -> None:
+      results.write_predictions(workdir, predictions)
+      results.write_result(workdir, result)
 
-  devices.once(write)
-  return result
+    devices.once(write)
+    return result
 
 
 def _facts(
@@ -174,6 +172,7 @@ def prepare_teacher(
       fit it.
     FileNotFoundError: data are not where the configuration says.
     FloatingPointError: the teacher's loss is no longer finite.
+    BlockingIOError: another process trains it.
   """
   if config.teacher.path:
     return pathlib.Path(config.teacher.path)
@@ -230,7 +229,7 @@ def _train_teacher(
   method, _ = config_lib.build_method(config)
   teacher_lib.check_fit(config, session.dataset(config.data), method)
   logger.info('training the teacher first, in %s', path)
-  result = _run(teacher_config, path, session)
+  result = _run(teacher_config, path, session, 'the teacher')
   logger.info('the teacher is trained\n%s', results.table(result))
 
 
@@ -264,247 +263,3 @@ def _find_replay(
     'flip': config.data.flip,
   }
   return Replay(config.teacher.replay, about, config.teacher.replay_dtype)
-
-
-def _train(
-  config: ml_collections.ConfigDict,
-  workdir: pathlib.Path,
-  dataset: data.Dataset,
-  teacher: Teacher | None,
-  run: Program,
-) -> float:
-  """Trains to the end and returns the seconds it took over all starts."""
-  start_time = time.perf_counter()
-  metadata = _metadata(config, dataset, teacher)
-  plan = run.plan
-
-  with checkpoint.Checkpoints(
-    workdir,
-    keep=config.checkpoint.keep,
-    validated=dataset.validation.size > 0,
-  ) as checkpoints:
-    done = checkpoints.latest_step() or 0
-    if done:
-      state, saved = checkpoints.restore(done, run.state_shapes())
-      for what in ('data', 'teacher'):
-        digest = f'{what}_digest'
-        results.check_same_digest(
-          workdir, what, saved[digest], metadata[digest]
-        )
-      start_time -= saved['wall_time_s']
-      logger.info('continuing %s from step %d', workdir, done)
-      if done == plan.total_steps:
-        return saved['wall_time_s']
-    else:
-      state = run.create_state()
-    run.compile(state, done)
-    runtime.return_memory()
-    logger.info(
-      '%s: %s (%s), %s parameters, %d images, %d steps on %d × %s; compiled '
-      'in %.1f s',
-      workdir.name,
-      config.student.name,
-      config.method.name,
-      f'{optax.tree.size(state.params["student"]):,}',
-      dataset.train.size,
-      plan.total_steps,
-      jax.device_count(),
-      jax.devices()[0].device_kind,
-      run.compile_time_s,
-    )
-    validation_images = devices.replicate(dataset.validation.images)
-
-    with (
-      logs.RunLog(
-        workdir,
-        start_step=done,
-        total_steps=plan.total_steps,
-        tensorboard=config.log.tensorboard,
-      )
-      if devices.is_first()
-      else logs.SilentLog()
-    ) as log:
-      window = _Window(plan, done)
-
-      def report(boundaries: Sequence[int]) -> None:
-        """Writes the training metrics of the windows that end there."""
-        for step_done, averages, timings in window.close(boundaries):
-          learning_rate = float(run.schedule(step_done - 1))
-          log.write(
-            'train',
-            step_done,
-            averages | {'learning_rate': learning_rate},
-            **timings,
-          )
-          _check_finite(
-            {key: averages[key] for key in ('loss', 'gradient_norm')},
-            step_done,
-            workdir,
-            learning_rate,
-          )
-
-      def finish_evaluation(
-        step_done: int, state: step.TrainState, logits: jax.Array | None
-      ) -> None:
-        """Writes what a validation gave, and saves the state."""
-        accuracy, loss = None, None
-        if logits is not None:
-          measured = metrics.classification(logits, dataset.validation.labels)
-          accuracy, loss = measured['accuracy'], measured['loss']
-          log.write(
-            'validation',
-            step_done,
-            {'epoch': plan.epoch(step_done), **measured},
-          )
-          # So that no checkpoint holds what cannot be continued from.
-          _check_finite(
-            {'validation loss': loss},
-            step_done,
-            workdir,
-            float(run.schedule(step_done - 1)),
-          )
-        progress = {
-          'step': step_done,
-          'epoch': plan.epoch(step_done),
-          'validation_accuracy': accuracy,
-          'validation_loss': loss,
-          'wall_time_s': time.perf_counter() - start_time,
-        }
-        checkpoints.save(state, metadata | progress, accuracy)
-
-      # What waits for the device is done once the next steps are under way, so
-      # that it never waits for the host.
-      waiting: list[Callable[[], None]] = []
-
-      def finish_waiting() -> None:
-        while waiting:
-          waiting.pop(0)()
-
-      while done < plan.total_steps:
-        before = done
-        state, step_metrics = run.run(state, before)
-        done += plan.next_dispatch(before)
-        finish_waiting()
-        window.add(step_metrics)
-        log.advance(done - before)
-        at_eval = done % plan.steps_per_eval == 0 or done == plan.total_steps
-        # A checkpoint ends a window, so that a run continued there averages
-        # over the same steps as one that was never cut off.
-        boundaries = [
-          end
-          for end in range(before + 1, done + 1)
-          if end % config.log.every_steps == 0 or (at_eval and end == done)
-        ]
-        if boundaries:
-          waiting.append(functools.partial(report, boundaries))
-        if at_eval:
-          # The next steps reuse the state's own buffers.
-          kept = _copy(state) if plan.overlap else state
-          logits = None
-          if dataset.validation.size:
-            logits = step.predict(
-              run.student(kept), validation_images, config.eval.batch_size
-            )
-          waiting.append(
-            functools.partial(finish_evaluation, done, kept, logits)
-          )
-        if not plan.overlap:
-          finish_waiting()
-          if at_eval:
-            window.restart_clock()
-      finish_waiting()
-  # The first process may still be completing the last checkpoint.
-  devices.wait_for_all()
-  return time.perf_counter() - start_time
-
-
-@jax.jit
-def _copy(state: step.TrainState) -> step.TrainState:
-  return jax.tree.map(jnp.copy, state)
-
-
-def _check_finite(
-  values: Mapping[str, float],
-  done: int,
-  workdir: pathlib.Path,
-  learning_rate: float,
-) -> None:
-  for name, value in values.items():
-    if not math.isfinite(value):
-      raise FloatingPointError(
-        f'the {name} is {value} at step {done} of {workdir}, learning rate '
-        f'{learning_rate:g}. Lower config.train.learning_rate, or set '
-        'config.train.clip_norm'
-      )
-
-
-class _Window:
-  """The training metrics between two log lines, left on the device."""
-
-  def __init__(self, plan: Plan, done: int):
-    self._plan = plan
-    self._done = done
-    self._pending: list[Mapping[str, jax.typing.ArrayLike]] = []
-    self.restart_clock()
-
-  def restart_clock(self) -> None:
-    self._start = time.perf_counter()
-
-  def add(self, step_metrics: Mapping[str, jax.Array]) -> None:
-    self._pending.append(step_metrics)
-
-  def close(
-    self, boundaries: Sequence[int]
-  ) -> Iterator[tuple[int, dict[str, float], dict[str, float]]]:
-    """Waits for the device; yields average metrics and timings of windows.
-
-    Args:
-      boundaries: the step that each window ends with. Steps after the last
-        stay for the next call.
-    """
-    fetched = {
-      name: np.concatenate([metric[name] for metric in metrics])
-      for metrics in [jax.device_get(self._pending)]
-      for name in metrics[0]
-    }
-    count = boundaries[-1] - self._done
-    seconds = (time.perf_counter() - self._start) / count
-    self.restart_clock()
-    begin = 0
-    for end in boundaries:
-      size = end - self._done
-      averages = {
-        name: float(np.mean(values[begin : begin + size], dtype=float))
-        for name, values in fetched.items()
-      }
-      begin += size
-      self._done = end
-      yield (
-        end,
-        {'epoch': self._plan.epoch(end), **averages},
-        {
-          'images_per_second': self._plan.batch_size / seconds,
-          'seconds_left': (self._plan.total_steps - end) * seconds,
-        },
-      )
-    self._pending = [{name: values[begin:] for name, values in fetched.items()}]
-
-
-def _metadata(
-  config: ml_collections.ConfigDict,
-  dataset: data.Dataset,
-  teacher: Teacher | None,
-) -> dict[str, Any]:
-  """What every checkpoint of the run says of it."""
-  return {
-    'config': results.as_json(config),
-    'model': config_lib.model_arguments(config, len(dataset.class_names)),
-    'image_shape': list(dataset.image_shape),
-    'class_names': list(dataset.class_names),
-    'normalization': {
-      'mean': dataset.mean.tolist(),
-      'std': dataset.std.tolist(),
-    },
-    'data_digest': dataset.digest,
-    'teacher_digest': teacher and teacher.report['digest'],
-  }

@@ -1,6 +1,7 @@
 """Saving and restoring, with kdjax and with Orbax alone."""
 
 import functools
+import json
 import shutil
 import subprocess
 import sys
@@ -41,15 +42,21 @@ def at(state, done):
 
 
 def save_all(workdir, state, accuracies, keep=2):
-  validated = accuracies[0] is not None
-  with checkpoint.Checkpoints(
-    workdir, keep=keep, validated=validated
-  ) as checkpoints:
+  with checkpoint.Checkpoints(workdir, keep=keep) as checkpoints:
     for done, accuracy in enumerate(accuracies, start=1):
-      checkpoints.save(at(state, done), metadata(done, accuracy), accuracy)
+      checkpoints.save(at(state, done), metadata(done, accuracy))
   return sorted(
     int(path.name) for path in (workdir / 'checkpoints').glob('[0-9]*')
   )
+
+
+def restore(workdir, like):
+  with checkpoint.Checkpoints(workdir, keep=2) as checkpoints:
+    return checkpoints.restore(jax.eval_shape(lambda: like))
+
+
+def names(directory):
+  return sorted(path.name for path in directory.iterdir())
 
 
 def assert_equal(got, want):
@@ -63,19 +70,15 @@ def assert_equal(got, want):
 
 def test_what_is_saved_comes_back_bit_for_bit(tmp_path, state):
   save_all(tmp_path, state, [0.5])
-  with checkpoint.Checkpoints(tmp_path, keep=2, validated=True) as checkpoints:
-    assert checkpoints.latest_step() == 1
-    like = jax.eval_shape(lambda: state)
-    restored, saved = checkpoints.restore(1, like)
+  restored, saved = restore(tmp_path, state)
   assert_equal(restored, at(state, 1))
-  assert saved == metadata(1, 0.5)
+  assert saved.items() >= metadata(1, 0.5).items()
 
 
 def test_another_kind_of_device_continues(tmp_path, state):
   save_all(tmp_path, state, [0.5])
   move_to_another_device(checkpoint.find(tmp_path))
-  with checkpoint.Checkpoints(tmp_path, keep=2, validated=True) as checkpoints:
-    restored, _ = checkpoints.restore(1, jax.eval_shape(lambda: state))
+  restored, _ = restore(tmp_path, state)
   assert_equal(restored, at(state, 1))
   assert_equal(
     checkpoint.restore(tmp_path).variables['params'],
@@ -100,6 +103,9 @@ def test_a_checkpoint_killed_while_being_deleted_is_passed_over(
     # Equally good: the later one.
     ([0.7, 0.7, 0.3, 0.3, 0.1], [2, 4, 5], 2),
     ([None, None, None], [2, 3], 3),
+    # A state that was not validated is never the best.
+    ([0.2, None, None, 0.1, None], [1, 4, 5], 1),
+    ([None, 0.0, None], [2, 3], 2),
   ],
 )
 def test_the_last_ones_and_the_best_are_kept(
@@ -181,7 +187,6 @@ def test_orbax_alone_reads_it(tmp_path, state, written_by):
 
 
 def test_another_dtype_or_shape_is_refused(tmp_path, state):
-  save_all(tmp_path, state, [0.5])
 
   def change(tree, **to):
     return jax.tree.map(
@@ -194,13 +199,122 @@ def test_another_dtype_or_shape_is_refused(tmp_path, state):
   narrower = state.replace(params=change(state.params, dtype=jnp.bfloat16))
   reshaped = state.replace(batch_stats=change(state.batch_stats, shape=(1,)))
   smaller = state.replace(params={'student': {}, 'method': {}})
-  with checkpoint.Checkpoints(tmp_path, keep=2, validated=True) as checkpoints:
-    with pytest.raises(ValueError, match=r'saved float32\[.*bfloat16'):
-      checkpoints.restore(1, narrower)
-    with pytest.raises(ValueError, match=r'bn1/mean: saved float32\[4\]'):
-      checkpoints.restore(1, reshaped)
-    with pytest.raises(ValueError, match='expected nothing'):
-      checkpoints.restore(1, smaller)
+  # What is sound is not damaged: nothing older is taken in its place.
+  save_all(tmp_path, state, [0.5, 0.6])
+  with pytest.raises(ValueError, match=r'saved float32\[.*bfloat16'):
+    restore(tmp_path, narrower)
+  with pytest.raises(ValueError, match=r'bn1/mean: saved float32\[4\]'):
+    restore(tmp_path, reshaped)
+  with pytest.raises(ValueError, match=r'checkpoints/2 .*\n.*expected nothing'):
+    restore(tmp_path, smaller)
+  assert names(tmp_path) == ['checkpoints']
+
+
+def damage(path, how):
+  """Does to a file what a broken disk or a cut copy does."""
+  if how == 'deleted':
+    path.unlink()
+    return
+  content = bytearray(path.read_bytes())
+  if how == 'truncated':
+    del content[len(content) // 2 :]
+  elif content:
+    content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+@pytest.fixture(scope='module')
+def two_saved(tmp_path_factory, state):
+  workdir = tmp_path_factory.mktemp('two')
+  save_all(workdir, state, [0.1, 0.2])
+  return workdir
+
+
+@pytest.mark.parametrize('how', ['truncated', 'flipped', 'deleted'])
+def test_no_damage_goes_unseen(tmp_path, state, two_saved, how, caplog):
+  """Whichever file is damaged: never anything but what was saved."""
+  newest = two_saved / 'checkpoints' / '2'
+  files = [
+    path.relative_to(newest) for path in newest.rglob('*') if path.is_file()
+  ]
+  assert len(files) > 8
+  went_back = set()
+  for number, file in enumerate(files):
+    workdir = tmp_path / str(number)
+    shutil.copytree(two_saved, workdir)
+    damage(workdir / 'checkpoints' / '2' / file, how)
+    caplog.clear()
+    restored, saved = restore(workdir, state)
+    assert_equal(restored, at(state, saved['step']))
+    if saved['step'] == 1:
+      went_back.add(file.parts[0])
+      assert f'{workdir}/checkpoints/2 is damaged: ' in caplog.text
+      assert f'is now in {workdir}/damaged/2; the run goes back' in caplog.text
+      assert names(workdir / 'checkpoints') == ['1']
+  assert went_back >= {'state', 'metadata'}
+
+
+def test_a_step_is_saved_again_after_it_was_set_aside(
+  tmp_path, state, two_saved
+):
+  shutil.copytree(two_saved, tmp_path, dirs_exist_ok=True)
+  for expected in ('2', '2-2'):
+    shutil.rmtree(tmp_path / 'checkpoints' / '2' / 'state' / 'd')
+    with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+      _, saved = checkpoints.restore(jax.eval_shape(lambda: state))
+      assert saved['step'] == 1
+      assert (tmp_path / 'damaged' / expected / 'metadata').exists()
+      checkpoints.save(at(state, 2), metadata(2, 0.2))
+  assert checkpoint.find(tmp_path).name == '2'
+  assert restore(tmp_path, state)[1]['step'] == 2
+
+
+def test_where_none_is_sound_nothing_is_changed(tmp_path, state, two_saved):
+  shutil.copytree(two_saved, tmp_path, dirs_exist_ok=True)
+  for step_done in '12':
+    damage(
+      tmp_path / 'checkpoints' / step_done / 'metadata' / 'metadata', 'flipped'
+    )
+  before = sorted(tmp_path.rglob('*'))
+  with pytest.raises(
+    ValueError, match=r'sound.*\n.*points/2 is.*\n.*points/1 is'
+  ):
+    restore(tmp_path, state)
+  assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_a_damaged_student_is_refused(tmp_path, two_saved):
+  shutil.copytree(two_saved, tmp_path, dirs_exist_ok=True)
+  newest = tmp_path / 'checkpoints' / '2'
+  arrays = newest.glob('state/ocdbt.process_0/d/*')
+  largest = max(arrays, key=lambda path: path.stat().st_size)
+  damage(largest, 'flipped')
+  with pytest.raises(checkpoint.DamagedError, match='checkpoints/2 is damaged'):
+    checkpoint.restore(tmp_path)
+  damage(newest / 'metadata' / 'metadata', 'truncated')
+  for read in (checkpoint.find, checkpoint.restore_method):
+    with pytest.raises(
+      checkpoint.DamagedError, match='metadata cannot be read'
+    ):
+      read(tmp_path)
+
+
+def test_a_checkpoint_of_another_version(tmp_path, state, monkeypatch):
+  monkeypatch.setattr(checkpoint, '__version__', '0.0.9')
+  save_all(tmp_path, state, [0.5])
+  monkeypatch.undo()
+  with pytest.raises(
+    ValueError, match=r'written by kdjax 0\.0\.9, and this is'
+  ):
+    restore(tmp_path, state)
+  # To be used it need not be continued.
+  checkpoint.restore(tmp_path)
+  # Before there were checksums.
+  path = checkpoint.find(tmp_path) / 'metadata' / 'metadata'
+  path.write_text(json.dumps(metadata(1, 0.5)))
+  with pytest.raises(ValueError, match='written by kdjax an older version'):
+    restore(tmp_path, state)
+  checkpoint.restore(tmp_path)
 
 
 def test_no_checkpoint_is_said_so(tmp_path):

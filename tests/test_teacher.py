@@ -10,7 +10,7 @@ import pytest
 import tiny
 from tiny import MODEL
 
-from kdjax import checkpoint, features, methods, models, results, step
+from kdjax import checkpoint, digests, features, methods, models, step
 from kdjax import teacher as teacher_lib
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
@@ -42,9 +42,10 @@ def path(tmp_path_factory):
     'class_names': ['a', 'b', 'c'],
     'image_shape': [8, 8, 1],
   }
-  with checkpoint.Checkpoints(workdir, keep=1, validated=False) as checkpoints:
+  with checkpoint.Checkpoints(workdir, keep=1) as checkpoints:
     checkpoints.save(
-      state.replace(step=7, params=params, batch_stats=batch_stats), metadata
+      state.replace(step=jnp.int32(7), params=params, batch_stats=batch_stats),
+      metadata,
     )
   return checkpoint.find(workdir)
 
@@ -93,6 +94,6 @@ def test_a_teacher_whose_convolutions_are_wanted_is_not_folded(path):
 def test_the_report_describes_the_network_as_it_was_saved(path):
   report = teacher_lib.load(path, tiny.config()).report
   _, variables = checkpoint.restore(path)
-  assert report['digest'] == results.digest(variables)
+  assert report['digest'] == digests.digest(variables)
   assert report['parameters'] == optax.tree.size(variables['params'])
   assert (report['path'], report['step']) == (str(path), 7)

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 from kdjax import config as config_lib
-from kdjax import devices, logs, program, results, train
+from kdjax import devices, lock, logs, program, results, train
 from kdjax.session import Session
 from kdjax.sweep import plan
 from kdjax.sweep.plan import Run, Settings
@@ -49,6 +49,7 @@ def run(
       the directory, or a stage leaves the next nothing to choose from.
     FileNotFoundError: data or teacher are not where the configuration says.
     FloatingPointError: the teacher diverged.
+    BlockingIOError: another process runs it, or trains its teacher.
   """
   if 'stages' not in config:
     raise ValueError(
@@ -59,13 +60,18 @@ def run(
     raise ValueError('config.stages is empty: a sweep needs at least one stage')
   # All that can be known to be wrong, before the first run.
   planned = [plan.runs(config, stage, {}) for stage in config.stages]
-  workdir.mkdir(parents=True, exist_ok=True)
+  with lock.hold(workdir, 'the sweep'):
+    return _run_stages(config, workdir, sum(map(len, planned)))
 
+
+def _run_stages(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path, total: int
+) -> dict[str, Any]:
   session = Session()
   records: dict[str, dict[str, Any]] = {}
   chosen: dict[str, Settings] = {}
   stages: list[dict[str, Any]] = []
-  with logs.SweepLog(sum(map(len, planned))) as log:
+  with logs.SweepLog(total) as log:
     for stage in config.stages:
       runs = plan.runs(config, stage, chosen)
       for one in runs:

@@ -13,6 +13,7 @@ import tiny
 from kdjax import (
   checkpoint,
   data,
+  digests,
   features,
   methods,
   models,
@@ -46,7 +47,7 @@ def save_teacher(workdir, config):
     'class_names': dataset.class_names,
     'image_shape': [8, 8, 1],
   }
-  with checkpoint.Checkpoints(workdir, keep=1, validated=False) as checkpoints:
+  with checkpoint.Checkpoints(workdir, keep=1) as checkpoints:
     checkpoints.save(state, metadata)
   results.write_result(workdir, {})
 
@@ -144,6 +145,6 @@ def test_connectors_are_restored_as_they_were_saved(run):
   assert restored['stage1']['kernel'].shape == (1, 1, 4, 8)
   # Trained: the bias starts from zero.
   assert np.abs(restored['stage1']['bias']).max() > 0
-  assert results.digest(restored) == results.digest(
+  assert digests.digest(restored) == digests.digest(
     checkpoint.restore_method(run.path, 'last')
   )

@@ -1,0 +1,65 @@
+"""One process at a time in a directory."""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+from collections.abc import Iterator
+
+import filelock
+
+from kdjax import devices, files
+
+_LOCK, _HOLDER = '.lock', '.lock_holder'
+
+
+@contextlib.contextmanager
+def hold(directory: pathlib.Path, what: str) -> Iterator[None]:
+  """Keeps other processes out of a directory; makes it if need be.
+
+  The operating system ends the hold with the process, however it ends. Of the
+  processes of one run the first does this for all.
+
+  Args:
+    directory: the directory.
+    what: what is made in it, as an error calls it: 'the run'.
+
+  Yields:
+    Nothing; the work goes inside.
+
+  Raises:
+    BlockingIOError: another process holds it; the message names that one.
+    OSError: the directory cannot be written.
+  """
+  # Beside the lock, which a process that is refused may empty.
+  holder = directory / _HOLDER
+  lock = filelock.FileLock(directory / _LOCK, blocking=False)
+
+  def acquire() -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+      lock.acquire()
+    except filelock.Timeout as error:
+      raise BlockingIOError(
+        f'{what} in {directory} is being made by {_describe(holder)}: wait '
+        'until that has ended, then start the same command again, or choose '
+        'another directory'
+      ) from error
+    with files.replacing(holder) as file:
+      about = {'pid': os.getpid(), 'host': socket.gethostname()}
+      file.write(json.dumps(about).encode())
+
+  try:
+    devices.once(acquire)
+    yield
+  finally:
+    lock.release()
+
+
+def _describe(holder: pathlib.Path) -> str:
+  try:
+    about = json.loads(holder.read_text(encoding='utf-8'))
+    return f'process {about["pid"]} on {about["host"]}'
+  except (OSError, ValueError, KeyError):
+    return 'another process'

@@ -1,0 +1,453 @@
+"""The training loop of a run, from where it was cut off to its end."""
+
+import functools
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from kdjax import (
+  checkpoint,
+  data,
+  devices,
+  logs,
+  metrics,
+  results,
+  runtime,
+  signals,
+  step,
+)
+from kdjax import config as config_lib
+from kdjax.program import Plan, Program
+from kdjax.teacher import Teacher
+
+logger = logs.logger
+
+
+def train(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  dataset: data.Dataset,
+  teacher: Teacher | None,
+  run: Program,
+) -> float:
+  """Trains to the end, from the newest sound checkpoint if there is one.
+
+  Args:
+    config: the run's configuration.
+    workdir: its directory.
+    dataset: its data set.
+    teacher: its teacher, if its method needs one.
+    run: its program.
+
+  Returns:
+    The seconds that it took over all starts.
+
+  Raises:
+    ValueError: the checkpoints there are damaged, or not of this run.
+    FloatingPointError: loss or gradient are no longer finite.
+    OSError: a checkpoint or the metrics cannot be written.
+    signals.Interrupted: SIGTERM or SIGINT came; the state is saved.
+  """
+  start_time = time.perf_counter()
+  metadata = _metadata(config, dataset, teacher)
+  plan = run.plan
+
+  with (
+    signals.held_back() as stopped,
+    checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints,
+  ):
+    done, pending = 0, {}
+    if restored := checkpoints.restore(run.state_shapes()):
+      state, saved = restored
+      done, pending = saved['step'], saved['window']
+      for what in ('data', 'teacher'):
+        digest = f'{what}_digest'
+        results.check_same_digest(
+          workdir, what, saved[digest], metadata[digest]
+        )
+      start_time -= saved['wall_time_s']
+      logger.info('continuing %s from step %d', workdir, done)
+      if done == plan.total_steps:
+        return saved['wall_time_s']
+    else:
+      state = run.create_state()
+    run.compile(state, done)
+    runtime.return_memory()
+    logger.info(
+      '%s: %s (%s), %s parameters, %d images, %d steps on %d × %s; compiled '
+      'in %.1f s',
+      workdir.name,
+      config.student.name,
+      config.method.name,
+      f'{optax.tree.size(state.params["student"]):,}',
+      dataset.train.size,
+      plan.total_steps,
+      jax.device_count(),
+      jax.devices()[0].device_kind,
+      run.compile_time_s,
+    )
+    with (
+      logs.RunLog(
+        workdir,
+        start_step=done,
+        total_steps=plan.total_steps,
+        tensorboard=config.log.tensorboard,
+      )
+      if devices.is_first()
+      else logs.SilentLog()
+    ) as log:
+      _Loop(
+        config,
+        workdir,
+        dataset,
+        run,
+        checkpoints,
+        log,
+        _Window(plan, done, pending),
+        metadata,
+        start_time,
+      ).run(state, done, stopped)
+  # The first process may still be completing the last checkpoint.
+  devices.wait_for_all()
+  return time.perf_counter() - start_time
+
+
+class _Loop:
+  """The loop, and what it does between the steps."""
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    dataset: data.Dataset,
+    run: Program,
+    checkpoints: checkpoint.Checkpoints,
+    log: logs.RunLog | logs.SilentLog,
+    window: '_Window',
+    metadata: Mapping[str, Any],
+    start_time: float,
+  ):
+    self._config = config
+    self._workdir = workdir
+    self._validation = dataset.validation
+    self._program = run
+    self._plan = run.plan
+    self._checkpoints = checkpoints
+    self._log = log
+    self._window = window
+    self._metadata = metadata
+    self._start_time = start_time
+    # What waits for the device is done once the next steps are under way, so
+    # that it never waits for the host.
+    self._waiting: list[Callable[[], None]] = []
+
+  def run(
+    self,
+    state: step.TrainState,
+    done: int,
+    stopped: Callable[[int, int], str | None],
+  ) -> None:
+    """Trains to the end.
+
+    Args:
+      state: the state; its buffers are reused.
+      done: its step.
+      stopped: as `signals.held_back` gives it.
+
+    Raises:
+      signals.Interrupted: a signal came; the state is saved.
+    """
+    plan, window = self._plan, self._window
+    # The step of the last checkpoint.
+    self._saved = done
+    images = devices.replicate(self._validation.images)
+    self._stop_if(stopped(done, done), done, state)
+    while done < plan.total_steps:
+      before = done
+      state, step_metrics = self._program.run(state, before)
+      done += plan.next_dispatch(before)
+      self._finish_waiting()
+      window.add(step_metrics)
+      self._log.advance(done - before)
+      at_eval = done % plan.steps_per_eval == 0 or done == plan.total_steps
+      every = self._config.checkpoint.every_steps
+      saves = at_eval or (every and done // every > before // every)
+      # A validation ends a window.
+      boundaries = [
+        end
+        for end in range(before + 1, done + 1)
+        if end % self._config.log.every_steps == 0 or (at_eval and end == done)
+      ]
+      if boundaries:
+        self._waiting.append(functools.partial(self._report, boundaries))
+      if saves:
+        # The next steps reuse the state's own buffers.
+        kept = _copy(state) if plan.overlap else state
+        if at_eval:
+          logits = None
+          if self._validation.size:
+            logits = step.predict(
+              self._program.student(kept),
+              images,
+              self._config.eval.batch_size,
+            )
+          finish = functools.partial(self._evaluate, done, kept, logits)
+        else:
+          finish = functools.partial(self._save_midway, done, kept)
+        self._waiting.append(finish)
+      if not plan.overlap:
+        self._finish_waiting()
+        if saves:
+          window.restart_clock(done)
+      self._stop_if(stopped(before, done), done, state)
+    self._finish_waiting()
+
+  def _finish_waiting(self) -> None:
+    while self._waiting:
+      self._waiting.pop(0)()
+
+  def _stop_if(
+    self, signal: str | None, done: int, state: step.TrainState
+  ) -> None:
+    if signal is None:
+      return
+    self._finish_waiting()
+    if self._saved != done:
+      self._save_midway(done, state)
+    self._checkpoints.wait()
+    raise signals.Interrupted(
+      f'stopped by {signal}: start the same command again, and {self._workdir} '
+      f'continues from step {self._saved} of {self._plan.total_steps}'
+    )
+
+  def _report(self, boundaries: Sequence[int]) -> None:
+    """Writes the training metrics of the windows that end there."""
+    for closed in self._window.close(boundaries):
+      learning_rate = float(self._program.schedule(closed.end - 1))
+      self._log.write(
+        'train',
+        closed.end,
+        {
+          'epoch': self._plan.epoch(closed.end),
+          **closed.averages,
+          'learning_rate': learning_rate,
+        },
+        **closed.timings,
+      )
+      if closed.wrong:
+        raise self._diverged(*closed.wrong)
+
+  def _evaluate(
+    self, done: int, state: step.TrainState, logits: jax.Array | None
+  ) -> None:
+    """Writes what a validation gave, and saves the state."""
+    accuracy, loss = None, None
+    if logits is not None:
+      measured = metrics.classification(logits, self._validation.labels)
+      accuracy, loss = measured['accuracy'], measured['loss']
+      self._log.write(
+        'validation', done, {'epoch': self._plan.epoch(done), **measured}
+      )
+      # So that no checkpoint holds what cannot be continued from.
+      if not math.isfinite(loss):
+        raise self._diverged(done, f'the validation loss is {loss}')
+    self._save(done, state, accuracy, loss)
+
+  def _save_midway(self, done: int, state: step.TrainState) -> None:
+    """Saves a state that is not validated, and what its window has so far."""
+    # Else the end of the window will stop the run.
+    if not _find_wrong(self._window.fetch(), done):
+      self._save(done, state, None, None)
+
+  def _save(
+    self,
+    done: int,
+    state: step.TrainState,
+    accuracy: float | None,
+    loss: float | None,
+  ) -> None:
+    progress = {
+      'step': done,
+      'epoch': self._plan.epoch(done),
+      'validation_accuracy': accuracy,
+      'validation_loss': loss,
+      'wall_time_s': time.perf_counter() - self._start_time,
+      # So that a run continued here averages over the same steps as one that
+      # was never cut off.
+      'window': {
+        name: values.tolist() for name, values in self._window.fetch().items()
+      },
+    }
+    self._checkpoints.save(state, {**self._metadata, **progress})
+    self._saved = done
+
+  def _diverged(self, done: int, what: str) -> FloatingPointError:
+    learning_rate = float(self._program.schedule(done - 1))
+    go_on = (
+      f'The last good checkpoint is that of step {self._saved}'
+      if self._saved
+      else 'There is no checkpoint before that'
+    )
+    advice = (
+      'Lower config.train.learning_rate, or set config.train.clip_norm, in '
+      'another run directory'
+    )
+    if self._config.train.nonfinite == 'stop':
+      advice += (
+        ', or start again with --config.train.nonfinite=skip: it continues '
+        f'from step {self._saved} and leaves such steps out'
+      )
+    return FloatingPointError(
+      f'{what} at step {done} of {self._workdir}, learning rate '
+      f'{learning_rate:g}. {go_on}. {advice}'
+    )
+
+
+@jax.jit
+def _copy(state: step.TrainState) -> step.TrainState:
+  return jax.tree.map(jnp.copy, state)
+
+
+class _Closed(NamedTuple):
+  """What a window gave.
+
+  Attributes:
+    end: the step that it ends with.
+    averages: of each metric, over the steps that were not skipped.
+    timings: what depends on the machine.
+    wrong: where it cannot go on, the first such step and what is wrong.
+  """
+
+  end: int
+  averages: dict[str, float]
+  timings: dict[str, float]
+  wrong: tuple[int, str] | None
+
+
+class _Window:
+  """The training metrics between two log lines, left on the device.
+
+  Args:
+    plan: how long the run is.
+    done: steps done.
+    pending: metrics of each of the last of them that no line has yet.
+  """
+
+  def __init__(
+    self, plan: Plan, done: int, pending: Mapping[str, Sequence[float]]
+  ):
+    self._plan = plan
+    arrays = {
+      name: np.asarray(values, np.float32) for name, values in pending.items()
+    }
+    self._pending: list[Mapping[str, Any]] = [arrays] if arrays else []
+    # The step that the window begins after.
+    self._begin = done - max(map(len, arrays.values()), default=0)
+    self.restart_clock(done)
+
+  def restart_clock(self, done: int) -> None:
+    self._timed = done, time.perf_counter()
+
+  def add(self, step_metrics: Mapping[str, jax.Array]) -> None:
+    self._pending.append(step_metrics)
+
+  def fetch(self) -> dict[str, np.ndarray]:
+    """Waits for the device; gives the metrics of each step since a line."""
+    fetched = jax.device_get(self._pending)
+    whole = {
+      name: np.concatenate([metric[name] for metric in fetched])
+      for name in fetched[0]
+    }
+    self._pending = [whole]
+    return whole
+
+  def close(self, boundaries: Sequence[int]) -> Iterator[_Closed]:
+    """Waits for the device; yields what windows gave.
+
+    Args:
+      boundaries: the step that each window ends with. Steps after the last
+        stay for the next call.
+    """
+    fetched = self.fetch()
+    timed_from, clock = self._timed
+    seconds = (time.perf_counter() - clock) / (boundaries[-1] - timed_from)
+    self.restart_clock(boundaries[-1])
+    for end in boundaries:
+      size = end - self._begin
+      values = {name: array[:size] for name, array in fetched.items()}
+      fetched = {name: array[size:] for name, array in fetched.items()}
+      self._pending = [fetched]
+      averages, wrong = _average(values, self._begin)
+      self._begin = end
+      yield _Closed(
+        end,
+        averages,
+        {
+          'images_per_second': self._plan.batch_size / seconds,
+          'seconds_left': (self._plan.total_steps - end) * seconds,
+        },
+        wrong,
+      )
+
+
+def _average(
+  values: Mapping[str, np.ndarray], begin: int
+) -> tuple[dict[str, float], tuple[int, str] | None]:
+  """Averages the steps after `begin`; says what is wrong with the first."""
+  averages = {
+    name: float(np.mean(array, dtype=float)) for name, array in values.items()
+  }
+  skipped = values.get('skipped')
+  if skipped is not None:
+    if skipped.all():
+      nothing = dict.fromkeys(averages, math.nan) | {'skipped': 1.0}
+      what = f'no finite loss and gradient in {len(skipped)} steps, beginning'
+      return nothing, (begin + 1, what)
+    kept = skipped == 0
+    averages |= {
+      name: float(np.mean(array[kept], dtype=float))
+      for name, array in values.items()
+      if name != 'skipped'
+    }
+    return averages, None
+  return averages, _find_wrong(values, begin)
+
+
+def _find_wrong(
+  values: Mapping[str, np.ndarray], begin: int
+) -> tuple[int, str] | None:
+  """Finds the first step after `begin` whose loss or gradient is not finite."""
+  wrong = [
+    (begin + 1 + int(index), f'the {name} is {values[name][index]}')
+    for name in ('loss', 'gradient_norm')
+    for index in np.flatnonzero(~np.isfinite(values[name]))[:1]
+  ]
+  return min(wrong, key=lambda found: found[0], default=None)
+
+
+def _metadata(
+  config: ml_collections.ConfigDict,
+  dataset: data.Dataset,
+  teacher: Teacher | None,
+) -> dict[str, Any]:
+  """What every checkpoint of the run says of it."""
+  return {
+    'config': results.as_json(config),
+    'model': config_lib.model_arguments(config, len(dataset.class_names)),
+    'image_shape': list(dataset.image_shape),
+    'class_names': list(dataset.class_names),
+    'normalization': {
+      'mean': dataset.mean.tolist(),
+      'std': dataset.std.tolist(),
+    },
+    'data_digest': dataset.digest,
+    'teacher_digest': teacher and teacher.report['digest'],
+  }
