@@ -19,6 +19,14 @@ def pytest_addoption(parser):
   parser.addoption(
     '--slow', action='store_true', help='also run the tests marked slow'
   )
+  parser.addoption(
+    '--faults',
+    type=int,
+    default=2,
+    metavar='N',
+    help='how often tests/test_faults.py kills a run; half as often it damages '
+    'the newest checkpoint (default 2)',
+  )
 
 
 def pytest_collection_modifyitems(config, items):

@@ -3,70 +3,16 @@
 import csv
 import json
 import os
-import pathlib
 import pty
-import signal
 import subprocess
-import sys
 import termios
-import time
 
-import jax
 import numpy as np
 import pytest
 import tiny
+from processes import ROOT, command, run
 
-from kdjax import checkpoint
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared' / 'tensorflow_datasets'
-
-
-def command(*flags, module='kdjax.main'):
-  return [sys.executable, '-m', module, *flags]
-
-
-def run(*flags, module='kdjax.main', cwd=ROOT):
-  return subprocess.run(
-    command(*flags, module=module),
-    cwd=cwd,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-
-
-def metrics_of(workdir):
-  """The metrics of a run, without what depends on the machine's speed."""
-  records = []
-  for line in (workdir / 'metrics.jsonl').read_text().splitlines():
-    record = json.loads(line)
-    for timing in ('images_per_second', 'seconds_left'):
-      record.pop(timing, None)
-    records.append(record)
-  return records
-
-
-def final_state(workdir):
-  """Every array of the last checkpoint, read with Orbax alone."""
-  import orbax.checkpoint as ocp
-
-  with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(checkpoint.find(workdir, 'last') / 'state')
-
-
-def kill_after(process, metrics_file, step):
-  """Kills a run as soon as it has validated after a step."""
-  deadline = time.monotonic() + 300
-  while time.monotonic() < deadline and process.poll() is None:
-    if metrics_file.exists() and any(
-      f'"kind": "validation", "step": {step},' in line
-      for line in metrics_file.read_text().splitlines()
-    ):
-      break
-    time.sleep(0.01)
-  process.send_signal(signal.SIGKILL)
-  assert process.wait() == -signal.SIGKILL
 
 
 @pytest.fixture(scope='module')
@@ -91,39 +37,6 @@ def test_one_command_gives_a_distilled_student_and_a_table(undisturbed):
   assert ' images/s, 00:00 left' in done.stderr
   assert '\r' not in done.stderr
   assert 'orbax' not in done.stderr.lower()
-
-
-@pytest.mark.parametrize('step', [5, 10])
-def test_a_killed_run_continues_bit_for_bit(undisturbed, tmp_path, step):
-  whole, done = undisturbed
-  assert done.returncode == 0, done.stderr
-  workdir = tmp_path / 'run'
-  teacher = whole.parent / 'quickstart_teacher'
-  flags = (*tiny.FLAGS, f'--config.teacher.path={teacher}')
-  with subprocess.Popen(
-    command(*flags, f'--workdir={workdir}'),
-    cwd=ROOT,
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  ) as process:
-    kill_after(process, workdir / 'metrics.jsonl', step)
-  assert not (workdir / 'result.json').exists()
-  again = run(*flags, f'--workdir={workdir}')
-  assert again.returncode == 0, again.stderr
-  # Killed while the checkpoint of that step was being written: the run goes
-  # back to the one before, or to the beginning.
-  assert metrics_of(workdir) == metrics_of(whole)
-  ours, theirs = final_state(workdir), final_state(whole)
-  assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-    if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
-      a, b = jax.random.key_data(a), jax.random.key_data(b)
-    np.testing.assert_array_equal(a, b)
-  results = [
-    json.loads((path / 'result.json').read_text()) for path in (workdir, whole)
-  ]
-  for which in ('best', 'last'):
-    assert results[0][which] == results[1][which]
 
 
 def test_evaluate_prints_the_same_table_and_writes_predictions(

@@ -1,0 +1,62 @@
+"""Commands in processes of their own, as a user starts them."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from kdjax import checkpoint
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def command(*flags, module='kdjax.main'):
+  return [sys.executable, '-m', module, *flags]
+
+
+def run(*flags, module='kdjax.main', cwd=ROOT):
+  return subprocess.run(
+    command(*flags, module=module),
+    cwd=cwd,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def metrics_of(workdir):
+  """The metrics of a run, without what depends on the machine's speed."""
+  records = []
+  for line in (workdir / 'metrics.jsonl').read_text().splitlines():
+    record = json.loads(line)
+    for timing in ('images_per_second', 'seconds_left'):
+      record.pop(timing, None)
+    records.append(record)
+  return records
+
+
+def state_of(workdir, which):
+  """Every array of a checkpoint, read with Orbax alone."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(checkpoint.find(workdir, which) / 'state')
+
+
+def assert_same_run(workdir, whole):
+  """Whether two runs computed the same, bit for bit."""
+  assert metrics_of(workdir) == metrics_of(whole)
+  results = [
+    json.loads((path / 'result.json').read_text()) for path in (workdir, whole)
+  ]
+  for which in ('best', 'last'):
+    assert results[0][which] == results[1][which]
+    ours, theirs = (state_of(path, which) for path in (workdir, whole))
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    leaves = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    for a, b in leaves:
+      if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+        a, b = jax.random.key_data(a), jax.random.key_data(b)
+      np.testing.assert_array_equal(a, b)
