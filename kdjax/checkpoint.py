@@ -15,7 +15,6 @@ import math
 import os
 import pathlib
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -93,11 +92,12 @@ class Checkpoints:
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
     """Explains what Orbax raises when it cannot write, of whatever type."""
+    _ignore_late_callbacks()
     try:
       yield
     except Exception as error:
       what = f'the checkpoint of step {self._saving} in {self._root}'
-      raise files.cannot_write(what, error) from error
+      raise files.cannot_write(what, _shorten(error)) from error
 
   def save(self, state: TrainState, metadata: Mapping[str, Any]) -> None:
     """Saves a checkpoint, in the background.
@@ -389,16 +389,20 @@ def _reading(directory: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    # It goes on for pages.
-    reason = textwrap.shorten(str(error), 200)
     raise DamagedError(
-      f'{directory} is damaged: its state cannot be read ({reason})'
+      f'{directory} is damaged: its state cannot be read ({_shorten(error)})'
     ) from error
+
+
+def _shorten(error: Exception) -> str:
+  """Gives how an error begins and ends; TensorStore's go on for pages."""
+  text = ' '.join(str(error).split())
+  return text if len(text) < 400 else f'{text[:200]} … {text[-200:]}'
 
 
 @functools.cache
 def _ignore_late_callbacks() -> None:
-  """Says nothing of reads that end, or never will, after another failed.
+  """Says nothing of reads and writes that end, or never will, after one failed.
 
   Orbax closes the event loop that they belong to.
   """

@@ -35,12 +35,12 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     raise
 
 
-def cannot_write(what: str, cause: Exception) -> OSError:
+def cannot_write(what: str, cause: Exception | str) -> OSError:
   """Makes the error of a run that can keep no more of what it does.
 
   Args:
     what: what could not be written.
-    cause: what was raised.
+    cause: what was raised, or what it said.
 
   Returns:
     An error that says what to do.

@@ -55,6 +55,9 @@ def setup() -> None:
   verbosity = flags.FLAGS['verbosity']
   if not verbosity.present:
     absl_logging.set_verbosity(absl_logging.WARNING)
+    # What fails in the threads of Orbax is raised in ours, and told there.
+    absl_logging.get_absl_logger().addFilter(_is_news)
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
   if not logger.handlers:
     handler = _Handler()
     handler.setFormatter(
@@ -64,6 +67,10 @@ def setup() -> None:
   verbose = verbosity.present and (verbosity.value or 0) > 0
   logger.setLevel(logging.DEBUG if verbose else logging.INFO)
   logger.propagate = False
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  return record.levelno < logging.ERROR or 'orbax' not in record.pathname
 
 
 class RunLog:
@@ -110,11 +117,13 @@ class RunLog:
   def __enter__(self) -> 'RunLog':
     return self
 
-  def __exit__(self, *_: object) -> None:
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
     self._bar.close()
-    self._file.close()
-    if self._writer:
-      self._writer.close()
+    # An error that ends the run says more than one that follows from it.
+    with contextlib.suppress(*[OSError] if kind else []):
+      self._file.close()
+      if self._writer:
+        self._writer.close()
 
   def advance(self, steps: int) -> None:
     """Counts steps that have been started."""
