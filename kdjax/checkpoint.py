@@ -85,7 +85,9 @@ class Checkpoints:
         'metadata': ocp.JsonCheckpointHandler(),
       },
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=_LastAndBest(self._keep, self._accuracies)
+        preservation_policy=_LastAndBest(self._keep, self._accuracies),
+        # What a process that was killed left half written.
+        cleanup_tmp_directories=True,
       ),
     )
 

@@ -12,18 +12,16 @@ import pytest
 import tiny
 from processes import ROOT, assert_same_run, command, run
 
-from kdjax import checkpoint
+from kdjax import checkpoint, lock
 from kdjax.command import INTERRUPTED
 
 # Epochs of five steps, windows of three and a checkpoint for two: all at odds.
 FLAGS = (
   *tiny.FLAGS,
   '--mode=scratch',
-  '--config.train.epochs=8',
   '--config.log.every_steps=3',
   '--config.checkpoint.every_steps=2',
 )
-STEPS = 40
 
 
 @contextlib.contextmanager
@@ -54,17 +52,29 @@ def steps_of(workdir):
   return sorted(int(path.name) for path in found if path.name.isdecimal())
 
 
-def is_saving(workdir, step):
-  """Whether a checkpoint of that step, or a later one, is being written."""
-  names = [path.name for path in (workdir / 'checkpoints').glob('*tmp*')]
-  return any(int(re.match(r'\d+', name)[0]) >= step for name in names)
+def saves(workdir):
+  """Waits for a checkpoint of at least that step to be under way, or done."""
+  before = steps_of(workdir)[-1:]
+
+  def reached(step):
+    found = (workdir / 'checkpoints').glob('[0-9]*')
+    steps = {int(re.match(r'\d+', path.name)[0]) for path in found}
+    return any(n >= step for n in steps - set(before))
+
+  return reached
 
 
-def has_logged(workdir, step):
-  with contextlib.suppress(FileNotFoundError):
-    text = (workdir / 'metrics.jsonl').read_text()
-    return any(int(n) >= step for n in re.findall(r'"step": (\d+),', text))
-  return False
+def logs(workdir):
+  """Waits for metrics of at least that step, later than those there are."""
+
+  def logged():
+    with contextlib.suppress(FileNotFoundError):
+      text = (workdir / 'metrics.jsonl').read_text()
+      return max(map(int, re.findall(r'"step": (\d+),', text)), default=0)
+    return 0
+
+  before = logged()
+  return lambda step: logged() >= max(step, before + 1)
 
 
 def wait_for(process, condition):
@@ -94,57 +104,76 @@ def damage_newest(workdir, generator):
 
 
 @pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory):
+def kills(request):
+  return request.config.getoption('--faults')
+
+
+@pytest.fixture(scope='module')
+def epochs(kills):
+  """As many as let every kill find the run a step further."""
+  return max(8, kills)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory, epochs):
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
-  done = run(*FLAGS, f'--workdir={workdir}')
+  done = run(*FLAGS, f'--config.train.epochs={epochs}', f'--workdir={workdir}')
   assert done.returncode == 0, done.stderr
   return workdir
 
 
-def test_a_run_survives(undisturbed, tmp_path, request):
+def test_a_run_survives(undisturbed, tmp_path, kills, epochs):
   """Killed anywhere, its newest checkpoint damaged, and told to stop.
 
   `--faults=N` kills it N times; after every second one the newest checkpoint is
   damaged.
   """
-  kills = request.config.getoption('--faults')
   generator = random.Random(kills)
   workdir = tmp_path / 'run'
+  flags = (f'--config.train.epochs={epochs}',)
+  steps = 5 * epochs
   events = []
-  targets = sorted(generator.randrange(STEPS - 6) for _ in range(kills))
+  targets = sorted(generator.randrange(steps - 10) for _ in range(kills))
   for number, step in enumerate(targets, 1):
-    with training(workdir) as process:
-      if number % 4:
-        reached = generator.choice([is_saving, has_logged])
-        wait_for(process, lambda at=reached, step=step: at(workdir, step))
+    how = generator.choice([saves, logs]) if number % 4 else None
+    reached = how and how(workdir)
+    with training(workdir, *flags) as process:
+      if reached:
+        wait_for(process, lambda reached=reached, step=step: reached(step))
         time.sleep(generator.uniform(0, 0.1))
-        how = reached.__name__
       else:
         # While it starts, restores or compiles.
         time.sleep(generator.uniform(0, 8))
-        how = 'at any time'
       assert process.poll() is None
       process.kill()
-    events.append(f'killed {how} {step}: {steps_of(workdir)}')
+    name = how.__name__ if how else 'starts'
+    events.append(f'killed while it {name}, at {step}: {steps_of(workdir)}')
     if number % 2 == 0 and len(steps_of(workdir)) > 1:
       events.append(damage_newest(workdir, generator))
   print('\n'.join(events))
-  assert sum('killed' not in event for event in events) >= kills // 2 - 1
+  damaged = sum('killed' not in event for event in events)
+  assert damaged >= kills // 4
 
-  with training(workdir) as process:
-    wait_for(process, lambda: is_saving(workdir, STEPS - 6))
+  reached = saves(workdir)
+  with training(workdir, *flags) as process:
+    wait_for(process, lambda: reached(steps - 8))
+    # While it is at work nobody else is.
+    message = f'is being made by process {process.pid} on '
+    with (
+      pytest.raises(BlockingIOError, match=message),
+      lock.hold(workdir, 'the run'),
+    ):
+      pass
     process.send_signal(signal.SIGTERM)
     assert process.wait() == INTERRUPTED
   said = workdir.with_suffix('.log').read_text().splitlines()[-1]
   newest = steps_of(workdir)[-1]
-  assert newest < STEPS
   assert said == (
     f'stopped by SIGTERM: start the same command again, and {workdir} '
-    f'continues from step {newest} of {STEPS}'
+    f'continues from step {newest} of {steps}'
   )
 
-  done = run(*FLAGS, f'--workdir={workdir}')
+  done = run(*FLAGS, *flags, f'--workdir={workdir}')
   assert done.returncode == 0, done.stderr
-  assert f'continuing {workdir} from step {newest}' in done.stderr
   assert_same_run(workdir, undisturbed)
-  assert checkpoint.find(workdir, 'last').name == str(STEPS)
+  assert checkpoint.find(workdir, 'last').name == str(steps)
