@@ -190,13 +190,16 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> pathlib.Path:
     target = self._workdir / _DAMAGED / str(step)
-    if jax.process_index() == 0:
+    number = 1
+    while target.exists():
+      number += 1
+      target = target.with_name(f'{step}-{number}')
+
+    def move() -> None:
       target.parent.mkdir(exist_ok=True)
-      number = 1
-      while target.exists():
-        number += 1
-        target = target.with_name(f'{step}-{number}')
       (self._root / str(step)).rename(target)
+
+    devices.once(move)
     return target
 
 

@@ -42,7 +42,7 @@ class Counted:
 
 
 @functools.cache
-def make(method_name, label_smoothing=0.0):
+def make(method_name, label_smoothing=0.0, skip_nonfinite=False):
   """State, training step and its other arguments; made once per method."""
   method, hyperparameters = methods.build(method_name)
   teacher = make_teacher() if method.needs_teacher else None
@@ -53,6 +53,7 @@ def make(method_name, label_smoothing=0.0):
     optimizer,
     teacher=teacher.model if teacher else None,
     label_smoothing=label_smoothing,
+    skip_nonfinite=skip_nonfinite,
   )
   state = step.create_state(RNG, STUDENT, method, optimizer, IMAGES, teacher)
   arguments = (
@@ -240,6 +241,32 @@ def test_each_part_drops_something_else():
   # A logit that is dropped has no gradient; half of them would have none.
   changed = after.params['student']['logits'] != 1
   assert changed.mean() > 0.9
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+  state, plain, arguments = make('scratch')
+  _, skipping, _ = make('scratch', skip_nonfinite=True)
+  expected, metrics = plain.jitted(state, *arguments)
+  after, found = skipping.jitted(state, *arguments)
+  jax.tree.map(
+    np.testing.assert_array_equal, plain_keys(after), plain_keys(expected)
+  )
+  assert found.pop('skipped') == 0
+  assert found == metrics
+
+  params = jax.tree.map(lambda x: x.at[...].set(jnp.inf), state.params)
+  broken = state.replace(params=params)
+  after, found = skipping.jitted(broken, *arguments)
+  assert int(after.step) == int(state.step) + 1
+  after = after.replace(step=state.step)
+  jax.tree.map(
+    np.testing.assert_array_equal, plain_keys(after), plain_keys(broken)
+  )
+  assert found == dict.fromkeys(metrics, 0) | {'skipped': 1}
+
+
+def plain_keys(state):
+  return state.replace(rng=jax.random.key_data(state.rng))
 
 
 def test_same_key_same_state_and_methods_share_the_student():

@@ -9,7 +9,7 @@ import sys
 import pytest
 import tiny
 
-from kdjax import logs, results, sweep, train
+from kdjax import lock, logs, results, signals, sweep, train
 from kdjax.sweep import execute
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -279,6 +279,32 @@ def test_a_run_that_fails_or_diverges_does_not_stop_the_others(
   execute.run(small(), tmp_path)
   assert tried[0] == failing
   assert diverging not in tried
+
+
+def test_a_signal_stops_the_sweep_and_is_no_failure(
+  swept, tmp_path, monkeypatch
+):
+  root, summary, calls = swept
+  shutil.copytree(root / 'teacher', tmp_path / 'teacher')
+
+  def stopped(config, workdir, session):
+    if workdir.name == calls[1][0]:
+      raise signals.Interrupted('stopped by SIGTERM')
+    shutil.copytree(root / workdir.name, workdir)
+
+  monkeypatch.setattr(train, 'train_and_evaluate', stopped)
+  with pytest.raises(signals.Interrupted):
+    execute.run(small(), tmp_path)
+  (stage,) = json.loads((tmp_path / 'sweep.json').read_text())['stages']
+  assert stage['runs'] == summary['stages'][0]['runs'][:1]
+
+
+def test_a_sweep_that_another_process_runs_is_refused(tmp_path):
+  with (
+    lock.hold(tmp_path, 'the sweep'),
+    pytest.raises(BlockingIOError, match='the sweep in'),
+  ):
+    execute.run(small(), tmp_path)
 
 
 def test_where_nothing_finishes_nothing_is_chosen(tmp_path, monkeypatch):

@@ -1,0 +1,246 @@
+"""What the loop does when something comes in between, in this process."""
+
+import json
+import os
+import resource
+import signal
+import time
+
+import numpy as np
+import pytest
+import tiny
+from processes import assert_same_run, metrics_of
+
+from kdjax import (
+  checkpoint,
+  data,
+  lock,
+  logs,
+  loop,
+  program,
+  session,
+  signals,
+  step,
+  train,
+)
+from kdjax import config as config_lib
+
+
+def config(**changes):
+  """Epochs of five steps, windows of three, and dispatches of two: at odds."""
+  config = tiny.config('scratch')
+  config.log.update(every_steps=3, tensorboard=False)
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+  """Starts runs as on an accelerator, which share one compiled program."""
+  plan, shared = program.plan, session.Session()
+  with pytest.MonkeyPatch.context() as patch:
+    changes = {'overlap': True, 'steps_per_dispatch': 2}
+    patch.setattr(
+      program, 'plan', lambda *args: plan(*args)._replace(**changes)
+    )
+    yield lambda workdir, **changes: train.train_and_evaluate(
+      config(**changes), workdir, shared
+    )
+
+
+@pytest.fixture(scope='module')
+def undisturbed(start, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('undisturbed')
+  start(workdir)
+  return workdir
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+  """Has something happen, once, while a run makes the dispatch after a step."""
+  original = program.Program.run
+
+  def at(step, happens):
+    def run(self, state, steps_done):
+      result = original(self, state, steps_done)
+      if steps_done != step:
+        return result
+      monkeypatch.setattr(program.Program, 'run', original)
+      return happens(*result) or result
+
+    monkeypatch.setattr(program.Program, 'run', run)
+
+  return at
+
+
+def terminate(*_):
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+def steps_of(workdir):
+  return sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+
+
+@pytest.mark.parametrize(
+  ('before', 'saved', 'left'),
+  [
+    (0, 2, [2]),
+    # Where it is validated anyway.
+    (4, 5, [5]),
+    # Within a window: of its three steps the last is made after the start.
+    (5, 7, [5, 7]),
+  ],
+)
+def test_a_run_that_is_stopped_continues(
+  start, undisturbed, tmp_path, meanwhile, before, saved, left
+):
+  meanwhile(before, terminate)
+  message = f'SIGTERM: start the same .* continues from step {saved} of 15'
+  with pytest.raises(signals.Interrupted, match=message):
+    start(tmp_path)
+  assert steps_of(tmp_path) == left
+  start(tmp_path)
+  assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_run_is_stopped_before_its_first_step(start, tmp_path, monkeypatch):
+  monkeypatch.setattr(program.Program, 'compile', terminate)
+  with pytest.raises(signals.Interrupted, match='from step 0 of 15'):
+    start(tmp_path)
+  assert not (tmp_path / 'checkpoints').exists()
+
+
+def test_checkpoints_between_validations_change_nothing(
+  start, undisturbed, tmp_path
+):
+  changes = {'checkpoint.every_steps': 2, 'checkpoint.keep': 30}
+  start(tmp_path, **changes)
+  # At the end of what reaches or passes a multiple of two.
+  assert steps_of(tmp_path) == [2, 4, 5, 7, 9, 10, 12, 14, 15]
+  assert_same_run(tmp_path, undisturbed)
+  midway = checkpoint.read_metadata(tmp_path / 'checkpoints' / '14')
+  assert midway['validation_accuracy'] is None
+  # Steps 13 and 14 have no line yet.
+  assert [len(values) for values in midway['window'].values()] == [2] * 3
+
+
+def poison(state, step_metrics):
+  """The second step of a dispatch has no finite gradient."""
+  gradient_norm = np.asarray(step_metrics['gradient_norm']).copy()
+  gradient_norm[1] = np.inf
+  return state, {**step_metrics, 'gradient_norm': gradient_norm}
+
+
+@pytest.mark.parametrize(('every', 'saved'), [(0, 5), (1, 7)])
+def test_the_step_that_is_not_finite_is_named(
+  start, tmp_path, meanwhile, every, saved
+):
+  meanwhile(7, poison)
+  with pytest.raises(FloatingPointError) as error:
+    start(tmp_path, **{'checkpoint.every_steps': every})
+  said = str(error.value)
+  assert f'the gradient_norm is inf at step 9 of {tmp_path}, learning' in said
+  assert f'The last good checkpoint is that of step {saved}.' in said
+  assert f'nonfinite=skip: it continues from step {saved} and' in said
+  # Nothing after it is kept, however often checkpoints are made.
+  assert steps_of(tmp_path)[-1] == saved
+  last = metrics_of(tmp_path)[-1]
+  assert (last['step'], last['gradient_norm']) == (9, None)
+
+
+@pytest.mark.parametrize('nonfinite', ['stop', 'skip'])
+def test_the_program_skips_what_it_is_told_to(nonfinite, monkeypatch):
+  asked = []
+  monkeypatch.setattr(
+    step,
+    'make_train_step',
+    lambda *_, skip_nonfinite, **__: asked.append(skip_nonfinite),
+  )
+  chosen = config(**{'train.nonfinite': nonfinite})
+  dataset = data.load(chosen.data)
+  method, hyperparameters = config_lib.build_method(chosen)
+  program.Program(chosen, dataset, method, hyperparameters, None)
+  assert asked == [nonfinite == 'skip']
+
+
+def test_skipped_steps_are_no_part_of_an_average():
+  values = {
+    'loss': np.float32([1, 0, 3]),
+    'gradient_norm': np.float32([2, 0, 2]),
+    'skipped': np.float32([0, 1, 0]),
+  }
+  averages, wrong = loop._average(values, 0)
+  assert averages == {'loss': 2.0, 'gradient_norm': 2.0, 'skipped': 1 / 3}
+  assert wrong is None
+  nothing = {name: array[1:2] for name, array in values.items()}
+  averages, wrong = loop._average(nothing, 7)
+  assert np.isnan(averages['loss'])
+  assert averages['skipped'] == 1
+  assert wrong == (8, 'no finite loss and gradient in 1 steps, beginning')
+
+
+def test_a_full_disk_is_told_of_and_costs_nothing(
+  start, undisturbed, tmp_path, meanwhile
+):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+  def fill(*_):
+    while not (tmp_path / 'checkpoints' / '5').exists():
+      time.sleep(0.01)
+    # No file may grow beyond this: less than that of a checkpoint's arrays.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+
+  meanwhile(7, fill)
+  try:
+    with pytest.raises(OSError, match='File too large') as error:
+      start(tmp_path)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  said = str(error.value)
+  assert f'checkpoint of step 10 in {tmp_path}/checkpoints: ' in said
+  assert said.endswith('then start the same command again')
+  assert checkpoint.find(tmp_path, 'last').name == '5'
+  start(tmp_path)
+  assert_same_run(tmp_path, undisturbed)
+
+
+def test_metrics_that_cannot_be_written_are_told_of(tmp_path):
+  def write():
+    with logs.RunLog(
+      tmp_path, start_step=0, total_steps=9, tensorboard=False
+    ) as log:
+      log._file.close()
+      log._file = open('/dev/full', 'w')  # noqa: SIM115
+      log.write('train', 3, {'loss': 1.0, 'accuracy': 0.5})
+
+  with pytest.raises(OSError, match=r'metrics of step 3 in .*: .*No space'):
+    write()
+
+
+def test_a_directory_that_cannot_be_made_is_named(start, tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(NotADirectoryError, match=r'Not a directory: .*file/run'):
+    start(tmp_path / 'file' / 'run')
+
+
+def test_a_teacher_that_another_process_trains_is_waited_for(tmp_path):
+  with (
+    lock.hold(tmp_path / 'teacher', 'the run'),
+    pytest.raises(BlockingIOError, match=r'the teacher in .*/teacher is being'),
+  ):
+    train.train_and_evaluate(tiny.config('feature'), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_damaged_newest_checkpoint_is_made_again(
+  start, undisturbed, tmp_path, meanwhile, caplog
+):
+  meanwhile(12, terminate)
+  with pytest.raises(signals.Interrupted, match='from step 14'):
+    start(tmp_path)
+  path = tmp_path / 'checkpoints' / '14' / 'metadata' / 'metadata'
+  changed = json.loads(path.read_text()) | {'wall_time_s': 0.0}
+  path.write_text(json.dumps(changed))
+  start(tmp_path)
+  assert 'the run goes back to step 10' in caplog.text
+  assert_same_run(tmp_path, undisturbed)
