@@ -41,12 +41,30 @@ def default() -> ConfigDict:
 
   config.data = ConfigDict(
     {
-      'name': 'cifar10',  # 'digits', 'synthetic' or one of TFDS's
-      'data_dir': '',  # where TFDS keeps data sets; '' for its default
+      # 'digits', 'synthetic', 'image_folder' or one of TFDS's.
+      'name': 'cifar10',
+      # The image folder, or where TFDS keeps data sets; '' for its default.
+      'data_dir': '',
       'validation_fraction': 0.1,  # of train, where the set has no such split
       'train_limit': 0,  # use only so many training images; 0 for all
       'crop_padding': 4,  # pixels added on each side before a random crop
       'flip': True,  # mirror half of the training images
+      # Pixels on a side that images are resized to; 0 leaves them as they are,
+      # then all must have one size. The centre of an image is taken.
+      'image_size': 0,
+      # Smallest share of an image's area that a random crop of a training image
+      # has, before it is resized to `image_size` (0.08 is usual on ImageNet); 0
+      # for the centre. Only with `streaming`, and in place of `crop_padding`.
+      'random_resized_crop': 0.0,
+      # Read and decode images while they are needed, not all of them before:
+      # for data that do not fit in memory. Batches are the same. The device is
+      # given one step at a time.
+      'streaming': False,
+      # Processes that decode a stream; 0 for threads of the run's own.
+      'workers': 0,
+      # An image that cannot be read is an 'error', or left out ('skip'): in
+      # training the next one takes its place.
+      'corrupt': 'error',
     }
   )
 
@@ -273,6 +291,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
   'data.validation_fraction': _FRACTION,
   'data.train_limit': _NUMBER_OR_ZERO,
   'data.crop_padding': _NUMBER_OR_ZERO,
+  'data.image_size': _NUMBER_OR_ZERO,
+  'data.random_resized_crop': (lambda value: 0 <= value <= 1, 'from 0 to 1'),
+  'data.workers': _NUMBER_OR_ZERO,
+  'data.corrupt': _one_of('error', 'skip'),
   'train.epochs': _POSITIVE,
   'train.max_steps': _NUMBER_OR_ZERO,
   'train.batch_size': _POSITIVE,
@@ -323,3 +345,13 @@ def validate(config: ConfigDict) -> None:
     value = config[section][key]
     if not valid(value):
       raise ValueError(f'config.{field} is {value!r}: expected {expected}')
+  data = config.data
+  if data.random_resized_crop and not (
+    data.streaming and data.image_size and not data.crop_padding
+  ):
+    raise ValueError(
+      f'config.data.random_resized_crop is {data.random_resized_crop} with '
+      f'streaming={data.streaming}, image_size={data.image_size} and '
+      f'crop_padding={data.crop_padding}: it needs streaming, an image size, '
+      'and crop_padding=0'
+    )

@@ -202,15 +202,17 @@ ALLOWED = {
   'kdjax.results': ('config', 'files', 'methods'),
   'kdjax.files': (),
   # Data.
-  'kdjax.data': ('data.sources',),
+  'kdjax.data': ('data.kept', 'data.sources', 'data.stream'),
   'kdjax.data.batches': (),
+  'kdjax.data.images': (),
+  'kdjax.data.kept': ('files', 'runtime'),
+  'kdjax.data.stream': ('data.batches', 'data.images', 'data.sources'),
   'kdjax.data.sources': ('registry',),
   'kdjax.data.sources._cifar': (),
-  'kdjax.data.sources._decoded': ('data.sources', 'files', 'runtime'),
   'kdjax.data.sources.*': (
+    'data.images',
     'data.sources',
     'data.sources._cifar',
-    'data.sources._decoded',
   ),
   # Distillation.
   'kdjax.step': ('devices', 'features', 'methods', 'runtime'),

@@ -2,19 +2,27 @@
 
 import hashlib
 import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import ml_collections
 import numpy as np
 
-from kdjax.data import sources
-from kdjax.data.sources import Split
+from kdjax.data import kept, sources
+from kdjax.data.sources import Files, Split
+from kdjax.data.stream import Arrays, Stream, open_split
 
-__all__ = ['Dataset', 'Split', 'load']
+__all__ = ['Dataset', 'Split', 'Stream', 'load']
+
+# So many tell mean and standard deviation well enough.
+_MOMENT_IMAGES = 10_000
 
 
 class Dataset(NamedTuple):
   """A data set for training and measuring a classifier.
+
+  Its splits are in memory, or streams that are read while a run needs them.
 
   Attributes:
     name: its name.
@@ -25,12 +33,17 @@ class Dataset(NamedTuple):
     mean: mean of the training pixels scaled to 0 … 1, float32 `[channels]`.
     std: their standard deviation, float32 `[channels]`.
     digest: SHA-256 of all images and labels in their order.
+
+  A set whose images are resized may be too large to be read for that. Then its
+  digest is that of the names and sizes of its files and of which examples are
+  in each split; its moments are those of at most 10,000 training images, evenly
+  spaced and centre-cropped. All three are the same for streams.
   """
 
   name: str
-  train: Split
-  validation: Split
-  test: Split
+  train: Split | Stream
+  validation: Split | Stream
+  test: Split | Stream
   class_names: tuple[str, ...]
   mean: np.ndarray
   std: np.ndarray
@@ -39,7 +52,7 @@ class Dataset(NamedTuple):
   @property
   def image_shape(self) -> tuple[int, ...]:
     """Height, width and channels of an image."""
-    return self.train.images.shape[1:]
+    return self.train.image_shape
 
 
 def load(config: ml_collections.ConfigDict) -> Dataset:
@@ -52,64 +65,211 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     config: the section `data` of a run's configuration.
 
   Returns:
-    The data set, in host memory.
+    The data set, in host memory unless it is streamed.
 
   Raises:
-    ValueError: the data set is unknown or unsuitable, or the splits that the
-      configuration asks for leave nothing to train on.
+    ValueError: the data set is unknown or unsuitable, or an image cannot be
+      read, or the splits that the configuration asks for leave nothing to train
+      on.
     FileNotFoundError: it is not on this machine and could not be fetched.
   """
   source = sources.load(config.name, config.data_dir or None)
-  train, validation = source.train, source.validation
-  if validation is None:
-    count = round(train.size * config.validation_fraction)
-    order = np.random.default_rng(0).permutation(train.size)
+  train = np.arange(_size(source.train))
+  held_out, validation = source.validation, None
+  if held_out is None:
+    held_out = source.train
+    count = round(len(train) * config.validation_fraction)
+    order = np.random.default_rng(0).permutation(len(train))
     # Sorted: the files' order is kept within each split.
-    validation = _take(train, np.sort(order[:count]))
-    train = _take(train, np.sort(order[count:]))
+    validation = np.sort(order[:count])
+    train = np.sort(order[count:])
   if config.train_limit:
-    order = np.random.default_rng(0).permutation(train.size)
-    train = _take(train, np.sort(order[: config.train_limit]))
+    order = np.random.default_rng(0).permutation(len(train))
+    train = train[np.sort(order[: config.train_limit])]
   if not train.size:
     raise ValueError(
-      f'{config.name} has {source.train.size} training images, and '
+      f'{config.name} has {_size(source.train)} training images, and '
       f'data.validation_fraction={config.validation_fraction} leaves none'
     )
-  mean, std = _moments(train.images)
+
+  def stream(
+    split: Split | Files, indices: np.ndarray | None, unreadable: str
+  ) -> Stream:
+    return open_split(
+      split,
+      np.arange(_size(split)) if indices is None else indices,
+      like=source.train,
+      image_size=config.image_size,
+      unreadable='error' if config.corrupt == 'error' else unreadable,
+    )
+
+  streams = (
+    stream(source.train, train, 'replace'),
+    stream(held_out, validation, 'omit'),
+    stream(source.test, None, 'omit'),
+  )
+  origins = [_origin(split) for split in streams]
+  if config.streaming:
+    splits: Sequence[Split | Stream] = streams
+    summary = _keep('summary', origins, lambda: _summarise(streams, origins))
+  else:
+    splits = [_decode(*pair) for pair in zip(streams, origins, strict=True)]
+    summary = _summarise(splits, origins)
+  train_split, validation_split, test_split = splits
   return Dataset(
     config.name,
-    train,
-    validation,
-    source.test,
+    train_split,
+    validation_split,
+    test_split,
     source.class_names,
-    mean,
-    std,
-    _digest(train, validation, source.test),
+    summary['mean'],
+    summary['std'],
+    str(summary['digest']),
   )
 
 
-def _take(split: Split, indices: np.ndarray) -> Split:
-  return Split(split.images[indices], split.labels[indices])
+def _size(split: Split | Files) -> int:
+  return split.size if isinstance(split, Split) else len(split)
 
 
-def _moments(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+class _Origin(NamedTuple):
+  """What a split is read from, known without reading it.
+
+  Attributes:
+    content: digest of names and sizes of the files, and which examples they are
+      read for; the same wherever the files are.
+    copy: digest of that, of where the files are and when they were changed.
+    resized: whether the images are resized.
+  """
+
+  content: str
+  copy: str
+  resized: bool
+
+
+def _origin(stream: Stream) -> _Origin | None:
+  """Looks at the files of a split; None where it has none."""
+  if isinstance(stream.files, Arrays):
+    return None
+  folder, names = stream.files.paths()
+  content, copy = hashlib.sha256(), hashlib.sha256()
+  for name in names:
+    status = os.stat(os.path.join(folder, name))
+    content.update(f'{name}\0{status.st_size}\0'.encode())
+    copy.update(f'{status.st_mtime_ns}\0'.encode())
+  content.update(f'{stream.image_shape} {stream.resize}'.encode())
+  content.update(stream.indices.astype('<i8').tobytes())
+  copy.update(f'{content.hexdigest()} {folder} {stream.unreadable}'.encode())
+  return _Origin(content.hexdigest(), copy.hexdigest(), stream.resize)
+
+
+def _keep(
+  kind: str,
+  origins: Sequence[_Origin | None],
+  make: Callable[[], dict[str, np.ndarray]],
+) -> Mapping[str, np.ndarray]:
+  """Makes something of splits, or reads what was made of the same files."""
+  copies = [origin.copy for origin in origins if origin]
+  if len(copies) < len(origins):
+    return make()
+  return kept.keep([kind, *copies], make)
+
+
+def _decode(stream: Stream, origin: _Origin | None) -> Split:
+  """Reads a stream into memory."""
+  if isinstance(stream.files, Arrays) and not stream.resize:
+    split = stream.files.split
+    return Split(split.images[stream.indices], split.labels[stream.indices])
+
+  def decode() -> dict[str, np.ndarray]:
+    images = np.empty((stream.size, *stream.image_shape), np.uint8)
+    labels = np.empty(stream.size, np.int32)
+    unreadable: list[str] = []
+    first = 0
+    for batch in stream.batches():
+      after = first + len(batch.labels)
+      images[first:after], labels[first:after] = batch.images, batch.labels
+      unreadable += batch.unreadable
+      first = after
+    return {
+      'images': images,
+      'labels': labels,
+      'unreadable': np.array(unreadable, np.str_),
+    }
+
+  arrays = _keep('decoded', [origin], decode)
+  stream.warn(arrays['unreadable'].tolist())
+  images, labels = arrays['images'], arrays['labels']
+  present = labels >= 0
+  if present.all():
+    return Split(images, labels)
+  if not present.any():
+    raise ValueError(
+      f'none of {stream.size} images can be read: {arrays["unreadable"][0]}'
+    )
+  return Split(images[present], labels[present])
+
+
+def _summarise(
+  splits: Sequence[Split | Stream], origins: Sequence[_Origin | None]
+) -> dict[str, np.ndarray]:
+  """Computes mean, standard deviation and digest of a data set."""
+  train, *_ = splits
+  # Where the digest does not need all of them either.
+  sampled = any(origin and origin.resized for origin in origins)
+  count = min(_MOMENT_IMAGES, train.size) if sampled else train.size
+  mean, std = _moments(train, np.arange(count) * train.size // count)
+  return {
+    'mean': mean,
+    'std': std,
+    'digest': np.array(_digest(splits, origins)),
+  }
+
+
+def _examples(
+  split: Split | Stream, rows: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields images and labels of some rows of a split, by default all."""
+  if isinstance(split, Split):
+    yield (split if rows is None else (split.images[rows], split.labels[rows]))
+  else:
+    for batch in split.batches(rows):
+      present = batch.labels >= 0
+      yield batch.images[present], batch.labels[present]
+
+
+def _moments(
+  split: Split | Stream, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """Mean and standard deviation of each channel, from exact integer sums."""
-  mean, std = [], []
-  for channel in np.moveaxis(images, -1, 0):
-    pixels = channel.ravel()
-    total = int(pixels.sum(dtype=np.uint64))
-    squares = int(np.square(pixels, dtype=np.uint16).sum(dtype=np.uint64))
-    # The variance, times the square of the number of pixels.
-    spread = pixels.size * squares - total**2
-    mean.append(total / (255 * pixels.size))
-    # A constant channel is only centred.
-    std.append(math.sqrt(spread) / (255 * pixels.size) if spread else 1.0)
-  return np.array(mean, np.float32), np.array(std, np.float32)
+  channels = split.image_shape[-1]
+  # Python's integers have no end.
+  size, total, squares = 0, *np.zeros((2, channels), object)
+  for images, _ in _examples(split, rows):
+    pixels = images.reshape(-1, images.shape[-1])
+    size += len(pixels)
+    total += pixels.sum(axis=0, dtype=np.uint64).astype(object)
+    squared = np.square(pixels, dtype=np.uint16)
+    squares += squared.sum(axis=0, dtype=np.uint64).astype(object)
+  # The variance, times the square of the number of pixels, exactly.
+  spread = size * squares - total**2
+  # A constant channel is only centred.
+  std = [math.sqrt(value) / (255 * size) if value else 1.0 for value in spread]
+  return (total / (255 * size)).astype(np.float32), np.array(std, np.float32)
 
 
-def _digest(*splits: Split) -> str:
+def _digest(
+  splits: Sequence[Split | Stream], origins: Sequence[_Origin | None]
+) -> str:
+  contents = [origin.content for origin in origins if origin and origin.resized]
+  if contents:
+    return hashlib.sha256(' '.join(contents).encode()).hexdigest()
   digest = hashlib.sha256()
   for split in splits:
-    digest.update(np.ascontiguousarray(split.images).data)
-    digest.update(np.ascontiguousarray(split.labels).data)
+    labels = []
+    for images, batch_labels in _examples(split):
+      digest.update(np.ascontiguousarray(images).data)
+      labels.append(batch_labels)
+    if labels:
+      digest.update(np.concatenate(labels).data)
   return digest.hexdigest()

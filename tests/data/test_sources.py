@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download import checksums
 
-from kdjax.data import sources
+from kdjax.data import sources, stream
 from kdjax.data.sources import _cifar
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -30,6 +30,31 @@ URLS = {
 # TFDS keeps the checksums that it is given for as long as the process lives, so
 # a made archive never stands in for the real one at the real address.
 NOWHERE = 'http://127.0.0.1:1/cifar-10-binary.tar.gz'
+
+
+def load(name, data_dir):
+  """Reads a data set of files into memory."""
+  source = sources.load(name, data_dir)
+
+  def decode(files):
+    split = stream.open_split(
+      files,
+      np.arange(len(files)),
+      like=source.train,
+      image_size=0,
+      unreadable='error',
+    )
+    decoded = list(split.batches())
+    return sources.Split(
+      np.concatenate([batch.images for batch in decoded]),
+      np.concatenate([batch.labels for batch in decoded]),
+    )
+
+  return source._replace(
+    train=decode(source.train),
+    validation=source.validation and decode(source.validation),
+    test=decode(source.test),
+  )
 
 
 # digits
@@ -206,7 +231,7 @@ def test_cifar_is_downloaded_prepared_and_read(name, monkeypatch, tmp_path):
   data_dir = str(tmp_path / 'data')
   with serve(archive.parent) as address:
     publish(monkeypatch, name, f'{address}/{archive.name}', archive)
-    source = sources.load(name, data_dir)
+    source = load(name, data_dir)
 
   ids = read_ids(name, data_dir)
   assert source.validation is None
@@ -225,7 +250,7 @@ def test_cifar_is_downloaded_prepared_and_read(name, monkeypatch, tmp_path):
   else:
     assert source.class_names == tuple(f'fine_{index}' for index in range(100))
   # The server is gone: what was prepared is read without the network.
-  again = sources.load(name, data_dir)
+  again = load(name, data_dir)
   np.testing.assert_array_equal(again.train.images, source.train.images)
 
 
@@ -234,7 +259,7 @@ def test_cifar_is_prepared_as_tfds_names_it(monkeypatch, tmp_path):
   archive = data_dir / 'downloads' / 'manual' / 'cifar-10-binary.tar.gz'
   make_archive('cifar10', archive)
   publish(monkeypatch, 'cifar10', NOWHERE, archive)
-  sources.load('cifar10', str(data_dir))
+  load('cifar10', str(data_dir))
 
   builder = tfds.builder('cifar10', data_dir=data_dir)
   theirs = tfds.builder_cls('cifar10')
@@ -256,7 +281,7 @@ def test_cifar_is_prepared_twice_at_once(monkeypatch, tmp_path):
   make_archive('cifar10', archive)
   publish(monkeypatch, 'cifar10', NOWHERE, archive)
   shutil.copytree(tmp_path / 'a', tmp_path / 'b')
-  source = sources.load('cifar10', str(tmp_path / 'a'))
+  source = load('cifar10', str(tmp_path / 'a'))
 
   unpack = _cifar._unpack
 
@@ -267,7 +292,7 @@ def test_cifar_is_prepared_twice_at_once(monkeypatch, tmp_path):
     return unpack(*args)
 
   monkeypatch.setattr(_cifar, '_unpack', overtaken)
-  slower = sources.load('cifar10', str(tmp_path / 'b'))
+  slower = load('cifar10', str(tmp_path / 'b'))
   np.testing.assert_array_equal(slower.test.images, source.test.images)
   assert [path.name for path in (tmp_path / 'b/cifar10').iterdir()] == ['3.0.2']
 
@@ -282,10 +307,10 @@ def test_a_failing_download_says_what_to_do_by_hand(monkeypatch, tmp_path):
     url = f'{address}/{archive.name}'
     publish(monkeypatch, 'cifar10', url, archive)
     with pytest.raises(FileNotFoundError, match='404') as missing:
-      sources.load('cifar10', str(data_dir))
+      load('cifar10', str(data_dir))
   # The server is gone, so nothing answers.
   with pytest.raises(FileNotFoundError, match='refused') as unreachable:
-    sources.load('cifar10', str(data_dir))
+    load('cifar10', str(data_dir))
   for error in (missing, unreachable):
     assert f'download {url} with a browser' in str(error.value)
     assert f'save it as {manual}' in str(error.value)
@@ -294,7 +319,7 @@ def test_a_failing_download_says_what_to_do_by_hand(monkeypatch, tmp_path):
   # The advice works.
   manual.parent.mkdir(parents=True)
   shutil.copy(archive, manual)
-  source = sources.load('cifar10', str(data_dir))
+  source = load('cifar10', str(data_dir))
   assert len(source.train.labels) == len(splits['train'][1])
 
 
@@ -310,7 +335,7 @@ def test_a_truncated_download_is_refused(monkeypatch, tmp_path):
     publish(monkeypatch, 'cifar10', url, archive)
     truncate(archive)
     with pytest.raises(ValueError, match='truncated') as error:
-      sources.load('cifar10', str(tmp_path / 'data'))
+      load('cifar10', str(tmp_path / 'data'))
   assert url in str(error.value)
   assert 'by hand' in str(error.value)
   assert not list((tmp_path / 'data').glob('cifar10/*'))
@@ -323,7 +348,7 @@ def test_an_archive_put_by_hand_is_held_against_its_checksum(name, tmp_path):
   make_archive(name, manual)
   expected = f'{manual}, put there by hand, is not the published archive'
   with pytest.raises(ValueError, match=expected) as error:
-    sources.load(name, str(tmp_path))
+    load(name, str(tmp_path))
   assert f'download {URLS[name]} with a browser' in str(error.value)
 
 
@@ -334,7 +359,7 @@ def test_an_archive_that_was_damaged_on_disk_is_refused(monkeypatch, tmp_path):
   truncate(manual)
   publish(monkeypatch, 'cifar10', NOWHERE, manual)
   with pytest.raises(ValueError, match=f'cannot read {manual}'):
-    sources.load('cifar10', str(tmp_path))
+    load('cifar10', str(tmp_path))
 
 
 def test_an_archive_of_another_data_set_is_refused(monkeypatch, tmp_path):
@@ -342,7 +367,7 @@ def test_an_archive_of_another_data_set_is_refused(monkeypatch, tmp_path):
   make_archive('cifar100', manual)
   publish(monkeypatch, 'cifar10', NOWHERE, manual)
   with pytest.raises(ValueError, match=r'not .*data_batch_1\.bin'):
-    sources.load('cifar10', str(tmp_path))
+    load('cifar10', str(tmp_path))
 
 
 def test_tensorflow_is_never_imported(monkeypatch, tmp_path):
@@ -393,10 +418,14 @@ def prepare(
   """Prepares a tiny data set of one's own, `tiny`; returns its arrays."""
   rng = np.random.default_rng(0)
   channels = shape[-1] or 1
+  if isinstance(labels, dict):
+    labels = dict.fromkeys(splits, (0, 1, 2, 1)) | labels
+  else:
+    labels = dict.fromkeys(splits, labels)
   arrays = {
     split: [
       rng.integers(0, 256, (*sizes[index % len(sizes)], channels), np.uint8)
-      for index in range(len(labels))
+      for index in range(len(labels[split]))
     ]
     for split in splits
   }
@@ -428,7 +457,7 @@ def prepare(
             'picture': Image.fromarray(
               array.squeeze(-1) if channels == 1 else array
             ),
-            'kind': labels[index],
+            'kind': labels[split][index],
           },
         )
 
@@ -443,7 +472,7 @@ def prepare(
 @pytest.mark.parametrize('channels', [1, 3, 4])
 def test_a_prepared_data_set_needs_no_file_of_its_own(channels, tmp_path):
   arrays, _ = prepare(tmp_path, shape=(6, 5, channels))
-  source = sources.load('tiny', str(tmp_path))
+  source = load('tiny', str(tmp_path))
   assert source.class_names == ('ant', 'bee', 'cow')
   for split in ('train', 'validation', 'test'):
     found = getattr(source, split)
@@ -452,29 +481,29 @@ def test_a_prepared_data_set_needs_no_file_of_its_own(channels, tmp_path):
 
 
 def test_large_images_are_decoded_by_several_threads(monkeypatch, tmp_path):
-  monkeypatch.setattr('kdjax.data.sources.tfds._CHUNK', 4)
+  monkeypatch.setattr(stream, '_CHUNK', 4)
   arrays, _ = prepare(
     tmp_path, shape=(64, 64, 3), sizes=((64, 64),), labels=[0, 1, 2] * 10
   )
-  source = sources.load('tiny', str(tmp_path))
+  source = load('tiny', str(tmp_path))
   np.testing.assert_array_equal(source.test.images, np.stack(arrays['test']))
   np.testing.assert_array_equal(source.test.labels, [0, 1, 2] * 10)
 
 
 def test_a_version_can_be_named(tmp_path):
   prepare(tmp_path)
-  assert len(sources.load('tiny:1.2.3', str(tmp_path)).train.labels) == 4
+  assert len(load('tiny:1.2.3', str(tmp_path)).train.labels) == 4
 
 
 def test_home_is_expanded(monkeypatch, tmp_path):
   prepare(tmp_path / 'sets')
   monkeypatch.setenv('HOME', str(tmp_path))
-  assert len(sources.load('tiny', '~/sets').train.labels) == 4
+  assert len(load('tiny', '~/sets').train.labels) == 4
 
 
 def test_without_test_split_validation_is_the_test(tmp_path):
   arrays, _ = prepare(tmp_path, splits=('train', 'validation'))
-  source = sources.load('tiny', str(tmp_path))
+  source = load('tiny', str(tmp_path))
   assert source.validation is None
   np.testing.assert_array_equal(
     source.test.images, np.stack(arrays['validation'])
@@ -483,12 +512,19 @@ def test_without_test_split_validation_is_the_test(tmp_path):
 
 def test_without_validation_split_there_is_none(tmp_path):
   prepare(tmp_path, splits=('train', 'test'))
-  assert sources.load('tiny', str(tmp_path)).validation is None
+  assert load('tiny', str(tmp_path)).validation is None
+
+
+def test_a_test_split_without_classes_is_none(tmp_path):
+  prepare(tmp_path, labels={'test': (-1, -1)})
+  source = sources.load('tiny', str(tmp_path))
+  assert source.validation is None
+  assert source.test.name(0) == "'tiny/1.2.3' validation[0]"
 
 
 def test_undeclared_sizes_are_fine_where_all_are_equal(tmp_path):
   arrays, _ = prepare(tmp_path, shape=(None, None, 1))
-  source = sources.load('tiny', str(tmp_path))
+  source = load('tiny', str(tmp_path))
   np.testing.assert_array_equal(source.train.images, np.stack(arrays['train']))
 
 
@@ -498,21 +534,22 @@ def test_undeclared_sizes_are_fine_where_all_are_equal(tmp_path):
 def test_images_of_several_sizes_are_refused(tmp_path):
   prepare(tmp_path, shape=(None, None, 1), sizes=((6, 5), (7, 8)))
   expected = r'train\[1\] is 7 pixels high and 8 wide, expected 6 and 5'
-  with pytest.raises(ValueError, match=expected):
-    sources.load('tiny', str(tmp_path))
+  with pytest.raises(ValueError, match=expected) as error:
+    load('tiny', str(tmp_path))
+  assert 'config.data.image_size' in str(error.value)
 
 
 @pytest.mark.parametrize('splits', [('train',), ('test',), ('train', 'extra')])
 def test_missing_splits_are_refused(splits, tmp_path):
   prepare(tmp_path, splits=splits)
   with pytest.raises(ValueError, match='expected train and at least one'):
-    sources.load('tiny', str(tmp_path))
+    load('tiny', str(tmp_path))
 
 
 def test_examples_without_a_class_are_refused(tmp_path):
   prepare(tmp_path, labels=(0, -1, 2, 1))
   with pytest.raises(ValueError, match=r'train\[1\] has the label -1'):
-    sources.load('tiny', str(tmp_path))
+    load('tiny', str(tmp_path))
 
 
 def test_another_task_than_classification_is_refused(tmp_path):
@@ -524,13 +561,13 @@ def test_another_task_than_classification_is_refused(tmp_path):
     },
   )
   with pytest.raises(ValueError, match='not for image classification'):
-    sources.load('tiny', str(tmp_path))
+    load('tiny', str(tmp_path))
 
 
 def test_a_data_set_without_supervised_keys_is_refused(tmp_path):
   prepare(tmp_path, keys=None)
   with pytest.raises(ValueError, match='found None among the features'):
-    sources.load('tiny', str(tmp_path))
+    load('tiny', str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -539,7 +576,7 @@ def test_a_data_set_without_supervised_keys_is_refused(tmp_path):
 def test_images_of_another_kind_are_refused(shape, dtype, tmp_path):
   prepare(tmp_path, shape=shape, dtype=dtype)
   with pytest.raises(ValueError, match='expected uint8 and 1, 3 or 4 channels'):
-    sources.load('tiny', str(tmp_path))
+    load('tiny', str(tmp_path))
 
 
 def test_another_file_format_is_refused(tmp_path):
@@ -547,13 +584,13 @@ def test_another_file_format_is_refused(tmp_path):
   info = folder / 'dataset_info.json'
   info.write_text(info.read_text().replace('array_record', 'tfrecord'))
   with pytest.raises(ValueError, match='prepared as tfrecord') as error:
-    sources.load('tiny', str(tmp_path))
+    load('tiny', str(tmp_path))
   assert '--file_format=array_record' in str(error.value)
 
 
 def test_a_data_set_that_is_not_prepared_says_how(tmp_path):
   with pytest.raises(FileNotFoundError) as error:
-    sources.load('mnist', str(tmp_path))
+    load('mnist', str(tmp_path))
   assert str(tmp_path) in str(error.value)
   assert 'tfds build mnist --file_format=array_record' in str(error.value)
 
@@ -569,13 +606,13 @@ def test_a_data_set_that_is_not_prepared_says_how(tmp_path):
 )
 def test_an_unknown_name_lists_those_near(name, near, tmp_path):
   with pytest.raises(ValueError, match=f'unknown data set {name!r}') as error:
-    sources.load(name, str(tmp_path))
+    load(name, str(tmp_path))
   assert near in str(error.value)
 
 
 def test_a_name_that_cannot_be_one_is_unknown(tmp_path):
   with pytest.raises(ValueError, match='unknown data set'):
-    sources.load('no such data', str(tmp_path))
+    load('no such data', str(tmp_path))
 
 
 # The prepared CIFAR-10 beside the checkout
@@ -585,7 +622,7 @@ def test_a_name_that_cannot_be_one_is_unknown(tmp_path):
 def test_shared_cifar10_is_whole():
   if not (SHARED / 'cifar10').is_dir():
     pytest.skip(f'no prepared CIFAR-10 in {SHARED}')
-  source = sources.load('cifar10', str(SHARED))
+  source = load('cifar10', str(SHARED))
   assert source.train.images.shape == (50_000, 32, 32, 3)
   assert source.test.images.shape == (10_000, 32, 32, 3)
   assert len(source.class_names) == 10

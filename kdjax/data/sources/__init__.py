@@ -1,4 +1,4 @@
-"""Data sets by name, whole and in memory.
+"""Data sets by name, in memory or as files that are read on demand.
 
 A new data set is one new file here, or none. The file `name.py` defines
 `load(data_dir)`, which returns a `Source`. Every other name is looked up in
@@ -6,13 +6,15 @@ TensorFlow Datasets (TFDS), which is read without TensorFlow; so a data set that
 TFDS knows, or that TFDS has prepared on disk, needs no file.
 """
 
-from typing import NamedTuple
+import io
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from kdjax import registry
 
-__all__ = ['Source', 'Split', 'load', 'names']
+__all__ = ['Files', 'Source', 'Split', 'load', 'names']
 
 
 class Split(NamedTuple):
@@ -31,6 +33,39 @@ class Split(NamedTuple):
     """Number of examples."""
     return len(self.labels)
 
+  @property
+  def image_shape(self) -> tuple[int, ...]:
+    """Height, width and channels of an image."""
+    return self.images.shape[1:]
+
+
+class Files(Protocol):
+  """Encoded images with their classes, in random access.
+
+  Worker processes get a copy: it must be cheap to pickle, and holds no images.
+  """
+
+  @property
+  def channels(self) -> int:
+    """Channels that images are to have: 1, 3 or 4."""
+
+  @property
+  def shape(self) -> tuple[int, int] | None:
+    """Height and width that all images are declared to have, or None."""
+
+  def __len__(self) -> int: ...
+
+  def read(
+    self, indices: Sequence[int]
+  ) -> Iterator[tuple[str | io.BytesIO, int]]:
+    """Yields for each example what Pillow can open, and its label."""
+
+  def name(self, index: int) -> str:
+    """Says which example that is, for messages."""
+
+  def paths(self) -> tuple[str, Sequence[str]]:
+    """Gives a folder, and the paths in it of all files that hold examples."""
+
 
 class Source(NamedTuple):
   """A data set for image classification.
@@ -43,9 +78,9 @@ class Source(NamedTuple):
     class_names: the name of each class, in the order of the labels.
   """
 
-  train: Split
-  validation: Split | None
-  test: Split
+  train: Split | Files
+  validation: Split | Files | None
+  test: Split | Files
   class_names: tuple[str, ...]
 
 
@@ -59,16 +94,17 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str, data_dir: str | None) -> Source:
-  """Reads a data set into memory.
+  """Finds a data set.
 
   Args:
     name: one of `names()`, or a data set of TFDS as TFDS writes it:
       `name[/config][:version]`.
-    data_dir: folder of the prepared data sets; None is that of TFDS,
-      `~/tensorflow_datasets`. A data set that comes with a library ignores it.
+    data_dir: folder of the data set, or of those that TFDS has prepared; None
+      is TFDS's own, `~/tensorflow_datasets`. A data set that comes with a
+      library ignores it.
 
   Returns:
-    The data set.
+    The data set. Nothing is decoded yet of one that lies in files.
 
   Raises:
     ValueError: the name is unknown, or the data set is of a kind that kdjax

@@ -7,35 +7,27 @@ the splits and the size of the images come from the data set. CIFAR-10 and
 CIFAR-100 are downloaded and prepared at their first use.
 """
 
-import concurrent.futures
+import dataclasses
 import difflib
 import io
 import os
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+from array_record.python import array_record_data_source
 from tensorflow_datasets.core import read_only_builder, registered
 from tensorflow_datasets.proto import tf_example_pb2
 
-from kdjax.data import sources
-from kdjax.data.sources import Source, Split, _cifar, _decoded
+from kdjax.data import images, sources
+from kdjax.data.sources import Source, _cifar
 
 _FORMAT = 'array_record'
-_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
-_CHUNK = 1024
-# Pillow decodes outside the interpreter's lock, but opens and copies inside it.
-# Below this many pixels an image the threads wait for each other for longer
-# than they decode: at 32×32 two threads took 1.3 times as long as one, from
-# 64×64 on PNG (128×128 on JPEG) half as long.
-_THREADED_PIXELS = 64 * 64
 
 
 def load(name: str, data_dir: str | None) -> Source:
-  """Reads a data set of TFDS into memory.
+  """Finds a data set of TFDS.
 
   Args:
     name: `name[/config][:version]`, as TFDS writes it. Without a version, the
@@ -44,13 +36,13 @@ def load(name: str, data_dir: str | None) -> Source:
       `~/tensorflow_datasets`.
 
   Returns:
-    The data set. Its split `test` is the test split; where it has none,
-    `validation` is, and there is no validation split.
+    The data set. Its split `test` is the test split; where it has none, or one
+    without classes, `validation` is, and there is no validation split.
 
   Raises:
     ValueError: the name is unknown; or the data set is not for image
-      classification, has images of several sizes or not of 8 bits, lacks a
-      split, has examples without a class, or is prepared in another format.
+      classification, has images not of 8 bits, lacks a split, or is prepared in
+      another format.
     FileNotFoundError: the data set is not prepared in `data_dir`, and it is
       not CIFAR or the download of CIFAR failed.
   """
@@ -62,12 +54,29 @@ def load(name: str, data_dir: str | None) -> Source:
       f'data set {name!r} has the splits {sorted(splits)}, expected train and '
       'at least one of test and validation. Use another data set.'
     )
-  reader = _Reader(builder, image_key, label_key)
-  held_out = 'test' in splits and 'validation' in splits
+
+  def find(split: str) -> _Records:
+    files = tuple(map(os.fspath, builder.info.splits[split].filepaths))
+    *size, channels = builder.info.features[image_key].shape
+    return _Records(
+      title=f'{builder.info.full_name!r} {split}',
+      files=files,
+      records=array_record_data_source.ArrayRecordDataSource(files),
+      image_key=image_key,
+      label_key=label_key,
+      num_classes=builder.info.features[label_key].num_classes,
+      channels=channels,
+      shape=None if None in size else tuple(size),
+    )
+
+  tests = [split for split in ('test', 'validation') if split in splits]
+  # ImageNet's test split has no classes.
+  if len(tests) == 2 and find('test').is_unlabelled():
+    tests.remove('test')
   return Source(
-    train=reader.read('train'),
-    validation=reader.read('validation') if held_out else None,
-    test=reader.read('test' if 'test' in splits else 'validation'),
+    train=find('train'),
+    validation=find('validation') if len(tests) == 2 else None,
+    test=find(tests[0]),
     class_names=tuple(builder.info.features[label_key].names),
   )
 
@@ -153,7 +162,7 @@ def _keys(info: tfds.core.DatasetInfo) -> tuple[str, str]:
       'set.'
     )
   image = features[keys[0]]
-  if image.np_dtype != np.uint8 or image.shape[-1] not in _MODES:
+  if image.np_dtype != np.uint8 or image.shape[-1] not in images.MODES:
     raise ValueError(
       f'data set {info.full_name!r} has images of shape {image.shape} and '
       f'type {np.dtype(image.np_dtype)}, expected uint8 and 1, 3 or 4 '
@@ -162,87 +171,63 @@ def _keys(info: tfds.core.DatasetInfo) -> tuple[str, str]:
   return keys
 
 
-class _Reader:
-  """Reads the splits of one data set, whose images all have one size."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Records:
+  """One split, as `kdjax.data.sources.Files` has it.
 
-  def __init__(
-    self,
-    builder: tfds.core.dataset_builder.DatasetBuilder,
-    image_key: str,
-    label_key: str,
-  ):
-    self._builder = builder
-    self._image_key = image_key
-    self._label_key = label_key
-    self._classes = builder.info.features[label_key].num_classes
-    # Height and width are None where the data set declares neither: its images
-    # may yet be of one size, that of the first one.
-    self._shape = tuple(builder.info.features[image_key].shape)
+  Attributes:
+    title: names the split in messages.
+    files: paths of its files.
+    records: its serialised examples, in the files' order.
+    image_key: name of the image in an example.
+    label_key: name of its class.
+    num_classes: number of classes.
+    channels: channels of an image.
+    shape: height and width, where the data set declares them. It may declare
+      neither, and all its images be of one size all the same.
+  """
 
-  def read(self, split: str) -> Split:
-    """Reads one split."""
-    files = self._builder.info.splits[split].filepaths
-    return _decoded.keep(files, lambda: self._read(split))
+  title: str
+  files: tuple[str, ...]
+  records: array_record_data_source.ArrayRecordDataSource
+  image_key: str
+  label_key: str
+  num_classes: int
+  channels: int
+  shape: tuple[int, int] | None
 
-  def _read(self, split: str) -> Split:
-    """Decodes one split."""
-    # TFDS's own decoding of each example takes nearly twice as long.
-    source = self._builder.as_data_source(
-      split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-    )
-    if None in self._shape:
-      encoded, _ = next(self._examples(source, [0]))
-      width, height = Image.open(io.BytesIO(encoded)).size
-      self._shape = (height, width, self._shape[-1])
-    images = np.empty((len(source), *self._shape), np.uint8)
-    labels = np.empty(len(source), np.int32)
+  def __len__(self) -> int:
+    return len(self.records)
 
-    def decode(start: int) -> None:
-      indices = range(start, min(start + _CHUNK, len(source)))
-      examples = self._examples(source, indices)
-      for index, (encoded, label) in zip(indices, examples, strict=True):
-        if not 0 <= label < self._classes:
-          raise ValueError(
-            f'{self._at(split, index)} has the label {label}, expected 0 to '
-            f'{self._classes - 1}: the split has examples without a class. '
-            'Use another data set.'
-          )
-        images[index] = self._decode(encoded, split, index)
-        labels[index] = label
-
-    height, width, _ = self._shape
-    small = height * width < _THREADED_PIXELS
-    with concurrent.futures.ThreadPoolExecutor(
-      1 if small else os.cpu_count()
-    ) as pool:
-      # The iteration raises what `decode` raised, and cancels the chunks left.
-      for _ in pool.map(decode, range(0, len(source), _CHUNK)):
-        pass
-    return Split(images, labels)
-
-  def _examples(self, source: Any, indices: Any) -> Iterator[tuple[bytes, int]]:
+  def _read(self, indices: Sequence[int]) -> Iterator[tuple[bytes, int]]:
     """Yields encoded image and label."""
-    for record in source.__getitems__(list(indices)):
+    # TFDS's own decoding of each example takes nearly twice as long.
+    for record in self.records.__getitems__(indices):
       feature = tf_example_pb2.Example.FromString(record).features.feature
       yield (
-        feature[self._image_key].bytes_list.value[0],
-        feature[self._label_key].int64_list.value[0],
+        feature[self.image_key].bytes_list.value[0],
+        feature[self.label_key].int64_list.value[0],
       )
 
-  def _decode(self, encoded: bytes, split: str, index: int) -> np.ndarray:
-    """Returns one image, `[H, W, C]`."""
-    height, width, channels = self._shape
-    image: Image.Image = Image.open(io.BytesIO(encoded))
-    if image.size != (width, height):
-      raise ValueError(
-        f'{self._at(split, index)} is {image.height} pixels high and '
-        f'{image.width} wide, expected {height} and {width}, as declared or as '
-        'the first image: kdjax needs images of one size. Use another data '
-        'set, or prepare a copy of this one with its images resized.'
-      )
-    if image.mode != _MODES[channels]:
-      image = image.convert(_MODES[channels])
-    return np.frombuffer(image.tobytes(), np.uint8).reshape(self._shape)
+  def read(self, indices: Sequence[int]) -> Iterator[tuple[io.BytesIO, int]]:
+    examples = self._read(indices)
+    for index, (encoded, label) in zip(indices, examples, strict=True):
+      if not 0 <= label < self.num_classes:
+        raise ValueError(
+          f'{self.name(index)} has the label {label}, expected 0 to '
+          f'{self.num_classes - 1}: the split has examples without a class. '
+          'Use another data set.'
+        )
+      yield io.BytesIO(encoded), label
 
-  def _at(self, split: str, index: int) -> str:
-    return f'{self._builder.info.full_name!r} {split}[{index}]'
+  def is_unlabelled(self) -> bool:
+    """Whether its first example has no class."""
+    _, label = next(self._read([0]))
+    return label < 0
+
+  def name(self, index: int) -> str:
+    return f'{self.title}[{index}]'
+
+  def paths(self) -> tuple[str, Sequence[str]]:
+    folder = os.path.dirname(self.files[0])
+    return folder, [os.path.basename(file) for file in self.files]

@@ -1,67 +1,62 @@
-"""Decoded copies of splits, so that a run need not decode them again."""
+"""What was made from files of data, kept so that no run makes it again."""
 
 import contextlib
 import hashlib
 import json
-import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from kdjax import files as files_lib
 from kdjax import runtime
-from kdjax.data.sources import Split
 
 # Of all that is kept, the least recently used goes first.
 _BYTES = 4 * 2**30
 
 
-def keep(files: Sequence[os.PathLike[str]], read: Callable[[], Split]) -> Split:
-  """Reads a split, or the copy of it that an earlier run left.
+def keep(
+  about: Sequence[str], make: Callable[[], Mapping[str, np.ndarray]]
+) -> Mapping[str, np.ndarray]:
+  """Makes arrays, or reads the copy of them that an earlier run left.
 
   Copies lie in the user's cache directory (see `kdjax.runtime`), 4 GiB in all.
   One that cannot be read is made again; where none can be written, none is.
 
   Args:
-    files: the files that the split is read from. A copy is valid as long as
-      their paths, sizes and times of change are the same.
-    read: reads and decodes them.
+    about: all that decides what they are, such as paths, sizes and times of
+      change of the files that they are made from.
+    make: makes them.
 
   Returns:
-    The split.
+    The arrays by name.
   """
   directory = runtime.cache_directory('data')
   if directory is None:
-    return read()
-  facts = [(str(file), *_size_and_time(file)) for file in files]
-  key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return make()
+  key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
   path = directory / f'{key}.npz'
   try:
     # Reading checks the checksums in it.
     with path.open('rb') as file, np.load(file) as arrays:
-      split = Split(arrays['images'], arrays['labels'])
+      kept = dict(arrays)
     path.touch()
-    return split
+    return kept
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-    split = read()
-  _write(path, split)
-  return split
+    made = make()
+  _write(path, made)
+  return made
 
 
-def _size_and_time(file: os.PathLike[str]) -> tuple[int, int]:
-  status = pathlib.Path(file).stat()
-  return status.st_size, status.st_mtime_ns
-
-
-def _write(path: pathlib.Path, split: Split) -> None:
-  if split.images.nbytes > _BYTES:
+def _write(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+  if sum(array.nbytes for array in arrays.values()) > _BYTES:
     return
   # The disk may be full, or read-only.
   with contextlib.suppress(OSError):
     with files_lib.replacing(path) as file:
-      np.savez(file, images=split.images, labels=split.labels)
+      np.savez(file, **arrays)
     _shrink(path.parent)
 
 

@@ -1,0 +1,485 @@
+"""Splits that are read and decoded while a run needs them, by grain.
+
+What a batch holds is a function of (seed, step) and of nothing else: a run goes
+on from its step alone, with any number of worker processes, and each process of
+a run reads the rows of the batch that it feeds.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from kdjax.data import batches, images
+from kdjax.data.sources import Files, Split
+
+logger = logging.getLogger('kdjax')
+
+# Pillow decodes outside the interpreter's lock, but opens and copies inside it.
+# Below this many pixels an image the threads wait for each other for longer
+# than they decode: at 32×32 two threads took 1.3 times as long as one, from
+# 64×64 on PNG (128×128 on JPEG) half as long.
+_THREADED_PIXELS = 64 * 64
+# More would hold many batches in memory; `workers` scale better.
+_MOST_THREADS = 8
+# Examples that a thread reads at once, where no batch says how many.
+_CHUNK = 256
+# Batches that a worker process has ready, beside the one it works at.
+_READY = 2
+# Orders of an epoch that a process remembers: threads may work at two epochs.
+_EPOCHS = 2
+
+
+class UnreadableError(ValueError):
+  """An image that cannot be read."""
+
+
+class Batch(NamedTuple):
+  """Some examples.
+
+  Attributes:
+    images: uint8 `[batch, height, width, channels]`.
+    labels: int32 `[batch]`; -1 where there is no example, because its image
+      cannot be read or the split has no more.
+    unreadable: of each image that cannot be read, which one and why.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  unreadable: tuple[str, ...]
+
+
+class Arrays:
+  """Images in memory, read as if they were files.
+
+  Attributes:
+    split: the images.
+    channels: channels of each.
+    shape: height and width of each.
+  """
+
+  def __init__(self, split: Split):
+    self.split = split
+    height, width, self.channels = split.image_shape
+    self.shape = height, width
+
+  def __len__(self) -> int:
+    return self.split.size
+
+  def read(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields images and labels."""
+    for index in indices:
+      yield self.split.images[index], int(self.split.labels[index])
+
+  def name(self, index: int) -> str:
+    """Says which image that is."""
+    return f'image {index}'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stream:
+  """A split whose examples are read when they are needed.
+
+  Worker processes get a copy; it holds no images.
+
+  Attributes:
+    files: where the examples are.
+    indices: which of them are in this split, and in which order, `[size]`.
+    image_shape: height, width and channels of an image, once decoded.
+    resize: whether images of any size are resized to that; otherwise they must
+      have it.
+    unreadable: what an image that cannot be read leads to: 'error'; 'replace'
+      it by the next of the split that can; or 'omit' it.
+  """
+
+  files: Files | Arrays
+  indices: np.ndarray
+  image_shape: tuple[int, ...]
+  resize: bool
+  unreadable: str
+  _named: set[str] = dataclasses.field(default_factory=set)
+
+  @property
+  def size(self) -> int:
+    """Number of examples, with those that cannot be read."""
+    return len(self.indices)
+
+  @property
+  def threads(self) -> int:
+    """Number of threads that decode fastest."""
+    height, width, _ = self.image_shape
+    if height * width < _THREADED_PIXELS:
+      return 1
+    return min(os.cpu_count() or 1, _MOST_THREADS)
+
+  def batch(
+    self,
+    rows: np.ndarray,
+    crop: Callable[[int, Image.Image], Image.Image] | None = None,
+  ) -> Batch:
+    """Reads some examples.
+
+    Args:
+      rows: which ones of the split, `[batch]`.
+      crop: resizes the image of a place in the batch; by default its centre is
+        taken.
+
+    Returns:
+      The examples.
+
+    Raises:
+      ValueError: an image cannot be read, or none can, or one has another size
+        than expected.
+    """
+    pixels = np.zeros((len(rows), *self.image_shape), np.uint8)
+    labels = np.full(len(rows), -1, np.int32)
+    unreadable: list[str] = []
+
+    def read(place: int, row: int, file: Any, label: int) -> bool:
+      name = self.files.name(int(self.indices[row]))
+      try:
+        pixels[place] = self._decode(
+          name, file, crop and functools.partial(crop, place)
+        )
+      except UnreadableError as error:
+        if self.unreadable == 'error':
+          raise UnreadableError(
+            f"{error}. Remove or replace it, or set config.data.corrupt='skip'"
+          ) from error
+        unreadable.append(str(error))
+        return False
+      labels[place] = label
+      return True
+
+    examples = self.files.read([int(index) for index in self.indices[rows]])
+    for place, (row, example) in enumerate(zip(rows, examples, strict=True)):
+      if read(place, row, *example) or self.unreadable == 'omit':
+        continue
+      for other in (row + np.arange(1, self.size)) % self.size:
+        (example,) = self.files.read([int(self.indices[other])])
+        if read(place, other, *example):
+          break
+      else:
+        raise UnreadableError(
+          f'no image of the {self.size} can be read: {unreadable[0]}'
+        )
+    return Batch(pixels, labels, tuple(dict.fromkeys(unreadable)))
+
+  def batches(self, rows: np.ndarray | None = None) -> Iterator[Batch]:
+    """Reads many examples with the threads of this process.
+
+    Args:
+      rows: which ones of the split, `[N]`; all by default.
+
+    Yields:
+      The examples in their order, some hundred at once. Those that cannot be
+      read are in a warning.
+    """
+    rows = np.arange(self.size) if rows is None else rows
+    parts = [
+      rows[first : first + _CHUNK] for first in range(0, len(rows), _CHUNK)
+    ]
+    with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
+      # The iteration raises what `batch` raised, and cancels the parts left.
+      for batch in pool.map(self.batch, parts):
+        self.warn(batch.unreadable)
+        yield batch
+
+  def warn(self, unreadable: Sequence[str]) -> None:
+    """Names images that cannot be read in a warning, each one once."""
+    for message in unreadable:
+      if message not in self._named:
+        self._named.add(message)
+        logger.warning(
+          '%s (%d of %d images so far)', message, len(self._named), self.size
+        )
+
+  def _decode(
+    self,
+    name: str,
+    file: Any,
+    crop: Callable[[Image.Image], Image.Image] | None,
+  ) -> np.ndarray:
+    """Returns one image, `[height, width, channels]`."""
+    height, width, channels = self.image_shape
+    if isinstance(file, np.ndarray):
+      if not self.resize:
+        return file
+      image = Image.fromarray(file[..., 0] if channels == 1 else file)
+    else:
+      # Pillow's decoders raise errors of many kinds.
+      try:
+        with Image.open(file) as opened:
+          image = images.with_channels(opened, channels)
+      except Exception as error:
+        raise UnreadableError(f'cannot read {name}: {error}') from error
+    if self.resize:
+      crop = crop or functools.partial(images.centre_crop, size=height)
+      image = crop(image)
+    elif image.size != (width, height):
+      raise ValueError(
+        f'{name} is {image.height} pixels high and {image.width} wide, '
+        f'expected {height} and {width}, as declared or as the first image: '
+        'images have several sizes. Set config.data.image_size'
+      )
+    return np.asarray(image).reshape(self.image_shape)
+
+
+def open_split(
+  split: Split | Files,
+  indices: np.ndarray,
+  *,
+  like: Split | Files,
+  image_size: int,
+  unreadable: str,
+) -> Stream:
+  """Makes a stream of a split of a data set, or of a part of it.
+
+  Args:
+    split: the split.
+    indices: which examples of it, in their order, `[size]`.
+    like: the data set's training split, whose first image has the size of all.
+    image_size: height and width to resize images to; 0 leaves them as they are.
+    unreadable: as `Stream` has it.
+
+  Returns:
+    The stream.
+
+  Raises:
+    ValueError: no image tells the size.
+  """
+  files = Arrays(split) if isinstance(split, Split) else split
+  if image_size:
+    height = width = image_size
+  elif isinstance(like, Split):
+    height, width, _ = like.image_shape
+  else:
+    height, width = like.shape or _first_size(like, unreadable != 'error')
+  shape = height, width, files.channels
+  return Stream(files, indices, shape, image_size > 0, unreadable)
+
+
+def _first_size(files: Files, skip: bool) -> tuple[int, int]:
+  for index in range(len(files)):
+    ((file, _),) = files.read([index])
+    try:
+      with Image.open(file) as image:
+        return image.height, image.width
+    except Exception as error:
+      if not skip:
+        raise UnreadableError(
+          f'cannot read {files.name(index)}: {error}'
+        ) from error
+  raise UnreadableError('no image can be read')
+
+
+class Batches:
+  """Batches in their order, made ahead of time; a context manager.
+
+  Closed, or collected, it leaves no process behind.
+  """
+
+  def __init__(
+    self,
+    stream: Stream,
+    load: Callable[[int], Batch],
+    numbers: range,
+    workers: int,
+  ):
+    self._stream = stream
+    dataset = grain.MapDataset.range(numbers.start, numbers.stop).map(load)
+    workers = min(workers, len(numbers))
+    if workers:
+      # grain has flags, which no command line set where kdjax is a library.
+      if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+      options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+      batches = dataset.to_iter_dataset(options).mp_prefetch(
+        grain.MultiprocessingOptions(workers, per_worker_buffer_size=_READY),
+        worker_init_fn=_begin_worker,
+      )
+    else:
+      options = grain.ReadOptions(
+        num_threads=stream.threads, prefetch_buffer_size=stream.threads + 1
+      )
+      batches = dataset.to_iter_dataset(options)
+    self._batches = iter(batches)
+
+  def __iter__(self) -> Self:
+    return self
+
+  def __next__(self) -> Batch:
+    batch = next(self._batches)
+    self._stream.warn(batch.unreadable)
+    # A worker's arrays lie in shared memory that goes with them.
+    return batch._replace(
+      images=np.array(batch.images), labels=np.array(batch.labels)
+    )
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Stops the threads or processes that make batches."""
+    self._batches.close()
+
+
+def train_batches(
+  stream: Stream,
+  key: jax.Array,
+  *,
+  batch_size: int,
+  steps: range,
+  rows: np.ndarray | None = None,
+  random_resized_crop: float = 0.0,
+  workers: int = 0,
+) -> Batches:
+  """Gives the batches of training steps, before padded crops and flips.
+
+  They hold what `kdjax.data.batches.train_batch` takes from a split in memory.
+
+  Args:
+    stream: the training split.
+    key: key of the run's data.
+    batch_size: examples in the batch of a step, at most `stream.size`.
+    steps: numbers of the steps in the run, without gaps.
+    rows: which rows of each batch to give; all by default.
+    random_resized_crop: smallest share of an image's area in a random crop; 0
+      for the centre crop.
+    workers: processes that read and decode; 0 for threads of this one.
+
+  Returns:
+    A batch for each step.
+  """
+  return Batches(
+    stream,
+    _TrainBatch(
+      stream,
+      np.asarray(jax.random.key_data(key)),
+      batch_size,
+      np.arange(batch_size) if rows is None else rows,
+      random_resized_crop,
+    ),
+    steps,
+    workers,
+  )
+
+
+def eval_batches(
+  stream: Stream,
+  *,
+  batch_size: int,
+  rows: np.ndarray | None = None,
+  workers: int = 0,
+) -> Batches:
+  """Gives every example of a split once, in order.
+
+  Args:
+    stream: the split.
+    batch_size: examples in a batch.
+    rows: which rows of each batch to give; all by default.
+    workers: processes that read and decode; 0 for threads of this one.
+
+  Returns:
+    The batches. All are full: what the last one lacks has the label -1.
+  """
+  rows = np.arange(batch_size) if rows is None else rows
+  return Batches(
+    stream,
+    _EvalBatch(stream, batch_size, rows),
+    range(-(-stream.size // batch_size)),
+    workers,
+  )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _TrainBatch:
+  """Makes the batch of a training step; worker processes get a copy."""
+
+  stream: Stream
+  key: np.ndarray
+  batch_size: int
+  rows: np.ndarray
+  random_resized_crop: float
+
+  def __call__(self, step: int) -> Batch:
+    epoch, within = divmod(step, self.stream.size // self.batch_size)
+    order = _epoch_order(self.key.tobytes(), epoch, self.stream.size)
+    positions = within * self.batch_size + self.rows
+
+    def crop(place: int, image: Image.Image) -> Image.Image:
+      return images.random_resized_crop(
+        image,
+        self.stream.image_shape[0],
+        self.random_resized_crop,
+        images.crop_draws(self.key, epoch, int(positions[place])),
+      )
+
+    return self.stream.batch(
+      order[positions], crop if self.random_resized_crop else None
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _EvalBatch:
+  """Makes a batch in the order of the split."""
+
+  stream: Stream
+  batch_size: int
+  rows: np.ndarray
+
+  def __call__(self, number: int) -> Batch:
+    positions = number * self.batch_size + self.rows
+    present = positions < self.stream.size
+    # The last batch is filled with its last example, which no label counts.
+    batch = self.stream.batch(np.minimum(positions, self.stream.size - 1))
+    return batch._replace(
+      labels=np.where(present, batch.labels, -1).astype(np.int32)
+    )
+
+
+@functools.lru_cache(maxsize=_EPOCHS)
+def _epoch_order(key: bytes, epoch: int, size: int) -> np.ndarray:
+  data_key = jax.random.wrap_key_data(jnp.array(np.frombuffer(key, np.uint32)))
+  return np.asarray(batches.epoch_order(data_key, epoch, size))
+
+
+def _begin_worker(index: int, count: int) -> None:
+  """Makes a worker process one that serves its parent and nobody else."""
+  del index, count
+  # The accelerator is the parent's.
+  jax.config.update('jax_platforms', 'cpu')
+  # Ctrl-C reaches all processes of a terminal: the parent decides.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  """Ends this process when its parent has ended, however that came about."""
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  multiprocessing.connection.wait([parent.sentinel])
+  os._exit(1)
