@@ -17,6 +17,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download import checksums
 
+from kdjax import config as config_lib
+from kdjax import data
+from kdjax.data import images as images_lib
 from kdjax.data import sources, stream
 from kdjax.data.sources import _cifar
 
@@ -537,6 +540,29 @@ def test_images_of_several_sizes_are_refused(tmp_path):
   with pytest.raises(ValueError, match=expected) as error:
     load('tiny', str(tmp_path))
   assert 'config.data.image_size' in str(error.value)
+
+
+def test_images_of_several_sizes_are_resized(tmp_path):
+  arrays, _ = prepare(
+    tmp_path, shape=(None, None, 3), sizes=((16, 9), (7, 8), (32, 32))
+  )
+  config = config_lib.default().data
+  config.update(name='tiny', data_dir=str(tmp_path), image_size=7)
+  resident = data.load(config)
+  expected = np.stack(
+    [
+      images_lib.centre_crop(Image.fromarray(array), 7)
+      for array in arrays['test']
+    ]
+  )
+  np.testing.assert_array_equal(resident.test.images, expected)
+  config.streaming = True
+  streamed = data.load(config)
+  assert streamed.digest == resident.digest
+  with stream.eval_batches(streamed.test, batch_size=4) as loader:
+    (batch,) = loader
+  np.testing.assert_array_equal(batch.images, expected)
+  np.testing.assert_array_equal(batch.labels, resident.test.labels)
 
 
 @pytest.mark.parametrize('splits', [('train',), ('test',), ('train', 'extra')])

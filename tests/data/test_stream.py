@@ -1,0 +1,359 @@
+"""Streams against the same data in memory, and what goes wrong in them."""
+
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import folder
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdjax import config as config_lib
+from kdjax import data
+from kdjax.data import batches, images, stream
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+KEY = jax.random.fold_in(jax.random.key(5), 2)
+BATCH = 8
+
+
+def load(**fields):
+  config = config_lib.default().data
+  config.update(fields)
+  return data.load(config)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+
+
+@pytest.fixture
+def root(tmp_path):
+  return folder.write(tmp_path / 'images', splits=('train', 'test'), count=8)
+
+
+def fields_of(kind, root):
+  if kind == 'digits':
+    return {'name': 'digits', 'train_limit': 30}
+  if kind == 'resized digits':
+    return {'name': 'digits', 'train_limit': 30, 'image_size': 6}
+  return {'name': 'image_folder', 'data_dir': str(root), 'image_size': 16}
+
+
+def resident_batch(split, step):
+  """What the training step takes from data in memory."""
+  order = batches.epoch_order(KEY, step // (split.size // BATCH), split.size)
+  return batches.train_batch(
+    KEY,
+    np.int32(step),
+    order,
+    *jax.device_put(split),
+    batch_size=BATCH,
+    augmentation=batches.Augmentation(),
+  )
+
+
+@pytest.mark.parametrize('kind', ['digits', 'resized digits', 'folder'])
+def test_a_stream_gives_what_memory_gives(kind, root):
+  fields = fields_of(kind, root)
+  streamed, resident = load(streaming=True, **fields), load(**fields)
+  assert streamed.digest == resident.digest
+  np.testing.assert_array_equal(streamed.mean, resident.mean)
+  np.testing.assert_array_equal(streamed.std, resident.std)
+  assert streamed.image_shape == resident.image_shape
+  per_epoch = streamed.train.size // BATCH
+  for first in (0, per_epoch + 1):
+    # Across the end of an epoch.
+    steps = range(first, first + per_epoch + 1)
+    with stream.train_batches(
+      streamed.train, KEY, batch_size=BATCH, steps=steps
+    ) as loader:
+      found = list(loader)
+    assert len(found) == len(steps)
+    for step, batch in zip(steps, found, strict=True):
+      pixels, labels = resident_batch(resident.train, step)
+      np.testing.assert_array_equal(batch.images, pixels)
+      np.testing.assert_array_equal(batch.labels, labels)
+      assert batch.images.dtype == np.uint8
+  for name in ('validation', 'test'):
+    whole, split = getattr(streamed, name), getattr(resident, name)
+    assert whole.size == split.size
+    with stream.eval_batches(whole, batch_size=7) as loader:
+      found = list(loader)
+    assert all(len(batch.labels) == 7 for batch in found)
+    labels = np.concatenate([batch.labels for batch in found])
+    pixels = np.concatenate([batch.images for batch in found])
+    assert (labels[split.size :] == -1).all()
+    np.testing.assert_array_equal(labels[: split.size], split.labels)
+    np.testing.assert_array_equal(pixels[: split.size], split.images)
+
+
+def test_workers_change_nothing(root):
+  dataset = load(
+    streaming=True, random_resized_crop=0.2, **fields_of('folder', root)
+  )
+
+  def run(workers, steps):
+    with stream.train_batches(
+      dataset.train,
+      KEY,
+      batch_size=BATCH,
+      steps=steps,
+      random_resized_crop=0.2,
+      workers=workers,
+    ) as loader:
+      # Closed long before it ends, as when a run is cut off.
+      found = [next(loader) for _ in range(5)]
+      assert len(multiprocessing.active_children()) == workers
+    assert not multiprocessing.active_children()
+    return found
+
+  alone, shared, later = (
+    run(workers, range(first, 1000))
+    for workers, first in ((0, 1), (2, 1), (0, 3))
+  )
+  for ours, theirs in [
+    *zip(alone, shared, strict=True),
+    *zip(alone[2:], later, strict=False),
+  ]:
+    np.testing.assert_array_equal(ours.images, theirs.images)
+    np.testing.assert_array_equal(ours.labels, theirs.labels)
+
+
+def test_a_process_reads_only_its_rows(root, monkeypatch):
+  dataset = load(streaming=True, **fields_of('folder', root))
+  read = []
+  files = dataset.train.files
+  monkeypatch.setattr(
+    type(files),
+    'read',
+    lambda self, indices: (
+      read.extend(indices) or [(self.name(i), 0) for i in indices]
+    ),
+  )
+
+  def take(rows):
+    read.clear()
+    with stream.train_batches(
+      dataset.train,
+      KEY,
+      batch_size=BATCH,
+      steps=range(2),
+      rows=rows,
+      random_resized_crop=0.3,
+    ) as loader:
+      return list(loader)
+
+  whole = take(None)
+  for rows in (np.arange(4), np.array([7, 2])):
+    part = take(rows)
+    assert len(read) == 2 * len(rows)
+    for ours, theirs in zip(part, whole, strict=True):
+      np.testing.assert_array_equal(ours.images, theirs.images[rows])
+
+
+def test_random_crops_are_those_of_epoch_and_position(root):
+  dataset = load(streaming=True, **fields_of('folder', root))
+  size = dataset.train.size
+  per_epoch = size // BATCH
+  with stream.train_batches(
+    dataset.train,
+    KEY,
+    batch_size=BATCH,
+    steps=range(per_epoch + 1, per_epoch + 2),
+    random_resized_crop=0.3,
+  ) as loader:
+    batch = next(loader)
+  order = np.asarray(batches.epoch_order(KEY, 1, size))
+  key = np.asarray(jax.random.key_data(KEY))
+  for row in range(BATCH):
+    position = BATCH + row
+    path = dataset.train.files.name(dataset.train.indices[order[position]])
+    with Image.open(path) as image:
+      expected = images.random_resized_crop(
+        image, 16, 0.3, images.crop_draws(key, 1, position)
+      )
+    np.testing.assert_array_equal(batch.images[row], expected)
+
+
+# What is known of files without reading them
+
+
+def test_the_digest_is_that_of_the_files_wherever_they_are(root):
+  fields = fields_of('folder', root)
+  first = load(**fields)
+  moved = root.rename(root.with_name('elsewhere'))
+  os.utime(moved / 'train/ant/000.jpg', ns=(1, 1))
+  assert load(**fields | {'data_dir': str(moved)}).digest == first.digest
+  assert load(**fields | {'data_dir': str(moved), 'image_size': 8}).digest != (
+    first.digest
+  )
+  path = moved / 'test/cow/001.jpg'
+  path.write_bytes(path.read_bytes() + b'0')
+  assert load(**fields | {'data_dir': str(moved)}).digest != first.digest
+
+
+@pytest.mark.parametrize('streaming', [False, True])
+def test_what_was_decoded_is_kept_until_a_file_changes(
+  streaming, root, monkeypatch
+):
+  fields = fields_of('folder', root) | {'streaming': streaming}
+  first = load(**fields)
+  opened = []
+  read = stream.Image.open
+  monkeypatch.setattr(
+    stream.Image, 'open', lambda file: opened.append(file) or read(file)
+  )
+  again = load(**fields)
+  assert not opened
+  np.testing.assert_array_equal(again.mean, first.mean)
+  os.utime(root / 'train/ant/000.jpg', ns=(1, 1))
+  load(**fields)
+  assert opened
+
+
+def test_images_of_one_size_need_no_image_size(tmp_path):
+  root = folder.write(tmp_path / 'same', splits=('train', 'test'), size=9)
+  fields = {'name': 'image_folder', 'data_dir': str(root)}
+  resident, streamed = load(**fields), load(streaming=True, **fields)
+  assert resident.image_shape == streamed.image_shape == (9, 9, 3)
+  assert resident.digest == streamed.digest
+  np.testing.assert_array_equal(resident.mean, streamed.mean)
+
+
+def test_images_of_several_sizes_need_one(root):
+  with pytest.raises(ValueError, match=r'Set config\.data\.image_size'):
+    load(name='image_folder', data_dir=str(root))
+
+
+# Images that cannot be read
+
+
+def break_images(root, *names):
+  for name in names:
+    path = root / name
+    # A JPEG that ends too early, and a file that is none.
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if '0' in path.stem else b'x')
+
+
+@pytest.mark.parametrize('streaming', [False, True])
+def test_an_unreadable_image_is_an_error(streaming, root):
+  break_images(root, 'train/bee/003.jpg')
+  fields = fields_of('folder', root) | {'streaming': streaming}
+  with pytest.raises(ValueError, match=r'bee/003\.jpg.*corrupt=.skip'):
+    load(validation_fraction=0.0, **fields)
+
+
+def named(caplog):
+  return [record.getMessage() for record in caplog.records]
+
+
+def test_unreadable_images_are_skipped_and_named_once(root, caplog):
+  break_images(root, *(f'train/ant/00{index}.jpg' for index in range(8)))
+  break_images(root, 'test/cow/002.jpg')
+  fields = fields_of('folder', root) | {
+    'corrupt': 'skip',
+    'validation_fraction': 0.0,
+  }
+  resident = load(**fields)
+  assert len(named(caplog)) == 9
+  assert all('cannot read' in message for message in named(caplog))
+  assert any('test/cow/002.jpg' in message for message in named(caplog))
+  assert '8 of 24' in max(named(caplog))
+  # The next that can be read stands in, with its class.
+  assert resident.train.size == 24
+  np.testing.assert_array_equal(resident.train.labels[:8], 1)
+  np.testing.assert_array_equal(
+    resident.train.images[:8], resident.train.images[[8] * 8]
+  )
+  assert resident.test.size == 23
+
+  caplog.clear()
+  streamed = load(streaming=True, **fields)
+  assert streamed.digest == resident.digest
+  np.testing.assert_array_equal(streamed.mean, resident.mean)
+  with stream.train_batches(
+    streamed.train, KEY, batch_size=BATCH, steps=range(4)
+  ) as loader:
+    for step, batch in enumerate(loader):
+      pixels, labels = resident_batch(resident.train, step)
+      np.testing.assert_array_equal(batch.images, pixels)
+      np.testing.assert_array_equal(batch.labels, labels)
+  assert len(named(caplog)) == 8
+  for _ in range(2):
+    with stream.eval_batches(streamed.test, batch_size=24) as loader:
+      (batch,) = loader
+    assert np.flatnonzero(batch.labels < 0).tolist() == [18]
+  assert len(named(caplog)) == 9
+  # A run that finds its decoded copy says so all the same.
+  caplog.clear()
+  load(**fields)
+  assert len(named(caplog)) == 9
+
+
+def test_one_must_be_readable(root):
+  for path in root.glob('train/*/*.jpg'):
+    path.write_bytes(b'')
+  with pytest.raises(ValueError, match='no image of the 24 can be read'):
+    load(corrupt='skip', validation_fraction=0.0, **fields_of('folder', root))
+
+
+# Processes
+
+_ORPHANS = """
+import sys, jax, os
+from kdjax import config, data
+from kdjax.data import stream
+if __name__ == '__main__':
+  fields = config.default().data
+  fields.update(name='digits', streaming=True)
+  dataset = data.load(fields)
+  loader = stream.train_batches(
+    dataset.train, jax.random.key(0), batch_size=8, steps=range(10**6),
+    workers=2,
+  )
+  next(loader), next(loader)
+  import multiprocessing
+  print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_workers_die_with_a_parent_that_is_killed(tmp_path):
+  script = tmp_path / 'script.py'
+  script.write_text(_ORPHANS)
+  with subprocess.Popen(
+    [sys.executable, '-W', 'error', str(script)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+  ) as parent:
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 2
+    for worker in workers:
+      # As from Ctrl-C in a terminal: the parent decides.
+      os.kill(worker, signal.SIGINT)
+    time.sleep(0.2)
+    assert all(map(alive, workers))
+    parent.kill()
+  deadline = time.monotonic() + 10
+  while any(map(alive, workers)) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert not any(map(alive, workers))
+
+
+def alive(pid):
+  try:
+    status = pathlib.Path(f'/proc/{pid}/stat').read_text()
+  except FileNotFoundError:
+    return False
+  return status.rpartition(')')[2].split()[0] != 'Z'
