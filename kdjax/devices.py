@@ -146,6 +146,43 @@ def divide(batch: _T) -> _T:
   return jax.tree.map(constrain, batch)
 
 
+def local_rows(batch_size: int) -> np.ndarray:
+  """Gives the rows of a divided batch that are on this process's devices.
+
+  Args:
+    batch_size: examples in the batch, a multiple of the number of devices.
+
+  Returns:
+    Their indices, in the order in which `assemble` takes them.
+  """
+  indices = sharded().addressable_devices_indices_map((batch_size,))
+  everything = np.arange(batch_size)
+  return np.unique([everything[index] for index in indices.values()])
+
+
+def assemble(batch: Any, batch_size: int) -> Any:
+  """Makes a batch that is divided over the devices of all processes.
+
+  Args:
+    batch: arrays of the host with the rows that `local_rows` gives.
+    batch_size: examples in the whole batch.
+
+  Returns:
+    Arrays with all rows, each on its device.
+  """
+  return jax.tree.map(
+    lambda array: jax.make_array_from_process_local_data(
+      sharded(), array, (batch_size, *array.shape[1:])
+    ),
+    batch,
+  )
+
+
+def gather(tree: _T) -> _T:
+  """Puts arrays that are divided over the devices on each of them."""
+  return jax.jit(lambda values: values, out_shardings=replicated())(tree)
+
+
 def once(act: Callable[[], None]) -> None:
   """Does something in one process, and waits for it in the others.
 

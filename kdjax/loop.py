@@ -17,6 +17,7 @@ from kdjax import (
   checkpoint,
   data,
   devices,
+  feed,
   logs,
   metrics,
   results,
@@ -137,7 +138,7 @@ class _Loop:
   ):
     self._config = config
     self._workdir = workdir
-    self._validation = dataset.validation
+    self._validation = feed.on_devices(dataset.validation)
     self._program = run
     self._plan = run.plan
     self._checkpoints = checkpoints
@@ -168,7 +169,6 @@ class _Loop:
     plan, window = self._plan, self._window
     # The step of the last checkpoint.
     self._saved = done
-    images = devices.replicate(self._validation.images)
     self._stop_if(stopped(done, done), done, state)
     while done < plan.total_steps:
       before = done
@@ -192,14 +192,14 @@ class _Loop:
         # The next steps reuse the state's own buffers.
         kept = _copy(state) if plan.overlap else state
         if at_eval:
-          logits = None
+          predictions = None
           if self._validation.size:
-            logits = step.predict(
+            predictions = feed.predict(
               self._program.student(kept),
-              images,
+              self._validation,
               self._config.eval.batch_size,
             )
-          finish = functools.partial(self._evaluate, done, kept, logits)
+          finish = functools.partial(self._evaluate, done, kept, predictions)
         else:
           finish = functools.partial(self._save_midway, done, kept)
         self._waiting.append(finish)
@@ -246,12 +246,15 @@ class _Loop:
         raise self._diverged(*closed.wrong)
 
   def _evaluate(
-    self, done: int, state: step.TrainState, logits: jax.Array | None
+    self,
+    done: int,
+    state: step.TrainState,
+    predictions: tuple[jax.Array, np.ndarray] | None,
   ) -> None:
     """Writes what a validation gave, and saves the state."""
     accuracy, loss = None, None
-    if logits is not None:
-      measured = metrics.classification(logits, self._validation.labels)
+    if predictions:
+      measured = metrics.classification(*predictions)
       accuracy, loss = measured['accuracy'], measured['loss']
       self._log.write(
         'validation', done, {'epoch': self._plan.epoch(done), **measured}

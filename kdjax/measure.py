@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from kdjax import checkpoint, data, devices, digests, metrics, results, step
+from kdjax import checkpoint, data, digests, feed, metrics, results
 from kdjax import teacher as teacher_lib
 from kdjax.session import Session
 
@@ -79,19 +79,14 @@ def measure(
     And what it was measured from: `labels`, int32 `[size]`, and the logits of
     `best`, `last` and, if there is one, `teacher`, float32 `[size, classes]`.
   """
-  images = devices.replicate(dataset.test.images)
-  labels = dataset.test.labels
-
-  def predict(network: step.Network) -> np.ndarray:
-    logits = step.predict(network, images, config.eval.batch_size)
-    return jax.device_get(logits)
-
+  test = feed.on_devices(dataset.test)
   measured: dict[str, Any] = {'teacher': None}
-  predictions = {'labels': labels}
+  predictions = {}
   if teacher:
-    predictions['teacher'] = jax.device_get(
-      session.test_logits(teacher, dataset, config.eval.batch_size)
+    logits, labels = session.test_logits(
+      teacher, dataset, config.eval.batch_size
     )
+    predictions['teacher'] = jax.device_get(logits)
     measured['teacher'] = teacher.report | {
       'test': metrics.classification(predictions['teacher'], labels)
     }
@@ -101,7 +96,8 @@ def measure(
     if directory not in tested:
       network = checkpoint.restore(directory)
       metadata = checkpoint.read_metadata(directory)
-      logits = predict(network)
+      found, labels = feed.predict(network, test, config.eval.batch_size)
+      logits = jax.device_get(found)
       report = {
         'step': metadata['step'],
         'epoch': metadata['epoch'],
@@ -114,6 +110,7 @@ def measure(
       }
       tested[directory] = report, logits
     measured[which], predictions[which] = tested[directory]
+  predictions['labels'] = labels
   measured['student'] = {
     'parameters': optax.tree.size(network.variables['params'])
   }

@@ -4,7 +4,7 @@ import copy
 import functools
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from kdjax import (
   data,
   devices,
   features,
+  feed,
   methods,
   models,
   optimizer,
@@ -102,7 +103,9 @@ def plan(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Plan:
   # lose their parallel kernels.
   on_cpu = jax.default_backend() == 'cpu'
   dispatch = config.device.steps_per_dispatch
-  if not dispatch:
+  if isinstance(dataset.train, data.Stream):
+    dispatch = 1
+  elif not dispatch:
     dispatch = 1 if on_cpu else _STEPS_PER_DISPATCH
   # Every number of steps is compiled by itself: best one that divides an epoch.
   dividing = (n for n in range(dispatch, 0, -1) if steps_per_epoch % n == 0)
@@ -121,11 +124,12 @@ class _Epoch(NamedTuple):
   """What the steps of one epoch share.
 
   Attributes:
-    order: index of the example at each position, int32 `[size]`.
+    order: index of the example at each position, int32 `[size]`; None where
+      batches come from a stream.
     teacher_logits: `[steps, batch, classes]`, where they are replayed.
   """
 
-  order: jax.Array
+  order: jax.Array | None
   teacher_logits: jax.Array | None
 
 
@@ -137,7 +141,8 @@ class Program:
 
   Args:
     config: the run's configuration.
-    dataset: its data set; the training images are put on the device.
+    dataset: its data set; training images that are in memory are put on the
+      device.
     method: its method.
     hyperparameters: the value of each of the method's hyperparameters.
     teacher: the teacher, if the method needs one.
@@ -176,8 +181,21 @@ class Program:
     self._classes = len(dataset.class_names)
     self._size = dataset.train.size
     self._teacher_variables = teacher and devices.replicate(teacher.variables)
-    images, labels = devices.replicate(tuple(dataset.train))
-    self._train = images, labels
+    self._stream: data.Stream | None = None
+    # All training images and labels, or the shapes of a batch.
+    self._train: tuple[Any, ...]
+    if isinstance(dataset.train, data.Stream):
+      self._stream = dataset.train
+      self._train = tuple(
+        jax.ShapeDtypeStruct(
+          (self.plan.batch_size, *shape), dtype, sharding=devices.sharded()
+        )
+        for shape, dtype in ((dataset.image_shape, jnp.uint8), ((), jnp.int32))
+      )
+    else:
+      self._train = devices.replicate(tuple(dataset.train))
+    self._random_resized_crop = config.data.random_resized_crop
+    self._workers = config.data.workers
     self._compiled: dict[int, Any] = {}
     self._begin(config.seed, hyperparameters, replay)
 
@@ -208,22 +226,37 @@ class Program:
       accumulate=config.train.accumulate,
       skip_nonfinite=config.train.nonfinite == 'skip',
     )
+    steps_per_epoch = self.plan.steps_per_epoch
     augmentation = batches.Augmentation(
       config.data.crop_padding, config.data.flip
     )
 
     def train_batch(
-      *arguments: Any,
+      key: jax.Array,
+      number: jax.Array,
+      order: jax.Array | None,
+      images: jax.Array,
+      labels: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-      return devices.divide(
-        batches.train_batch(
-          *arguments,
+      if order is None:
+        images = batches.augment_batch(
+          key,
+          number,
+          images,
+          steps_per_epoch=steps_per_epoch,
+          augmentation=augmentation,
+        )
+      else:
+        images, labels = batches.train_batch(
+          key,
+          number,
+          order,
+          images,
+          labels,
           batch_size=self.plan.batch_size,
           augmentation=augmentation,
         )
-      )
-
-    steps_per_epoch = self.plan.steps_per_epoch
+      return devices.divide((images, labels))
 
     @functools.partial(
       jax.jit,
@@ -293,8 +326,8 @@ class Program:
     self._rng = _key(seed)
     self._replay = replay
     self._epoch: tuple[int, _Epoch] | None = None
+    self._feed: feed.Feed | None = None
     self._arguments = (
-      self._train,
       self.normalization,
       None if replay else self._teacher_variables,
       devices.replicate(
@@ -350,7 +383,7 @@ class Program:
       steps = self.plan.next_dispatch(steps_done)
       if steps not in self._compiled:
         self._compiled[steps] = self._run_steps.lower(
-          state, epoch, *self._arguments, steps=steps
+          state, epoch, self._train, *self._arguments, steps=steps
         ).compile()
       steps_done += steps
     self.compile_time_s += time.perf_counter() - start
@@ -372,41 +405,73 @@ class Program:
     if self._epoch is None or self._epoch[0] != number:
       self._epoch = number, self._begin_epoch(number)
     steps = self.plan.next_dispatch(steps_done)
+    train = self._train
+    if self._stream:
+      if self._feed is None or self._feed.next_step != steps_done:
+        self.close()
+        self._feed = self._open(range(steps_done, self.plan.total_steps))
+      train = next(self._feed)
     return runtime.settle(
-      self._compiled[steps](state, self._epoch[1], *self._arguments)
+      self._compiled[steps](state, self._epoch[1], train, *self._arguments)
+    )
+
+  def close(self) -> None:
+    """Stops what reads the stream of training images, if anything does."""
+    if self._feed:
+      self._feed.close()
+    self._feed = None
+
+  def _open(self, steps: range, workers: int | None = None) -> feed.Feed:
+    """Opens the stream of the batches of some steps."""
+    assert self._stream is not None
+    return feed.Feed(
+      self._stream,
+      step.data_key(self._rng),
+      steps,
+      self.plan.batch_size,
+      self._random_resized_crop,
+      self._workers if workers is None else workers,
     )
 
   def _begin_epoch(self, number: int) -> _Epoch:
     key = step.data_key(self._rng)
-    order = batches.epoch_order(key, number, self._size)
+    order = None
+    if self._replay or not self._stream:
+      order = batches.epoch_order(key, number, self._size)
     if self._replay is None:
       return _Epoch(order, None)
 
     first = number * self.plan.steps_per_epoch
     steps = min(self.plan.steps_per_epoch, self.plan.total_steps - first)
 
-    def batch(index: int) -> jax.Array:
-      images, _ = self._train_batch(key, first + index, order, *self._train)
-      return images
+    def images(count: int) -> Iterator[jax.Array]:
+      """Yields the images of the epoch's first steps."""
+      numbers = range(first, first + count)
+      if not self._stream:
+        for number in numbers:
+          yield self._train_batch(key, number, order, *self._train)[0]
+        return
+      # Worker processes take longer to start than one batch to read.
+      with self._open(numbers, workers=0 if count == 1 else None) as batches:
+        for number, batch in zip(numbers, batches, strict=True):
+          yield self._train_batch(key, number, None, *batch)[0]
 
     def compute() -> np.ndarray:
       logits = [
-        runtime.settle(
-          self._teacher_logits(self._teacher_variables, batch(index))
-        )
-        for index in range(steps)
+        runtime.settle(self._teacher_logits(self._teacher_variables, batch))
+        for batch in images(steps)
       ]
       return np.stack(jax.device_get(logits))
 
     # The order of the whole epoch and the pixels of a batch tell whether what
     # is kept was made from the same crops and flips of the same examples.
     seen = hashlib.sha256()
-    for array in jax.device_get((order, batch(0))):
+    for array in jax.device_get((order, *images(1))):
       seen.update(np.ascontiguousarray(array).tobytes())
     kept = self._replay.epoch(number, steps, seen.hexdigest(), compute)
     logits = np.zeros((self.plan.steps_per_epoch, *kept.shape[1:]), np.float32)
     logits[:steps] = kept[:steps]
-    return _Epoch(order, devices.replicate(logits))
+    return _Epoch(None if self._stream else order, devices.replicate(logits))
 
   def _epoch_shapes(self) -> _Epoch:
     """Gives the shapes and dtypes of what `_begin_epoch` gives."""
@@ -417,7 +482,8 @@ class Program:
         logits = jnp.zeros(
           (self.plan.steps_per_epoch, self.plan.batch_size, self._classes)
         )
-      return _Epoch(jnp.zeros(self._size, jnp.int32), logits)
+      order = None if self._stream else jnp.zeros(self._size, jnp.int32)
+      return _Epoch(order, logits)
 
     return jax.eval_shape(shapes)
 
@@ -438,7 +504,7 @@ class Program:
       addition are two).
     """
     lowered = self._run_steps.lower(
-      state, self._epoch_shapes(), *self._arguments, steps=1
+      state, self._epoch_shapes(), self._train, *self._arguments, steps=1
     )
     # Library calls are not counted once compiled, nor are loops more than once.
     compiled = self._compiled.get(1, lowered)

@@ -167,7 +167,7 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     workdir: the run directory.
 
   Returns:
-    The configuration.
+    The configuration. A field that the run did not know is as by default.
 
   Raises:
     FileNotFoundError: the directory holds no run.
@@ -177,7 +177,23 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
       f'no run in {workdir}: expected a directory written by kdjax.main, with '
       f'{_CONFIG} in it'
     )
-  return ml_collections.ConfigDict(_read(workdir / _CONFIG))
+  found = _fill(_read(workdir / _CONFIG), as_json(config_lib.default()))
+  return ml_collections.ConfigDict(found)
+
+
+def _fill(
+  found: Mapping[str, Any], default: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Adds what is missing, at all depths."""
+  return {
+    **default,
+    **{
+      name: _fill(value, default.get(name, {}))
+      if isinstance(value, dict)
+      else value
+      for name, value in found.items()
+    },
+  }
 
 
 def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:

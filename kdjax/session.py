@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 import jax
 import ml_collections
+import numpy as np
 
-from kdjax import data, methods, program, results, step
+from kdjax import data, feed, methods, program, results
 from kdjax import teacher as teacher_lib
 from kdjax.replay import Replay
 
@@ -97,6 +98,9 @@ class Session:
         },
         config.data.crop_padding,
         config.data.flip,
+        config.data.streaming,
+        config.data.random_resized_crop,
+        config.data.workers,
         dataset.digest,
         config.method.name,
         {
@@ -124,7 +128,7 @@ class Session:
     teacher: teacher_lib.Teacher,
     dataset: data.Dataset,
     batch_size: int,
-  ) -> jax.Array:
+  ) -> tuple[jax.Array, np.ndarray]:
     """Computes a teacher's logits of the test images.
 
     Args:
@@ -133,12 +137,12 @@ class Session:
       batch_size: how many images to compute at once.
 
     Returns:
-      Logits, float32 `[size, classes]`.
+      Logits, float32 `[size, classes]`, and labels, int32 `[size]`.
     """
     return self._keep(
       'test logits',
       (teacher.report['digest'], str(teacher.network.model), dataset.digest),
-      lambda: step.predict(teacher.network, dataset.test.images, batch_size),
+      lambda: feed.predict(teacher.network, dataset.test, batch_size),
     )
 
   def _keep(self, kind: str, key: Hashable, make: Callable[[], _T]) -> _T:

@@ -307,6 +307,24 @@ def predict(
   return jnp.concatenate(batches)
 
 
+def predict_batch(network: Network, images: jax.Array) -> jax.Array:
+  """Computes the logits of one batch in evaluation mode.
+
+  On an accelerator it does not wait for them.
+
+  Args:
+    network: the model and its variables, on every device.
+    images: pixels from 0 to 255, `[batch, height, width, channels]`, divided
+      over the devices.
+
+  Returns:
+    Logits, float32 `[batch, classes]`, whole on every device.
+  """
+  return runtime.settle(
+    _predict_batch()(network.model, network.variables, images, 0, len(images))
+  )
+
+
 # Made at its first use: its options depend on the device.
 @functools.cache
 def _predict_batch() -> Callable[..., jax.Array]:

@@ -1,5 +1,6 @@
 """One run from its configuration to its result."""
 
+import contextlib
 import importlib.metadata
 import pathlib
 from collections.abc import Sequence
@@ -98,7 +99,8 @@ def _run(
   with lock.hold(workdir, what):
     devices.once(lambda: results.write_config(workdir, config))
     devices.check_agree({'run directory': results.is_run(workdir)})
-    wall_time = loop.train(config, workdir, dataset, teacher, run)
+    with contextlib.closing(run):
+      wall_time = loop.train(config, workdir, dataset, teacher, run)
     measured, predictions = measure.measure(
       workdir, config, dataset, teacher, session
     )

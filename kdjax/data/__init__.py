@@ -13,7 +13,7 @@ from kdjax.data import kept, sources
 from kdjax.data.sources import Files, Split
 from kdjax.data.stream import Arrays, Stream, open_split
 
-__all__ = ['Dataset', 'Split', 'Stream', 'load']
+__all__ = ['Dataset', 'Split', 'Stream', 'in_memory', 'load']
 
 # So many tell mean and standard deviation well enough.
 _MOMENT_IMAGES = 10_000
@@ -113,7 +113,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     splits: Sequence[Split | Stream] = streams
     summary = _keep('summary', origins, lambda: _summarise(streams, origins))
   else:
-    splits = [_decode(*pair) for pair in zip(streams, origins, strict=True)]
+    splits = [in_memory(split) for split in streams]
     summary = _summarise(splits, origins)
   train_split, validation_split, test_split = splits
   return Dataset(
@@ -173,6 +173,18 @@ def _keep(
   if len(copies) < len(origins):
     return make()
   return kept.keep([kind, *copies], make)
+
+
+def in_memory(split: Split | Stream) -> Split:
+  """Reads a split into memory, if it is not there.
+
+  Args:
+    split: the split.
+
+  Returns:
+    Its examples, without those that cannot be read.
+  """
+  return split if isinstance(split, Split) else _decode(split, _origin(split))
 
 
 def _decode(stream: Stream, origin: _Origin | None) -> Split:

@@ -113,11 +113,37 @@ def train_batch(
   steps_per_epoch = order.shape[0] // batch_size
   first = step % steps_per_epoch * batch_size
   indices = jax.lax.dynamic_slice(order, (first,), (batch_size,))
-  batch = augment(
+  batch = augment_batch(
     key,
-    step // steps_per_epoch,
-    first + jnp.arange(batch_size),
+    step,
     images[indices],
-    augmentation,
+    steps_per_epoch=steps_per_epoch,
+    augmentation=augmentation,
   )
   return batch, labels[indices]
+
+
+def augment_batch(
+  key: jax.Array,
+  step: jax.Array,
+  images: jax.Array,
+  *,
+  steps_per_epoch: int,
+  augmentation: Augmentation,
+) -> jax.Array:
+  """Crops and flips the batch of a training step at random.
+
+  Args:
+    key: key of the run's data.
+    step: number of the step in the run, from 0.
+    images: its images, `[batch, height, width, channels]`.
+    steps_per_epoch: steps in an epoch.
+    augmentation: what is done to each image.
+
+  Returns:
+    Images of the same shape and dtype.
+  """
+  batch_size = images.shape[0]
+  first = step % steps_per_epoch * batch_size
+  positions = first + jnp.arange(batch_size)
+  return augment(key, step // steps_per_epoch, positions, images, augmentation)

@@ -393,7 +393,6 @@ def eval_batches(
   *,
   batch_size: int,
   rows: np.ndarray | None = None,
-  workers: int = 0,
 ) -> Batches:
   """Gives every example of a split once, in order.
 
@@ -401,7 +400,6 @@ def eval_batches(
     stream: the split.
     batch_size: examples in a batch.
     rows: which rows of each batch to give; all by default.
-    workers: processes that read and decode; 0 for threads of this one.
 
   Returns:
     The batches. All are full: what the last one lacks has the label -1.
@@ -411,7 +409,7 @@ def eval_batches(
     stream,
     _EvalBatch(stream, batch_size, rows),
     range(-(-stream.size // batch_size)),
-    workers,
+    workers=0,
   )
 
 
@@ -472,8 +470,9 @@ def _begin_worker(index: int, count: int) -> None:
   del index, count
   # The accelerator is the parent's.
   jax.config.update('jax_platforms', 'cpu')
-  # Ctrl-C reaches all processes of a terminal: the parent decides.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  # They reach all processes of a terminal or a job: the parent decides.
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

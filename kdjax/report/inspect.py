@@ -37,7 +37,7 @@ def test_images(
   results.check_same_digest(
     run.path, 'data', run.result['data']['digest'], dataset.digest
   )
-  return dataset.test.images, dataset.class_names
+  return data.in_memory(dataset.test).images, dataset.class_names
 
 
 def stage_maps(
