@@ -44,7 +44,7 @@ def run_all(workdir, session):
 
 
 def continue_run(other, workdir, session):
-  """Continues a copy of a finished run from half its length."""
+  """Continues a copy of a finished run from half its length, on a stream."""
   copy = workdir / 'continued'
 
   def prepare():
@@ -53,7 +53,9 @@ def continue_run(other, workdir, session):
     shutil.rmtree(copy / 'checkpoints' / str(STEPS))
 
   devices.once(prepare)
-  train.train_and_evaluate(config(CONTINUED, workdir), copy, session)
+  streamed = config(CONTINUED, workdir)
+  streamed.data.streaming = True
+  train.train_and_evaluate(streamed, copy, session)
 
 
 def exchanged(session):
