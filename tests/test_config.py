@@ -143,6 +143,10 @@ def test_misspelt_fields_cannot_be_set():
     ('train.label_smoothing', 1.0),
     ('data.validation_fraction', 1.0),
     ('data.crop_padding', -1),
+    ('data.image_size', -1),
+    ('data.random_resized_crop', 1.5),
+    ('data.workers', -1),
+    ('data.corrupt', 'ignore'),
     ('eval.batch_size', 0),
     ('checkpoint.keep', 0),
     ('log.every_steps', 0),
@@ -154,6 +158,20 @@ def test_values_that_make_no_sense_are_named(field, value):
   section, key = field.split('.')
   config[section][key] = value
   with pytest.raises(ValueError, match=rf'config\.{field} is {value!r}'):
+    config_lib.validate(config)
+
+
+@pytest.mark.parametrize(
+  'missing', [{'streaming': False}, {'image_size': 0}, {'crop_padding': 4}]
+)
+def test_random_crops_say_what_they_need(missing):
+  config = config_lib.default()
+  config.data.update(
+    random_resized_crop=0.1, streaming=True, image_size=8, crop_padding=0
+  )
+  config_lib.validate(config)
+  config.data.update(missing)
+  with pytest.raises(ValueError, match='it needs streaming, an image size'):
     config_lib.validate(config)
 
 

@@ -243,6 +243,18 @@ def test_many_steps_per_dispatch_replay_the_same(runs):
   )
 
 
+def test_a_stream_shows_its_teacher_the_same(runs):
+  root, session = runs
+  changes = {'teacher.replay': str(root / 'replay'), 'data.streaming': True}
+  # What was kept of images in memory is replayed,
+  train.train_and_evaluate(config(**changes), root / 'streamed', session)
+  assert losses(root / 'streamed') == losses(root / 'keeping')
+  # and what is kept of a stream is the same.
+  changes['teacher.replay'] = str(root / 'replay of a stream')
+  train.train_and_evaluate(config(**changes), root / 'keeping too', session)
+  assert losses(root / 'keeping too') == losses(root / 'keeping')
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [

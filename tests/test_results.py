@@ -1,8 +1,11 @@
 """A run's predictions and its table."""
 
+import json
+
 import numpy as np
 import pytest
 
+from kdjax import config as config_lib
 from kdjax import results
 
 PREDICTIONS = {
@@ -20,6 +23,18 @@ def test_predictions_are_read_as_they_were_written(tmp_path):
     assert found[name].dtype == array.dtype
     np.testing.assert_array_equal(found[name], array)
   assert [path.name for path in tmp_path.iterdir()] == ['predictions.npz']
+
+
+def test_fields_that_a_run_did_not_know_are_as_by_default(tmp_path):
+  config = config_lib.default()
+  results.write_config(tmp_path, config)
+  path = tmp_path / 'config.json'
+  found = json.loads(path.read_text())
+  found['train']['epochs'] = 3
+  del found['data']['streaming'], found['eval']
+  path.write_text(json.dumps(found))
+  config.train.epochs = 3
+  assert results.read_config(tmp_path).to_dict() == results.as_json(config)
 
 
 def test_a_write_that_is_cut_off_leaves_what_was_there(tmp_path, monkeypatch):
