@@ -7,6 +7,7 @@ only the teacher is not trained but random, which is as fast. Its argument and
 the lines that it reads and writes are described in `compare`.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import resource
@@ -33,6 +34,12 @@ def main() -> None:
     training = Training(ml_collections.ConfigDict(json.loads(sys.argv[1])))
   except (ValueError, OSError) as error:
     sys.exit(f'error: {error}')
+  with contextlib.closing(training):
+    _answer(training)
+
+
+def _answer(training: 'Training') -> None:
+  """Makes the first step, then does what each line of the input asks for."""
   training.steps(1)
   _say(training.description())
   for line in sys.stdin:
@@ -102,6 +109,10 @@ class Training:
       count += steps
     jax.block_until_ready(self._state)
     return count
+
+  def close(self) -> None:
+    """Stops what reads the data, if anything does."""
+    self._program.close()
 
   def description(self) -> dict[str, Any]:
     """Gives what is known after the first step, as JSON has it."""

@@ -14,6 +14,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -291,7 +292,8 @@ def _first_size(files: Files, skip: bool) -> tuple[int, int]:
 class Batches:
   """Batches in their order, made ahead of time; a context manager.
 
-  Closed, or collected, it leaves no process behind.
+  Nothing that it started is left once it is closed or collected, or the process
+  ends.
   """
 
   def __init__(
@@ -319,6 +321,7 @@ class Batches:
       )
       batches = dataset.to_iter_dataset(options)
     self._batches = iter(batches)
+    self._close = weakref.finalize(self, self._batches.close)
 
   def __iter__(self) -> Self:
     return self
@@ -344,7 +347,7 @@ class Batches:
 
   def close(self) -> None:
     """Stops the threads or processes that make batches."""
-    self._batches.close()
+    self._close()
 
 
 def train_batches(
