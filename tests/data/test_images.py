@@ -33,7 +33,7 @@ def transparent_palette():
 
 
 def sixteen_bits():
-  return Image.fromarray(np.full((3, 5), GREY * 257, np.uint16))
+  return Image.fromarray(np.full((3, 5), GREY * 256 + 200, np.uint16))
 
 
 MODES = {

@@ -323,7 +323,11 @@ if __name__ == '__main__':
   next(loader), next(loader)
   import multiprocessing
   print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-  sys.stdin.read()
+  sys.stdin.readline()
+  for _ in range(20):
+    next(loader)
+  print('went on', flush=True)
+  sys.stdin.readline()
 """
 
 
@@ -339,10 +343,13 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path):
   ) as parent:
     workers = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(workers) == 2
+    # As Ctrl-C or a scheduler signals all processes: the parent decides.
     for worker in workers:
-      # As from Ctrl-C in a terminal: the parent decides.
       os.kill(worker, signal.SIGINT)
-    time.sleep(0.2)
+      os.kill(worker, signal.SIGTERM)
+    parent.stdin.write('\n')
+    parent.stdin.flush()
+    assert parent.stdout.readline() == 'went on\n'
     assert all(map(alive, workers))
     parent.kill()
   deadline = time.monotonic() + 10
