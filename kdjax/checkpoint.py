@@ -225,13 +225,16 @@ class _LastAndBest(checkpoint_managers.PreservationPolicy):
     return [step in (*steps[-self._keep :], best) for step in steps]
 
 
-def restore(path: _Path, checkpoint: str = 'best') -> Network:
+def restore(
+  path: _Path, checkpoint: str = 'best', ema: bool = False
+) -> Network:
   """Restores a run's student, ready for `apply`.
 
   Args:
     path: a run directory, or one checkpoint in it
       (`runs/fkd/checkpoints/7000`).
     checkpoint: of a run directory, 'best' (by validation accuracy) or 'last'.
+    ema: whether to restore the moving averages of its variables instead.
 
   Returns:
     `(model, variables)`. `model.apply(variables, images)` gives the logits of
@@ -241,21 +244,27 @@ def restore(path: _Path, checkpoint: str = 'best') -> Network:
   Raises:
     FileNotFoundError: there is no checkpoint.
     ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
-      damaged.
+      damaged, or moving averages are asked for and the run kept none.
   """
   directory = find(path, checkpoint)
   metadata = read_metadata(directory)
-  tree = _read_state(
-    directory,
-    lambda saved: {
-      'params': {'student': saved['params']['student']},
-      'batch_stats': saved['batch_stats'],
-    },
-    metadata,
-  )
-  variables = {
-    'params': tree['params']['student'],
-    'batch_stats': tree['batch_stats'],
+
+  def select(saved: Any) -> dict[str, Any]:
+    if not ema:
+      return {
+        'params': {'student': saved['params']['student']},
+        'batch_stats': saved['batch_stats'],
+      }
+    if not saved.get('ema'):
+      raise ValueError(
+        f'{directory} holds no moving averages: its run had '
+        'config.train.ema_decay=0'
+      )
+    return {'ema': saved['ema']}
+
+  tree = _read_state(directory, select, metadata)
+  student = tree['ema'] if ema else tree | {'params': tree['params']['student']}
+  variables = student | {
     'normalization': {
       name: np.asarray(values, np.float32)
       for name, values in metadata['normalization'].items()

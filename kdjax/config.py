@@ -127,6 +127,8 @@ def default() -> ConfigDict:
     }
   )
   config.teacher.train.epochs = 60
+  # It teaches with its weights themselves.
+  config.teacher.train.ema_decay = 0.0
   return config.lock()
 
 
@@ -153,6 +155,11 @@ def _training() -> ConfigDict:
       # Where a loss or gradient is not finite: 'stop' the run, or 'skip' the
       # step's update and go on.
       'nonfinite': 'stop',
+      # Share of itself that an exponential moving average of weights and
+      # BatchNorm statistics keeps at each step, such as 0.999; less in the
+      # first steps. It is evaluated and saved beside the weights, which alone
+      # decide what epoch is best, and teach. 0 for none.
+      'ema_decay': 0.0,
     }
   )
 
@@ -308,6 +315,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
   'train.clip_norm': _NUMBER_OR_ZERO,
   'train.label_smoothing': _FRACTION,
   'train.nonfinite': _one_of('stop', 'skip'),
+  'train.ema_decay': _FRACTION,
   'device.steps_per_dispatch': _NUMBER_OR_ZERO,
   'eval.batch_size': _POSITIVE,
   'eval.every_epochs': _POSITIVE,

@@ -192,14 +192,9 @@ class _Loop:
         # The next steps reuse the state's own buffers.
         kept = _copy(state) if plan.overlap else state
         if at_eval:
-          predictions = None
-          if self._validation.size:
-            predictions = feed.predict(
-              self._program.student(kept),
-              self._validation,
-              self._config.eval.batch_size,
-            )
-          finish = functools.partial(self._evaluate, done, kept, predictions)
+          finish = functools.partial(
+            self._evaluate, done, kept, self._predict(kept)
+          )
         else:
           finish = functools.partial(self._save_midway, done, kept)
         self._waiting.append(finish)
@@ -209,6 +204,22 @@ class _Loop:
           window.restart_clock(done)
       self._stop_if(stopped(before, done), done, state)
     self._finish_waiting()
+
+  def _predict(
+    self, state: step.TrainState
+  ) -> dict[str, tuple[jax.Array, np.ndarray]]:
+    """Predicts the validation split, with the moving averages as well."""
+    networks = {'student': self._program.student(state)}
+    if state.ema:
+      networks['ema'] = self._program.student(state, ema=True)
+    if not self._validation.size:
+      return {}
+    return {
+      name: feed.predict(
+        network, self._validation, self._config.eval.batch_size
+      )
+      for name, network in networks.items()
+    }
 
   def _finish_waiting(self) -> None:
     while self._waiting:
@@ -249,13 +260,18 @@ class _Loop:
     self,
     done: int,
     state: step.TrainState,
-    predictions: tuple[jax.Array, np.ndarray] | None,
+    predictions: Mapping[str, tuple[jax.Array, np.ndarray]],
   ) -> None:
     """Writes what a validation gave, and saves the state."""
     accuracy, loss = None, None
     if predictions:
-      measured = metrics.classification(*predictions)
+      measured = metrics.classification(*predictions['student'])
       accuracy, loss = measured['accuracy'], measured['loss']
+      if 'ema' in predictions:
+        averages = metrics.classification(*predictions['ema'])
+        measured |= {
+          f'ema_{name}': averages[name] for name in ('accuracy', 'loss')
+        }
       self._log.write(
         'validation', done, {'epoch': self._plan.epoch(done), **measured}
       )

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from kdjax import checkpoint, data, digests, feed, metrics, results
+from kdjax import checkpoint, data, digests, feed, metrics, results, step
 from kdjax import teacher as teacher_lib
 from kdjax.session import Session
 
@@ -73,44 +73,58 @@ def measure(
   Returns:
     What was measured: `best` and `last` with `step`, `epoch`,
     `validation_accuracy`, `validation_loss`, the student's `digest` and, under
-    `test`, what `kdjax.metrics.classification` gives; `student` with the number
-    of `parameters`; and `teacher`, its report and its `test`, or None.
+    `test`, what `kdjax.metrics.classification` gives; where the run kept moving
+    averages of the student, `ema` in both, with the averages' `digest` and
+    `test`; `student` with the number of `parameters`; and `teacher`, its report
+    and its `test`, or None.
 
     And what it was measured from: `labels`, int32 `[size]`, and the logits of
-    `best`, `last` and, if there is one, `teacher`, float32 `[size, classes]`.
+    `best`, `last` and, where there are such, `best_ema`, `last_ema` and
+    `teacher`, float32 `[size, classes]`.
   """
-  test = feed.on_devices(dataset.test)
+  images = feed.on_devices(dataset.test)
   measured: dict[str, Any] = {'teacher': None}
-  predictions = {}
+  predictions: dict[str, np.ndarray] = {}
   if teacher:
-    logits, labels = session.test_logits(
+    found, labels = session.test_logits(
       teacher, dataset, config.eval.batch_size
     )
-    predictions['teacher'] = jax.device_get(logits)
+    predictions['teacher'] = jax.device_get(found)
     measured['teacher'] = teacher.report | {
       'test': metrics.classification(predictions['teacher'], labels)
     }
-  tested: dict[pathlib.Path, tuple[dict[str, Any], np.ndarray]] = {}
+
+  def test(network: step.Network) -> tuple[dict[str, Any], np.ndarray]:
+    found, labels = feed.predict(network, images, config.eval.batch_size)
+    logits, predictions['labels'] = jax.device_get(found), labels
+    report = {
+      'digest': digests.digest(network.variables),
+      'test': metrics.classification(
+        logits, labels, predictions.get('teacher')
+      ),
+    }
+    return report, logits
+
+  tested: dict[pathlib.Path, tuple[dict[str, Any], dict[str, np.ndarray]]] = {}
   for which in ('best', 'last'):
     directory = checkpoint.find(workdir, which)
     if directory not in tested:
       network = checkpoint.restore(directory)
       metadata = checkpoint.read_metadata(directory)
-      found, labels = feed.predict(network, test, config.eval.batch_size)
-      logits = jax.device_get(found)
-      report = {
+      report, logits = test(network)
+      report |= {
         'step': metadata['step'],
         'epoch': metadata['epoch'],
         'validation_accuracy': metadata['validation_accuracy'],
         'validation_loss': metadata.get('validation_loss'),
-        'digest': digests.digest(network.variables),
-        'test': metrics.classification(
-          logits, labels, predictions.get('teacher')
-        ),
       }
-      tested[directory] = report, logits
-    measured[which], predictions[which] = tested[directory]
-  predictions['labels'] = labels
+      by_suffix = {'': logits}
+      if config.train.ema_decay:
+        averages = checkpoint.restore(directory, ema=True)
+        report['ema'], by_suffix['_ema'] = test(averages)
+      tested[directory] = report, by_suffix
+    measured[which], by_suffix = tested[directory]
+    predictions |= {which + suffix: by_suffix[suffix] for suffix in by_suffix}
   measured['student'] = {
     'parameters': optax.tree.size(network.variables['params'])
   }

@@ -214,7 +214,13 @@ class Program:
     def create_state(rng: jax.Array, teacher_variables: Any) -> step.TrainState:
       network = teacher and step.Network(teacher.model, teacher_variables)
       return step.create_state(
-        rng, self.model, method, transformation, batch, network
+        rng,
+        self.model,
+        method,
+        transformation,
+        batch,
+        network,
+        ema=config.train.ema_decay > 0,
       )
 
     train_step = step.make_train_step(
@@ -225,6 +231,7 @@ class Program:
       label_smoothing=config.train.label_smoothing,
       accumulate=config.train.accumulate,
       skip_nonfinite=config.train.nonfinite == 'skip',
+      ema_decay=config.train.ema_decay,
     )
     steps_per_epoch = self.plan.steps_per_epoch
     augmentation = batches.Augmentation(
@@ -487,10 +494,10 @@ class Program:
 
     return jax.eval_shape(shapes)
 
-  def student(self, state: step.TrainState) -> step.Network:
-    """Gives the student in a state."""
+  def student(self, state: step.TrainState, ema: bool = False) -> step.Network:
+    """Gives the student in a state, or its moving average."""
     return step.Network(
-      self.model, step.student_variables(state, self.normalization)
+      self.model, step.student_variables(state, self.normalization, ema)
     )
 
   def flops_per_step(self, state: step.TrainState) -> float:

@@ -270,7 +270,8 @@ def table(result: Mapping[str, Any]) -> str:
 
   Returns:
     A table with a row for the teacher, if there is one, and for the student at
-    its best epoch and at its last. NLL is the negative log-likelihood and the
+    its best epoch and at its last, and for its moving average at both, if it
+    has one. NLL is the negative log-likelihood and the
     divergence from the teacher is KL(teacher ‖ student), both in nats; ECE is
     the expected calibration error. What a row lacks is a dash.
   """
@@ -279,8 +280,11 @@ def table(result: Mapping[str, Any]) -> str:
   if teacher:
     rows.append((f'teacher {teacher["model"]}', teacher))
   name = f'{result["student"]["model"]} ({result["method"]})'
-  rows.append((f'{name}, best epoch', result['student'] | result['best']))
-  rows.append((f'{name}, last epoch', result['student'] | result['last']))
+  for which in ('best', 'last'):
+    row = result['student'] | result[which]
+    rows.append((f'{name}, {which} epoch', row))
+    if 'ema' in row:
+      rows.append((f'{name}, {which} epoch, EMA', row | row['ema']))
   header = (
     'test split',
     *(heading for heading, _, _ in _SHOWN),

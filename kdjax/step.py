@@ -40,6 +40,8 @@ class TrainState(flax.struct.PyTreeNode):
     batch_stats: the student's BatchNorm statistics.
     opt_state: the optimiser's state.
     rng: the run's key, the same throughout.
+    ema: moving averages of the student's `params` and `batch_stats`; empty if
+      none are kept.
   """
 
   step: jax.Array
@@ -47,6 +49,7 @@ class TrainState(flax.struct.PyTreeNode):
   batch_stats: Any
   opt_state: optax.OptState
   rng: jax.Array
+  ema: dict[str, Any]
 
 
 def data_key(rng: jax.Array) -> jax.Array:
@@ -55,22 +58,20 @@ def data_key(rng: jax.Array) -> jax.Array:
 
 
 def student_variables(
-  state: TrainState, normalization: Mapping[str, jax.Array]
+  state: TrainState, normalization: Mapping[str, jax.Array], ema: bool = False
 ) -> dict[str, Any]:
   """Gives the variables of the student in a state.
 
   Args:
     state: the state.
     normalization: `mean` and `std` of the student's images.
+    ema: whether to give the moving averages that the state keeps.
 
   Returns:
     Its collections, as `Network` has them.
   """
-  return {
-    'params': state.params['student'],
-    'batch_stats': state.batch_stats,
-    'normalization': normalization,
-  }
+  variables = state.ema if ema else _student(state.params, state.batch_stats)
+  return {**variables, 'normalization': normalization}
 
 
 def create_state(
@@ -80,6 +81,7 @@ def create_state(
   optimizer: optax.GradientTransformation,
   images: jax.ShapeDtypeStruct,
   teacher: Network | None = None,
+  ema: bool = False,
 ) -> TrainState:
   """Makes the state that a run starts from.
 
@@ -90,6 +92,7 @@ def create_state(
     optimizer: the optimiser.
     images: shape of a batch of images, `[batch, height, width, channels]`.
     teacher: the teacher, if the method needs one.
+    ema: whether to keep moving averages of the student's variables.
 
   Returns:
     The state at step 0.
@@ -120,6 +123,7 @@ def create_state(
     batch_stats=variables['batch_stats'],
     opt_state=optimizer.init(params),
     rng=rng,
+    ema=_student(params, variables['batch_stats']) if ema else {},
   )
 
 
@@ -132,6 +136,7 @@ def make_train_step(
   label_smoothing: float = 0.0,
   accumulate: int = 1,
   skip_nonfinite: bool = False,
+  ema_decay: float = 0.0,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
   """Makes the training step of a method.
 
@@ -149,6 +154,11 @@ def make_train_step(
     skip_nonfinite: whether a step whose loss or gradient is not finite changes
       nothing but the number of steps done. The metric `skipped` is then 1, and
       all others are 0.
+    ema_decay: share d of the moving averages that a step keeps, for a state
+      that has them (Polyak and Juditsky, 1992,
+      https://doi.org/10.1137/0330046); 0 for a state that has none. After t
+      steps the next keeps min(d, (1 + t) / (10 + t)), so that the first weights
+      are soon forgotten, as `tf.train.ExponentialMovingAverage` does.
 
   Returns:
     A pure function `train_step(state, images, labels, normalization,
@@ -248,11 +258,19 @@ def make_train_step(
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema_decay:
+      kept = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+      ema = optax.incremental_update(
+        _student(params, batch_stats), ema, 1 - kept
+      )
     new = state.replace(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
+      params=params,
       batch_stats=batch_stats,
       opt_state=opt_state,
+      ema=ema,
     )
     metrics = metrics | {'gradient_norm': optax.tree.norm(gradients)}
     if skip_nonfinite:
@@ -348,6 +366,11 @@ def _predict_batch() -> Callable[..., jax.Array]:
     return outputs.logits
 
   return predict_batch
+
+
+def _student(params: Mapping[str, Any], batch_stats: Any) -> dict[str, Any]:
+  """The student's collections of a state."""
+  return {'params': params['student'], 'batch_stats': batch_stats}
 
 
 def _over_parts(

@@ -139,6 +139,32 @@ def test_a_student_is_ready_for_apply(tmp_path, state):
   )
 
 
+def test_moving_averages_come_back_where_the_run_kept_them(tmp_path, state):
+  save_all(tmp_path / 'without', state, [0.5])
+  with pytest.raises(ValueError, match=r'no moving averages: .*ema_decay=0'):
+    checkpoint.restore(tmp_path / 'without', ema=True)
+
+  averages = {
+    'params': jax.tree.map(lambda x: x - 1, state.params['student']),
+    'batch_stats': jax.tree.map(lambda x: x - 2, state.batch_stats),
+  }
+  state = state.replace(ema=averages)
+  workdir = tmp_path / 'with'
+  save_all(workdir, state, [0.9, 0.1])
+  model, found = checkpoint.restore(workdir, ema=True)
+  assert model == models.build(**MODEL)
+  assert set(found) == {'params', 'batch_stats', 'normalization'}
+  for name, expected in averages.items():
+    assert_equal(found[name], expected)
+  assert_equal(
+    checkpoint.restore(workdir).variables['params'],
+    at(state, 1).params['student'],
+  )
+  with checkpoint.Checkpoints(workdir, keep=2, validated=True) as checkpoints:
+    restored, _ = checkpoints.restore(2, jax.eval_shape(lambda: state))
+  assert_equal(restored, at(state, 2))
+
+
 PLAIN_ORBAX = """
 import json, pathlib, sys
 import jax, numpy as np

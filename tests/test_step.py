@@ -269,6 +269,65 @@ def plain_keys(state):
   return state.replace(rng=jax.random.key_data(state.rng))
 
 
+def test_averages_are_weighted_sums_of_what_each_step_gave():
+  method, _ = methods.build('scratch')
+  model = resnet.ResNet(resnet.BasicBlock, (1,), 3, stem='cifar', width=4)
+  optimizer = optax.sgd(0.1)
+  state = step.create_state(RNG, model, method, optimizer, IMAGES, ema=True)
+  train_step = jax.jit(
+    step.make_train_step(model, method, optimizer, ema_decay=0.2)
+  )
+  states = [state]
+  for _ in range(4):
+    state, _ = train_step(state, IMAGES, LABELS, NORMALIZATION, None, {})
+    states.append(state)
+
+  # (1 + t) / (10 + t), but no more than 0.2.
+  kept = np.array([0.1, 2 / 11, 0.2, 0.2])
+  weights = [
+    (1 if t == 0 else 1 - kept[t - 1]) * kept[t:].prod() for t in range(5)
+  ]
+  assert sum(weights) == pytest.approx(1)
+  expected = jax.tree.map(
+    lambda *values: sum(w * x for w, x in zip(weights, values, strict=True)),
+    *(
+      {'params': each.params['student'], 'batch_stats': each.batch_stats}
+      for each in states
+    ),
+  )
+  assert_close(state.ema, expected)
+  # They are averages: not what the last step gave.
+  with pytest.raises(AssertionError):
+    assert_close(state.ema['params'], state.params['student'], 1e-3)
+  found = step.student_variables(state, NORMALIZATION, ema=True)
+  assert found == {**state.ema, 'normalization': NORMALIZATION}
+
+
+def test_a_state_keeps_no_averages_unless_asked_to():
+  state, train_step, arguments = make('scratch')
+  after = jax.eval_shape(train_step.jitted, state, *arguments)[0]
+  assert state.ema == after.ema == {}
+
+
+@pytest.mark.parametrize('method_name', methods.names())
+def test_every_method_trains_in_parts_with_rematerialisation(method_name):
+  """Traced, not compiled: modules keep the features that methods want."""
+  state, _, arguments = make(method_name)
+  method, _ = methods.build(method_name)
+  names = ('stage1', 'stage2', 'stage3', 'stage4')
+  train_step = step.make_train_step(
+    models.rematerialize(STUDENT, names),
+    method,
+    optax.sgd(0.1),
+    teacher=make_teacher().model if method.needs_teacher else None,
+    accumulate=3,
+  )
+  after, metrics = jax.eval_shape(train_step, state, *arguments)
+  shapes = functools.partial(jax.tree.map, lambda x: (x.shape, x.dtype))
+  assert shapes(after) == shapes(state)
+  assert all(value.shape == () for value in metrics.values())
+
+
 def test_same_key_same_state_and_methods_share_the_student():
   states = [make(name)[0] for name in ('scratch', 'response', 'feature')]
   for state in states[1:]:
