@@ -178,6 +178,10 @@ class Program:
     self.normalization = devices.replicate(
       {'mean': dataset.mean, 'std': dataset.std}
     )
+    # Nearly all of a step is in the loop over the parts of a batch, which CPUs
+    # do not have.
+    on_cpu = jax.default_backend() == 'cpu'
+    self._loop_size = 1 if on_cpu else config.train.accumulate
     self._classes = len(dataset.class_names)
     self._size = dataset.train.size
     self._teacher_variables = teacher and devices.replicate(teacher.variables)
@@ -515,7 +519,7 @@ class Program:
     )
     # Library calls are not counted once compiled, nor are loops more than once.
     compiled = self._compiled.get(1, lowered)
-    return max(
+    return self._loop_size * max(
       (analysed.cost_analysis() or {}).get('flops', 0.0)
       for analysed in (lowered, compiled)
     )

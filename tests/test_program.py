@@ -143,3 +143,14 @@ def test_operations_of_a_step_are_counted_once_for_any_dispatch():
     counted.append(run.flops_per_step(state))
   assert counted[0] > 1e6
   assert counted[1] == pytest.approx(counted[0], rel=0.5)
+
+
+def test_operations_of_every_part_of_a_batch_are_counted():
+  counted = []
+  for parts in (1, 4):
+    config = small(**{'train.accumulate': parts})
+    run = program.Program(
+      config, data.load(config.data), *methods.build('scratch'), None
+    )
+    counted.append(run.flops_per_step(run.state_shapes()))
+  assert counted[1] == pytest.approx(counted[0], rel=0.1)
