@@ -249,18 +249,21 @@ def restore(
   directory = find(path, checkpoint)
   metadata = read_metadata(directory)
 
+  if ema and not any(
+    name.startswith('ema/') for name in metadata.get(_ARRAYS, ())
+  ):
+    raise ValueError(
+      f'{directory} holds no moving averages: its run had '
+      'config.train.ema_decay=0'
+    )
+
   def select(saved: Any) -> dict[str, Any]:
-    if not ema:
-      return {
-        'params': {'student': saved['params']['student']},
-        'batch_stats': saved['batch_stats'],
-      }
-    if not saved.get('ema'):
-      raise ValueError(
-        f'{directory} holds no moving averages: its run had '
-        'config.train.ema_decay=0'
-      )
-    return {'ema': saved['ema']}
+    if ema:
+      return {'ema': saved['ema']}
+    return {
+      'params': {'student': saved['params']['student']},
+      'batch_stats': saved['batch_stats'],
+    }
 
   tree = _read_state(directory, select, metadata)
   student = tree['ema'] if ema else tree | {'params': tree['params']['student']}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from kdjax import checkpoint, measure, results, train
+from kdjax import checkpoint, digests, measure, results, train
 from kdjax import config as config_lib
 
 STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
@@ -41,7 +41,7 @@ def test_averages_are_validated_and_measured_beside_the_weights(run):
   predictions = results.read_predictions(workdir)
   for which in ('best', 'last'):
     averages = checkpoint.restore(workdir, which, ema=True)
-    assert result[which]['ema']['digest'] == results.digest(averages.variables)
+    assert result[which]['ema']['digest'] == digests.digest(averages.variables)
     assert result[which]['ema']['digest'] != result[which]['digest']
     labels, logits = predictions['labels'], predictions[f'{which}_ema']
     accuracy = (logits.argmax(-1) == labels).mean()

@@ -160,8 +160,8 @@ def test_moving_averages_come_back_where_the_run_kept_them(tmp_path, state):
     checkpoint.restore(workdir).variables['params'],
     at(state, 1).params['student'],
   )
-  with checkpoint.Checkpoints(workdir, keep=2, validated=True) as checkpoints:
-    restored, _ = checkpoints.restore(2, jax.eval_shape(lambda: state))
+  with checkpoint.Checkpoints(workdir, keep=2) as checkpoints:
+    restored, _ = checkpoints.restore(jax.eval_shape(lambda: state))
   assert_equal(restored, at(state, 2))
 
 
@@ -208,7 +208,10 @@ def test_orbax_alone_reads_it(tmp_path, state, written_by):
   total = float(at(state, 1).params['student']['conv1']['kernel'].sum())
   assert '(3, 3, 1, 4)' in done.stdout
   assert f'{total:.3f}'[:5] in done.stdout
-  assert "['batch_stats', 'opt_state', 'params', 'rng', 'step']" in done.stdout
+  assert (
+    "['batch_stats', 'ema', 'opt_state', 'params', 'rng', 'step']"
+    in done.stdout
+  )
   assert "'name': 'resnet10'" in done.stdout
 
 

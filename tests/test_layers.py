@@ -171,6 +171,7 @@ ALLOWED = {
     'metrics',
     'results',
     'session',
+    'step',
     'teacher',
   ),
   'kdjax.teacher': (
