@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -57,7 +58,10 @@ def root(tmp_path_factory):
       for i in range(2)
     )
   )
-  topology.continue_run(root / 'processes', root / 'one', session)
+  interrupted = root / 'processes' / 'interrupted'
+  train.train_and_evaluate(
+    topology.config(topology.CONTINUED, root / 'one'), interrupted, session
+  )
   return root
 
 
@@ -92,9 +96,11 @@ def test_result_does_not_depend_on_the_devices(root, kind, method):
   assert 0 < largest < 1e-4 * scale
 
 
-@pytest.mark.parametrize('kind', ['one', *TOPOLOGIES])
-def test_run_continues_on_other_devices(root, kind):
-  continued, one = root / kind / 'continued', root / 'one' / topology.CONTINUED
+@pytest.mark.parametrize(
+  'run', ['eight/continued', 'processes/continued', 'processes/interrupted']
+)
+def test_run_continues_on_other_devices(root, run):
+  continued, one = root / run, root / 'one' / topology.CONTINUED
   np.testing.assert_allclose(losses(continued), losses(one), rtol=1e-5)
   largest, scale = difference(one, continued)
   assert largest < 1e-4 * scale
@@ -109,6 +115,14 @@ def test_processes_write_once(root):
   ]
   assert steps == list(range(1, topology.STEPS + 1))
   assert results.read_result(run)['device_count'] == 4
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_all_processes_stop_when_one_is_told_to(root, index):
+  path = root / 'processes' / f'errors{index}.json'
+  said = json.loads(path.read_text())['interrupted']
+  step = re.search(r'continues from step (\d+) of 20$', said)[1]
+  assert 0 < int(step) < topology.STEPS
 
 
 def test_uneven_batch_is_refused(root):

@@ -3,21 +3,26 @@
   python tests/topology.py WORKDIR OTHER [ADDRESS COUNT INDEX]
 
 The runs go to WORKDIR, taught by the finished run `teacher` beside it. Then a
-copy of OTHER's run in the mode feature is continued from half its length.
+copy of OTHER's run in the mode feature is continued from half its length. Of
+several processes one is then told to stop in the middle of another run.
 WORKDIR/errorsINDEX.json receives what was refused, and WORKDIR/exchanged.json
 what the devices exchange in a step of the mode feature.
 """
 
 import json
+import os
 import pathlib
 import re
 import shutil
+import signal
 import sys
+import threading
+import time
 
 import jax
 import tiny
 
-from kdjax import devices, train
+from kdjax import devices, logs, signals, train
 from kdjax.session import Session
 
 METHODS = ('scratch', 'response', 'feature')
@@ -65,6 +70,24 @@ def exchanged(session):
   return sorted(set(re.findall(pattern, program._compiled[1].as_text())))
 
 
+def interrupt(workdir, session):
+  """Sends SIGTERM to the second process soon after a run has begun."""
+  run = workdir / 'interrupted'
+
+  def send():
+    while not logs.read_records(run):
+      time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  if not devices.is_first():
+    threading.Thread(target=send, daemon=True).start()
+  try:
+    train.train_and_evaluate(config(CONTINUED, workdir), run, session)
+  except signals.Interrupted as error:
+    return str(error)
+  return None
+
+
 def refused(config, workdir):
   try:
     train.train_and_evaluate(config, workdir / 'refused')
@@ -94,6 +117,7 @@ def main(workdir, other, address=None, count=1, index=0):
     kept = config('response', workdir)
     kept.teacher.replay = str(workdir / 'replay')
     errors['replay'] = refused(kept, workdir)
+    errors['interrupted'] = interrupt(workdir, session)
   (workdir / f'errors{index}.json').write_text(json.dumps(errors))
 
 
