@@ -27,7 +27,8 @@ _MODE = flags.DEFINE_enum(
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
-  'Run directory. Started again with the same one, a run continues. Default: '
+  'Run directory. Started again with the same one, a run continues; where '
+  'SIGTERM or SIGINT stops it, it is saved and the exit status is 75. Default: '
   'runs/NAME, NAME being that of the configuration file, with the variant and '
   'the mode where they are given.',
 )

@@ -29,7 +29,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
-  'Directory of the sweep. Started again with the same one, a sweep continues. '
+  'Directory of the sweep. Started again with the same one, a sweep continues; '
+  'where SIGTERM or SIGINT stops it, the exit status is 75. '
   'Default: runs/NAME, NAME being that of the configuration file, with the '
   'variant where it is given.',
 )
