@@ -131,15 +131,24 @@ def poison(state, step_metrics):
   return state, {**step_metrics, 'gradient_norm': gradient_norm}
 
 
-@pytest.mark.parametrize(('every', 'saved'), [(0, 5), (1, 7)])
+@pytest.mark.parametrize(
+  ('before', 'every', 'saved'),
+  [
+    (7, 0, 5),
+    (7, 1, 7),
+    # Its window goes on after the next checkpoint would be made.
+    (5, 1, 5),
+  ],
+)
 def test_the_step_that_is_not_finite_is_named(
-  start, tmp_path, meanwhile, every, saved
+  start, tmp_path, meanwhile, before, every, saved
 ):
-  meanwhile(7, poison)
+  meanwhile(before, poison)
   with pytest.raises(FloatingPointError) as error:
     start(tmp_path, **{'checkpoint.every_steps': every})
   said = str(error.value)
-  assert f'the gradient_norm is inf at step 9 of {tmp_path}, learning' in said
+  step_named = f'at step {before + 2} of {tmp_path}, learning rate'
+  assert f'the gradient_norm is inf {step_named}' in said
   assert f'The last good checkpoint is that of step {saved}.' in said
   assert f'nonfinite=skip: it continues from step {saved} and' in said
   # Nothing after it is kept, however often checkpoints are made.
