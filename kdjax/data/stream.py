@@ -293,7 +293,7 @@ class Batches:
   """Batches in their order, made ahead of time; a context manager.
 
   Nothing that it started is left once it is closed or collected, or the process
-  ends.
+  ends. Where a worker process has ended by itself, it raises OSError.
   """
 
   def __init__(
@@ -327,7 +327,17 @@ class Batches:
     return self
 
   def __next__(self) -> Batch:
-    batch = next(self._batches)
+    try:
+      batch = next(self._batches)
+    except RuntimeError as error:
+      # grain tells it from other errors by words only.
+      if 'terminated unexpectedly' not in str(error):
+        raise
+      raise OSError(
+        f'a process that reads images has ended: {error} If nobody killed it, '
+        'memory (exit code -9) or /dev/shm (-7) is full: lower '
+        'config.data.workers'
+      ) from error
     self._stream.warn(batch.unreadable)
     # A worker's arrays lie in shared memory that goes with them.
     return batch._replace(

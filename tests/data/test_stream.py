@@ -111,7 +111,13 @@ def test_workers_change_nothing(root):
     ) as loader:
       # Closed long before it ends, as when a run is cut off.
       found = [next(loader) for _ in range(5)]
-      assert len(multiprocessing.active_children()) == workers
+      processes = multiprocessing.active_children()
+      assert len(processes) == workers
+      if processes:
+        for process in processes:
+          process.kill()
+        with pytest.raises(OSError, match=r'exit code -9.*data\.workers'):
+          list(loader)
     assert not multiprocessing.active_children()
     return found
 
