@@ -8,6 +8,7 @@ a run reads the rows of the batch that it feeds.
 import concurrent.futures
 import dataclasses
 import functools
+import gc
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -321,7 +322,7 @@ class Batches:
       )
       batches = dataset.to_iter_dataset(options)
     self._batches = iter(batches)
-    self._close = weakref.finalize(self, self._batches.close)
+    self._close = weakref.finalize(self, _close, self._batches, workers)
 
   def __iter__(self) -> Self:
     return self
@@ -358,6 +359,13 @@ class Batches:
   def close(self) -> None:
     """Stops the threads or processes that make batches."""
     self._close()
+
+
+def _close(batches: grain.DatasetIterator, workers: int) -> None:
+  batches.close()
+  if workers:
+    # grain leaves their last arrays in cycles, and with them shared memory.
+    gc.collect()
 
 
 def train_batches(
