@@ -293,15 +293,15 @@ each_function = pytest.mark.parametrize('f', [convolve, gradients])
 @pytest.mark.parametrize(
   ('platforms', 'expected'),
   [
-    (('cpu',), {'dot_general'}),
-    (('cuda',), {'convolution'}),
-    (('tpu',), {'convolution'}),
-    (('cpu', 'cuda'), {'convolution', 'dot_general'}),
+    (('cpu',), ['dot_general']),
+    (('cuda',), ['convolution']),
+    (('tpu',), ['convolution']),
+    (('cpu', 'cuda'), ['convolution', 'dot_general']),
   ],
   ids=str,
 )
 def test_each_platform_gets_its_own_form(f, shapes, platforms, expected):
-  assert operations(f, shapes, platforms) == expected
+  assert sorted(operations(f, shapes, platforms)) == expected
 
 
 @each_function
