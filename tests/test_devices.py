@@ -44,9 +44,6 @@ def root(tmp_path_factory):
   """
   root = tmp_path_factory.mktemp('topologies')
   session = Session()
-  taught = topology.config('feature', root / 'one')
-  taught.teacher.path = ''
-  train.prepare_teacher(taught, root / 'one', session)
   topology.run_all(root / 'one', session)
   finish(start(root / 'eight', 8, root / 'one'))
   with socket.socket() as free:

@@ -2,8 +2,8 @@
 
   python tests/topology.py WORKDIR OTHER [ADDRESS COUNT INDEX]
 
-The runs go to WORKDIR, taught by the finished run `teacher` beside it. Then a
-copy of OTHER's run in the mode feature is continued from half its length. Of
+The runs go to WORKDIR, taught by the finished run `one/scratch` beside it. Then
+a copy of OTHER's run in the mode feature is continued from half its length. Of
 several processes one is then told to stop in the middle of another run.
 WORKDIR/errorsINDEX.json receives what was refused, and WORKDIR/exchanged.json
 what the devices exchange in a step of the mode feature.
@@ -37,9 +37,8 @@ def config(method, workdir):
   # Checkpoints take time: one at the end is enough where none is continued.
   config.eval.every_epochs = 2 if method == CONTINUED else 4
   config.log.update(every_steps=1, tensorboard=False)
-  config.teacher.train.epochs = 2
   if method != 'scratch':
-    config.teacher.path = str(workdir.parent / 'teacher')
+    config.teacher.path = str(workdir.parent / 'one' / 'scratch')
   return config
 
 
@@ -49,7 +48,10 @@ def run_all(workdir, session):
 
 
 def continue_run(other, workdir, session):
-  """Continues a copy of a finished run from half its length, on a stream."""
+  """Continues a copy of a finished run from half its length.
+
+  Several processes do so on a stream: each reads its own rows.
+  """
   copy = workdir / 'continued'
 
   def prepare():
@@ -58,9 +60,13 @@ def continue_run(other, workdir, session):
     shutil.rmtree(copy / 'checkpoints' / str(STEPS))
 
   devices.once(prepare)
-  streamed = config(CONTINUED, workdir)
-  streamed.data.streaming = True
-  train.train_and_evaluate(streamed, copy, session)
+  train.train_and_evaluate(continued(workdir), copy, session)
+
+
+def continued(workdir):
+  again = config(CONTINUED, workdir)
+  again.data.streaming = jax.process_count() > 1
+  return again
 
 
 def exchanged(session):
@@ -82,7 +88,7 @@ def interrupt(workdir, session):
   if not devices.is_first():
     threading.Thread(target=send, daemon=True).start()
   try:
-    train.train_and_evaluate(config(CONTINUED, workdir), run, session)
+    train.train_and_evaluate(continued(workdir), run, session)
   except signals.Interrupted as error:
     return str(error)
   return None
