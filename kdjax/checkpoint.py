@@ -472,11 +472,20 @@ def _read_state(
   metadata: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Reads what `select` takes of a saved state; the rest is left on disk."""
-  with _reading(directory), ocp.PyTreeCheckpointer() as checkpointer:
+  # Each of several processes by itself: not all of them may want it.
+  process = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=process,
+    active_processes={process},
+    barrier_sync_key_prefix=f'process{process}',
+  )
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+  with (
+    _reading(directory),
+    ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
+  ):
     path = directory / 'state'
-    wanted = select(
-      ocp.PyTreeCheckpointHandler().metadata(epath.Path(path)).tree
-    )
+    wanted = select(handler.metadata(epath.Path(path)).tree)
     tree = checkpointer.restore(
       path,
       args=ocp.args.PyTreeRestore(

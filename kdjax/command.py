@@ -5,8 +5,11 @@ import os
 import pathlib
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -47,6 +50,8 @@ def define_processes() -> Callable[[], None]:
 
 # Exit status of a command that a signal stopped: try again.
 INTERRUPTED = os.EX_TEMPFAIL
+
+_LAST_WORDS_SECONDS = 2
 
 
 @contextlib.contextmanager
@@ -89,7 +94,21 @@ def command(
     sys.exit(INTERRUPTED)
   except (ValueError, OSError, FloatingPointError) as error:
     logs.logger.debug('', exc_info=True)
+    if jax.distributed.is_initialized():
+      _leave(f'error: {error}')
     sys.exit(f'error: {error}')
+
+
+def _leave(message: str) -> NoReturn:
+  """Ends one of several processes without waiting for the others.
+
+  They may wait for this one; they end once it is missed.
+  """
+  print(message, file=sys.stderr, flush=True)
+  if devices.is_first():
+    # With it go all others, who may be about to say the same.
+    time.sleep(_LAST_WORDS_SECONDS)
+  os._exit(1)
 
 
 def default_workdir(mode: str | None = None) -> str:

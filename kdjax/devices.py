@@ -9,8 +9,9 @@ do not depend on the number of devices, but for the order of additions.
 import contextlib
 import functools
 import json
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -21,6 +22,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 _T = TypeVar('_T')
 
 _AXIS = 'data'
+# After so long without a sign of life a process counts as dead, and all end.
+_HEARTBEAT_SECONDS = 30
+# A network file system may show a file so much later elsewhere.
+_FILE_SECONDS = 60
 
 
 def start(
@@ -59,7 +64,9 @@ def start(
     return
   if distributed:
     try:
-      jax.distributed.initialize(*arguments)
+      jax.distributed.initialize(
+        *arguments, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
+      )
     except ValueError as error:
       raise ValueError(
         f'cannot start as one of several processes: {error} No cluster was '
@@ -71,7 +78,7 @@ def start(
   # that it could not look for concerns nobody who has none.
   with warnings.catch_warnings(), contextlib.suppress(ValueError):
     warnings.simplefilter('ignore')
-    jax.distributed.initialize()
+    jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
 
 
 def is_first() -> bool:
@@ -183,6 +190,36 @@ def gather(tree: _T) -> _T:
   return jax.jit(lambda values: values, out_shardings=replicated())(tree)
 
 
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """Has what goes wrong in one process go wrong in all.
+
+  Else the others would wait for it. For code in which processes do not wait for
+  each other.
+
+  Yields:
+    Nothing; the work goes inside.
+
+  Raises:
+    Exception: as the work does; in other processes a ValueError that says what
+      went wrong, and where.
+  """
+  if jax.process_count() == 1:
+    yield
+    return
+  error: Exception | None = None
+  try:
+    yield
+  except Exception as caught:
+    error = caught
+  text = f'in process {jax.process_index()}: {error}' if error else ''
+  messages = _from_all(text)
+  if error:
+    raise error
+  if failed := next(filter(None, messages), None):
+    raise ValueError(failed)
+
+
 def once(act: Callable[[], None]) -> None:
   """Does something in one process, and waits for it in the others.
 
@@ -196,17 +233,9 @@ def once(act: Callable[[], None]) -> None:
   if jax.process_count() == 1:
     act()
     return
-  error: Exception | None = None
-  if is_first():
-    try:
+  with together():
+    if is_first():
       act()
-    except Exception as caught:
-      error = caught
-  message = _from_first(f'{error}' if error else '')
-  if error:
-    raise error
-  if message:
-    raise ValueError(f'in process 0: {message}')
 
 
 def wait_for_all() -> None:
@@ -226,18 +255,16 @@ def check_agree(facts: Mapping[str, Any]) -> None:
   """
   if jax.process_count() == 1:
     return
-  first = json.loads(_from_first(json.dumps(dict(facts))))
-  here = json.loads(json.dumps(dict(facts)))
+  first, *others = map(json.loads, _from_all(json.dumps(dict(facts))))
   differing = [
-    f'{name}: {first.get(name)!r} in process 0, {here.get(name)!r} in process '
-    f'{jax.process_index()}'
-    for name in sorted(first.keys() | here.keys())
-    if first.get(name) != here.get(name)
+    f'{name}: {first.get(name)!r} in process 0, {other.get(name)!r} in process '
+    f'{number}'
+    for number, other in enumerate(others, 1)
+    for name in sorted(first.keys() | other.keys())
+    if first.get(name) != other.get(name)
   ]
-  anywhere = multihost_utils.process_allgather(np.array(bool(differing)))
-  if np.any(anywhere):
-    others = ', '.join(map(str, np.flatnonzero(anywhere)))
-    shown = '\n  '.join(differing) or f'process {others} knows something else'
+  if differing:
+    shown = '\n  '.join(differing)
     raise ValueError(
       f'the processes of this run do not agree:\n  {shown}\nStart all of them '
       'with the same command, on the same data, and with a run directory that '
@@ -245,13 +272,36 @@ def check_agree(facts: Mapping[str, Any]) -> None:
     )
 
 
-def _from_first(text: str) -> str:
-  """Gives all processes the text that the first has."""
+def write_once(write: Callable[[], None], seen: Callable[[], Any]) -> None:
+  """Writes a file in one process, and waits until all of them see it.
+
+  Args:
+    write: writes it; what it raises, the other processes raise too.
+    seen: whether it is there.
+
+  Raises:
+    Exception: as `write` does.
+    ValueError: a process does not see it.
+  """
+  once(write)
+  deadline = time.monotonic() + _FILE_SECONDS
+  with together():
+    while not seen():
+      if time.monotonic() > deadline:
+        raise ValueError(
+          'what process 0 has written is not there: start all processes with a '
+          'run directory that all of them see'
+        )
+      time.sleep(0.5)
+
+
+def _from_all(text: str) -> list[str]:
+  """Gives every process the texts of all, in their order."""
   content = np.frombuffer(text.encode(), np.uint8)
-  size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
-  padded = np.zeros(size, np.uint8)
-  if is_first():
-    padded[:] = content
-  if not size:
-    return ''
-  return bytes(multihost_utils.broadcast_one_to_all(padded)).decode()
+  sizes = multihost_utils.process_allgather(np.int32(content.size))
+  padded = np.zeros(max(sizes.max(), 1), np.uint8)
+  padded[: content.size] = content
+  found = multihost_utils.process_allgather(padded)
+  return [
+    bytes(row[:size]).decode() for row, size in zip(found, sizes, strict=True)
+  ]

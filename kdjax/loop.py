@@ -65,10 +65,13 @@ def train(
     signals.held_back() as stopped,
     checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints,
   ):
-    done, pending = 0, {}
-    if restored := checkpoints.restore(run.state_shapes()):
+    restored = checkpoints.restore(run.state_shapes())
+    done = restored[1]['step'] if restored else 0
+    devices.check_agree({'step to continue from': done})
+    pending = {}
+    if restored:
       state, saved = restored
-      done, pending = saved['step'], saved['window']
+      pending = saved['window']
       for what in ('data', 'teacher'):
         digest = f'{what}_digest'
         results.check_same_digest(
@@ -154,7 +157,7 @@ class _Loop:
     self,
     state: step.TrainState,
     done: int,
-    stopped: Callable[[int, int], str | None],
+    stopped: Callable[[], str | None],
   ) -> None:
     """Trains to the end.
 
@@ -169,7 +172,7 @@ class _Loop:
     plan, window = self._plan, self._window
     # The step of the last checkpoint.
     self._saved = done
-    self._stop_if(stopped(done, done), done, state)
+    self._stop_if(stopped(), done, state)
     while done < plan.total_steps:
       before = done
       state, step_metrics = self._program.run(state, before)
@@ -202,7 +205,7 @@ class _Loop:
         self._finish_waiting()
         if saves:
           window.restart_clock(done)
-      self._stop_if(stopped(before, done), done, state)
+      self._stop_if(stopped(), done, state)
     self._finish_waiting()
 
   def _predict(

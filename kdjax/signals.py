@@ -1,6 +1,7 @@
 """Signals that ask a run to stop, held back until its state is saved."""
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -11,6 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
+_ASKED = itertools.count(1)
 
 
 # Like its base it must not be taken for the failure of one run among others.
@@ -19,17 +21,17 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[Callable[[int, int], str | None]]:
+def held_back() -> Iterator[Callable[[], str | None]]:
   """Holds back SIGTERM and SIGINT, for code that asks whether one came.
 
   The first is remembered; a second ends the process at once. With several
-  processes JAX hears of SIGTERM, in any of them, and all agree on a step to
-  stop after. Outside the main thread, where Python allows no handlers, nothing
-  is held back.
+  processes JAX hears of SIGTERM, in any of them, and all agree on when to stop;
+  it holds back all that follow, and those that come outside of this as well.
+  Outside the main thread, where Python allows no handlers, none is held back.
 
   Yields:
-    A function, to be called after each dispatch with the number of steps done
-    before and after it. It gives the name of the signal that came, or None.
+    A function, to be called after each dispatch, as often in every process. It
+    gives the name of the signal that came, or None.
   """
   came: list[str] = []
 
@@ -42,14 +44,13 @@ def held_back() -> Iterator[Callable[[int, int], str | None]]:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTERM)
 
-  def came_here(*_: int) -> str | None:
+  def came_here() -> str | None:
     return came[0] if came else None
 
-  def came_anywhere(before: int, done: int) -> str | None:
-    # The step agreed upon is known by its number, so each must be asked for.
-    steps = range(before + 1, done + 1)
-    reached = [multihost_utils.reached_preemption_sync_point(n) for n in steps]
-    return signal.SIGTERM.name if any(reached) else None
+  def came_anywhere() -> str | None:
+    # The processes agree on a number that is yet to be asked for, in any run.
+    reached = multihost_utils.reached_preemption_sync_point(next(_ASKED))
+    return signal.SIGTERM.name if reached else None
 
   alone = jax.process_count() == 1
   handlers: dict[int, Any] = {}

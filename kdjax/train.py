@@ -64,7 +64,8 @@ def train_and_evaluate(
     kdjax.signals.Interrupted: SIGTERM or SIGINT came; the run is saved.
   """
   workdir = pathlib.Path(workdir)
-  config_lib.validate(config)
+  with devices.together():
+    config_lib.validate(config)
   devices.check_agree(_facts(config, workdir))
   results.check_same_run(workdir, config)
   if results.read_result(workdir):
@@ -80,7 +81,8 @@ def _run(
   session: Session,
   what: str = 'the run',
 ) -> dict[str, Any]:
-  dataset = session.dataset(config.data)
+  with devices.together():
+    dataset = session.dataset(config.data)
   devices.check_agree({'data': dataset.digest})
   method, hyperparameters = config_lib.build_method(config)
   # Before a teacher is trained for hours: what else can be wrong?
@@ -97,8 +99,10 @@ def _run(
     config, dataset, method, hyperparameters, teacher, replay
   )
   with lock.hold(workdir, what):
-    devices.once(lambda: results.write_config(workdir, config))
-    devices.check_agree({'run directory': results.is_run(workdir)})
+    devices.write_once(
+      lambda: results.write_config(workdir, config),
+      lambda: results.is_run(workdir),
+    )
     with contextlib.closing(run):
       wall_time = loop.train(config, workdir, dataset, teacher, run)
     measured, predictions = measure.measure(
@@ -138,7 +142,7 @@ def _run(
       results.write_predictions(workdir, predictions)
       results.write_result(workdir, result)
 
-    devices.once(write)
+    devices.write_once(write, lambda: results.read_result(workdir))
     return result
 
 
@@ -197,7 +201,9 @@ def _find_teacher(
 ) -> Teacher:
   """Loads the teacher, after training it if there is none."""
   path = prepare_teacher(config, workdir, session)
-  teacher = session.teacher(path, config, names)
+  with devices.together():
+    teacher = session.teacher(path, config, names)
+  devices.check_agree({'teacher': teacher.report['digest']})
   dataset = session.dataset(config.data)
   teacher_lib.check_suits(teacher, dataset)
   logger.info(

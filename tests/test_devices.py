@@ -148,7 +148,7 @@ def test_nothing_but_sums_is_exchanged(root):
   assert set(exchanged) == {'all-reduce'}
 
 
-def no_cluster(*_):
+def no_cluster(*_, **__):
   """Stands for JAX where it detects no cluster; this process has begun."""
   raise ValueError('coordinator_address should be defined.')
 
@@ -174,7 +174,9 @@ def test_processes_given_to_a_run_that_is_not_to_be_distributed():
 def test_a_cluster_is_joined(monkeypatch):
   joined = []
   monkeypatch.setattr(
-    jax.distributed, 'initialize', lambda *arguments: joined.append(arguments)
+    jax.distributed,
+    'initialize',
+    lambda *arguments, **_: joined.append(arguments),
   )
   devices.start()
   devices.start('localhost:1', 2, 1)

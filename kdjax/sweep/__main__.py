@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
     summary = execute.run(config, workdir)
     if devices.is_first():
       _report(config, workdir, summary)
+    devices.wait_for_all()
   if any(
     record['state'] == 'failed'
     for stage in summary['stages']

@@ -192,7 +192,12 @@ def _run(one: Run, workdir: pathlib.Path, session: Session) -> dict[str, Any]:
   error: Exception | None = None
   try:
     train.train_and_evaluate(one.config, workdir, session)
+  except FloatingPointError as caught:
+    error = caught
   except Exception as caught:
+    # Of several processes the others may know nothing of it, and wait.
+    if jax.process_count() > 1:
+      raise
     error = caught
   record = _recorded(one, workdir)
   if record is None:
