@@ -29,6 +29,9 @@ def held_back() -> Iterator[Callable[[], str | None]]:
   it holds back all that follow, and those that come outside of this as well.
   Outside the main thread, where Python allows no handlers, none is held back.
 
+  Raises:
+    Interrupted: a signal came, and the code inside ended without an error.
+
   Yields:
     A function, to be called after each dispatch, as often in every process. It
     gives the name of the signal that came, or None.
@@ -67,3 +70,6 @@ def held_back() -> Iterator[Callable[[], str | None]]:
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)
+  # It came after the code inside last asked.
+  if came:
+    raise Interrupted(f'stopped by {came[0]}: start the same command again')

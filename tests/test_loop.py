@@ -110,6 +110,20 @@ def test_a_run_is_stopped_before_its_first_step(start, tmp_path, monkeypatch):
   assert not (tmp_path / 'checkpoints').exists()
 
 
+def test_a_signal_after_the_last_step_is_not_lost(start, tmp_path, monkeypatch):
+  close = checkpoint.Checkpoints.__exit__
+
+  def terminate_and_close(*args):
+    terminate()
+    close(*args)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.Checkpoints, '__exit__', terminate_and_close)
+    with pytest.raises(signals.Interrupted, match='SIGTERM: start the same'):
+      start(tmp_path)
+  assert steps_of(tmp_path)[-1] == 15
+
+
 def test_checkpoints_between_validations_change_nothing(
   start, undisturbed, tmp_path
 ):

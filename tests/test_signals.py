@@ -15,7 +15,10 @@ from kdjax.command import INTERRUPTED, command
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_the_first_is_remembered_and_the_second_stops_at_once(number):
   before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
-  with signals.held_back() as stopped:
+  with (
+    pytest.raises(signals.Interrupted, match=f'by {number.name}: start the'),
+    signals.held_back() as stopped,
+  ):
     assert stopped() is None
     os.kill(os.getpid(), number)
     assert stopped() == number.name
