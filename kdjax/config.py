@@ -153,7 +153,7 @@ def _training() -> ConfigDict:
       'clip_norm': 0.0,  # largest norm of the gradient; 0 for no clipping
       'label_smoothing': 0.0,  # from 0 to 1
       # Where a loss or gradient is not finite: 'stop' the run, or 'skip' the
-      # step's update and go on.
+      # step's update and go on, but not after 50 such steps in a row.
       'nonfinite': 'stop',
       # Share of itself that an exponential moving average of weights and
       # BatchNorm statistics keeps at each step, such as 0.999; less in the

@@ -31,6 +31,9 @@ from kdjax.teacher import Teacher
 
 logger = logs.logger
 
+# Steps left out one after the other until a run is given up.
+_MOST_SKIPPED = 50
+
 
 def train(
   config: ml_collections.ConfigDict,
@@ -53,7 +56,8 @@ def train(
 
   Raises:
     ValueError: the checkpoints there are damaged, or not of this run.
-    FloatingPointError: loss or gradient are no longer finite.
+    FloatingPointError: loss or gradient are no longer finite, or were not for
+      as many steps in a row as are left out at most.
     OSError: a checkpoint or the metrics cannot be written.
     signals.Interrupted: SIGTERM or SIGINT came; the state is saved.
   """
@@ -68,10 +72,10 @@ def train(
     restored = checkpoints.restore(run.state_shapes())
     done = restored[1]['step'] if restored else 0
     devices.check_agree({'step to continue from': done})
-    pending = {}
+    pending, in_a_row = {}, 0
     if restored:
       state, saved = restored
-      pending = saved['window']
+      pending, in_a_row = saved['window'], saved['skipped_in_a_row']
       for what in ('data', 'teacher'):
         digest = f'{what}_digest'
         results.check_same_digest(
@@ -115,7 +119,7 @@ def train(
         run,
         checkpoints,
         log,
-        _Window(plan, done, pending),
+        _Window(plan, done, pending, in_a_row),
         metadata,
         start_time,
       ).run(state, done, stopped)
@@ -150,7 +154,8 @@ class _Loop:
     self._metadata = metadata
     self._start_time = start_time
     # What waits for the device is done once the next steps are under way, so
-    # that it never waits for the host.
+    # that it need not wait for the host; but images of a validation split that
+    # is streamed are read before the next steps.
     self._waiting: list[Callable[[], None]] = []
 
   def run(
@@ -307,6 +312,7 @@ class _Loop:
       'window': {
         name: values.tolist() for name, values in self._window.fetch().items()
       },
+      'skipped_in_a_row': self._window.skipped_in_a_row,
     }
     self._checkpoints.save(state, {**self._metadata, **progress})
     self._saved = done
@@ -324,8 +330,8 @@ class _Loop:
     )
     if self._config.train.nonfinite == 'stop':
       advice += (
-        ', or start again with --config.train.nonfinite=skip: it continues '
-        f'from step {self._saved} and leaves such steps out'
+        ", or start again with config.train.nonfinite set to 'skip': it "
+        f'continues from step {self._saved} and leaves such steps out'
       )
     return FloatingPointError(
       f'{what} at step {done} of {self._workdir}, learning rate '
@@ -343,7 +349,8 @@ class _Closed(NamedTuple):
 
   Attributes:
     end: the step that it ends with.
-    averages: of each metric, over the steps that were not skipped.
+    averages: of each metric, over the steps that were not skipped; NaN if all
+      were.
     timings: what depends on the machine.
     wrong: where it cannot go on, the first such step and what is wrong.
   """
@@ -361,14 +368,22 @@ class _Window:
     plan: how long the run is.
     done: steps done.
     pending: metrics of each of the last of them that no line has yet.
+    skipped_in_a_row: how many of the last steps before those were skipped.
   """
 
   def __init__(
-    self, plan: Plan, done: int, pending: Mapping[str, Sequence[float]]
+    self,
+    plan: Plan,
+    done: int,
+    pending: Mapping[str, Sequence[float]],
+    skipped_in_a_row: int = 0,
   ):
     self._plan = plan
+    self.skipped_in_a_row = skipped_in_a_row
     arrays = {
-      name: np.asarray(values, np.float32) for name, values in pending.items()
+      name: np.asarray(values, np.float32)
+      for name, values in pending.items()
+      if values
     }
     self._pending: list[Mapping[str, Any]] = [arrays] if arrays else []
     # The step that the window begins after.
@@ -384,9 +399,12 @@ class _Window:
   def fetch(self) -> dict[str, np.ndarray]:
     """Waits for the device; gives the metrics of each step since a line."""
     fetched = jax.device_get(self._pending)
+    # Steps made before a restart may know of no `skipped`, or they alone.
     whole = {
-      name: np.concatenate([metric[name] for metric in fetched])
-      for name in fetched[0]
+      name: np.concatenate(
+        [metric.get(name, np.zeros_like(metric['loss'])) for metric in fetched]
+      )
+      for name in {**fetched[0], **fetched[-1]}
     }
     self._pending = [whole]
     return whole
@@ -407,7 +425,18 @@ class _Window:
       values = {name: array[:size] for name, array in fetched.items()}
       fetched = {name: array[size:] for name, array in fetched.items()}
       self._pending = [fetched]
-      averages, wrong = _average(values, self._begin)
+      averages = _average(values)
+      wrong = _find_wrong(values, self._begin)
+      for index, skipped in enumerate(values.get('skipped', ())):
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+        if self.skipped_in_a_row == _MOST_SKIPPED:
+          what = (
+            f'loss or gradient were not finite in {_MOST_SKIPPED} steps in a '
+            'row, the last of them'
+          )
+          wrong = self._begin + 1 + index, what
+          averages |= dict.fromkeys(averages.keys() - {'skipped'}, math.nan)
+          break
       self._begin = end
       yield _Closed(
         end,
@@ -420,27 +449,16 @@ class _Window:
       )
 
 
-def _average(
-  values: Mapping[str, np.ndarray], begin: int
-) -> tuple[dict[str, float], tuple[int, str] | None]:
-  """Averages the steps after `begin`; says what is wrong with the first."""
-  averages = {
-    name: float(np.mean(array, dtype=float)) for name, array in values.items()
-  }
-  skipped = values.get('skipped')
-  if skipped is not None:
-    if skipped.all():
-      nothing = dict.fromkeys(averages, math.nan) | {'skipped': 1.0}
-      what = f'no finite loss and gradient in {len(skipped)} steps, beginning'
-      return nothing, (begin + 1, what)
-    kept = skipped == 0
-    averages |= {
-      name: float(np.mean(array[kept], dtype=float))
-      for name, array in values.items()
-      if name != 'skipped'
-    }
-    return averages, None
-  return averages, _find_wrong(values, begin)
+def _average(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+  """Averages over the steps that were not skipped; NaN if all were."""
+  kept = values['skipped'] == 0 if 'skipped' in values else slice(None)
+  averages = {}
+  for name, array in values.items():
+    counted = array if name == 'skipped' else array[kept]
+    averages[name] = (
+      float(counted.mean(dtype=float)) if len(counted) else math.nan
+    )
+  return averages
 
 
 def _find_wrong(

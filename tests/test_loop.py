@@ -5,7 +5,9 @@ import os
 import resource
 import signal
 import time
+import types
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -164,7 +166,7 @@ def test_the_step_that_is_not_finite_is_named(
   step_named = f'at step {before + 2} of {tmp_path}, learning rate'
   assert f'the gradient_norm is inf {step_named}' in said
   assert f'The last good checkpoint is that of step {saved}.' in said
-  assert f'nonfinite=skip: it continues from step {saved} and' in said
+  assert f"nonfinite set to 'skip': it continues from step {saved}" in said
   # Nothing after it is kept, however often checkpoints are made.
   assert steps_of(tmp_path)[-1] == saved
   last = metrics_of(tmp_path)[-1]
@@ -186,20 +188,72 @@ def test_the_program_skips_what_it_is_told_to(nonfinite, monkeypatch):
   assert asked == [nonfinite == 'skip']
 
 
+def window_of(pending=None, done=0, in_a_row=0):
+  plan = types.SimpleNamespace(batch_size=4, total_steps=200)
+  return loop._Window(plan, done, pending or {}, in_a_row)
+
+
+def metrics_with(*skipped):
+  """Metrics of some steps, of which some are skipped."""
+  skipped = np.float32(skipped)
+  value = np.float32(1 + np.arange(len(skipped))) * (1 - skipped)
+  return {'loss': value, 'gradient_norm': 2 * value, 'skipped': skipped}
+
+
 def test_skipped_steps_are_no_part_of_an_average():
-  values = {
-    'loss': np.float32([1, 0, 3]),
-    'gradient_norm': np.float32([2, 0, 2]),
-    'skipped': np.float32([0, 1, 0]),
+  window = window_of()
+  window.add(metrics_with(0, 1, 0, 1, 1))
+  some, none = window.close([3, 5])
+  assert some.averages == {
+    'loss': 2.0,
+    'gradient_norm': 4.0,
+    'skipped': 1 / 3,
   }
-  averages, wrong = loop._average(values, 0)
-  assert averages == {'loss': 2.0, 'gradient_norm': 2.0, 'skipped': 1 / 3}
-  assert wrong is None
-  nothing = {name: array[1:2] for name, array in values.items()}
-  averages, wrong = loop._average(nothing, 7)
-  assert np.isnan(averages['loss'])
-  assert averages['skipped'] == 1
-  assert wrong == (8, 'no finite loss and gradient in 1 steps, beginning')
+  assert none.averages['skipped'] == 1
+  assert np.isnan(
+    [none.averages[name] for name in ('loss', 'gradient_norm')]
+  ).all()
+  assert some.wrong is none.wrong is None
+
+
+@pytest.mark.parametrize('skips', ['before', 'after'])
+def test_what_is_not_finite_may_be_treated_otherwise_midway(skips):
+  # Two steps, a checkpoint, and one step after it.
+  old, new = metrics_with(0, 1), metrics_with(0)
+  if skips == 'before':
+    del new['skipped']
+  else:
+    old = metrics_with(0, 0)
+    del old['skipped']
+    new = metrics_with(1)
+  window = window_of(jax.tree.map(np.ndarray.tolist, old), done=2)
+  window.add(new)
+  (closed,) = window.close([3])
+  assert closed.averages['skipped'] == pytest.approx(1 / 3)
+  assert closed.averages['loss'] == (1 if skips == 'before' else 1.5)
+  assert closed.wrong is None
+
+
+def test_a_run_that_skips_one_step_after_the_other_is_given_up():
+  limit = loop._MOST_SKIPPED
+  window = window_of(in_a_row=limit - 4)
+  # A step that is kept begins the count anew.
+  window.add(metrics_with(1, 1, 1, 0, 1, 1))
+  first, second = window.close([3, 6])
+  assert first.wrong is second.wrong is None
+  assert window.skipped_in_a_row == 2
+  # A checkpoint within a window counts its steps once.
+  window.add(metrics_with(*[1] * (limit - 4)))
+  pending = jax.tree.map(np.ndarray.tolist, window.fetch())
+  window = window_of(pending, 2 + limit, window.skipped_in_a_row)
+  window.add(metrics_with(1, 1, 0))
+  (closed,) = window.close([5 + limit])
+  assert closed.wrong == (
+    4 + limit,
+    'loss or gradient were not finite in 50 steps in a row, the last of them',
+  )
+  # So that it counts as diverged, whatever the other steps gave.
+  assert np.isnan(closed.averages['loss'])
 
 
 def test_a_full_disk_is_told_of_and_costs_nothing(

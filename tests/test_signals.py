@@ -15,16 +15,18 @@ from kdjax.command import INTERRUPTED, command
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_the_first_is_remembered_and_the_second_stops_at_once(number):
   before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
-  with (
-    pytest.raises(signals.Interrupted, match=f'by {number.name}: start the'),
-    signals.held_back() as stopped,
-  ):
-    assert stopped() is None
-    os.kill(os.getpid(), number)
-    assert stopped() == number.name
-    # To end by a second one is what the system does by itself.
-    for each in (signal.SIGTERM, signal.SIGINT):
-      assert signal.getsignal(each) == signal.SIG_DFL
+
+  def hold():
+    with signals.held_back() as stopped:
+      assert stopped() is None
+      os.kill(os.getpid(), number)
+      assert stopped() == number.name
+      # To end by a second one is what the system does by itself.
+      for each in (signal.SIGTERM, signal.SIGINT):
+        assert signal.getsignal(each) == signal.SIG_DFL
+
+  with pytest.raises(signals.Interrupted, match=f'by {number.name}: start the'):
+    hold()
   after = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
   assert after == before
 
