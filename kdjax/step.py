@@ -152,8 +152,8 @@ def make_train_step(
       batch. Part i has the rows i, i + accumulate, …. BatchNorm sees each part
       by itself, and its running statistics are updated after each.
     skip_nonfinite: whether a step whose loss or gradient is not finite changes
-      nothing but the number of steps done. The metric `skipped` is then 1, and
-      all others are 0.
+      nothing but the number of steps done, here and in the optimiser's
+      schedules. The metric `skipped` is then 1, and all others are 0.
     ema_decay: share d of the moving averages that a step keeps, for a state
       that has them (Polyak and Juditsky, 1992,
       https://doi.org/10.1137/0330046); 0 for a state that has none. After t
@@ -283,12 +283,21 @@ def make_train_step(
 def _unless_nonfinite(
   old: TrainState, new: TrainState, metrics: Mapping[str, jax.Array]
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Keeps the old state, but for its step, where a step came to nothing."""
+  """Keeps the old state, but for its steps, where a step came to nothing."""
   finite = jnp.isfinite(metrics['loss'] + metrics['gradient_norm'])
-  state = jax.tree.map(functools.partial(jnp.where, finite), new, old)
+
+  def choose(new: Any, old: Any) -> Any:
+    # The learning rate is that of the step, whatever became of those before.
+    return new if _is_schedule(new) else jnp.where(finite, new, old)
+
+  state = jax.tree.map(choose, new, old, is_leaf=_is_schedule)
   counted = {name: jnp.where(finite, x, 0.0) for name, x in metrics.items()}
   counted['skipped'] = 1.0 - finite
   return state.replace(step=new.step), counted
+
+
+def _is_schedule(leaf: Any) -> bool:
+  return isinstance(leaf, optax.ScaleByScheduleState)
 
 
 def predict(

@@ -265,6 +265,38 @@ def test_a_step_that_is_not_finite_changes_nothing():
   assert found == dict.fromkeys(metrics, 0) | {'skipped': 1}
 
 
+class Mean(nn.Module):
+  """Logits from the mean colour of an image."""
+
+  @nn.compact
+  def __call__(self, images, train):
+    return nn.Dense(3)(images.mean(axis=(1, 2)))
+
+
+def test_the_learning_rate_goes_on_in_a_step_that_is_skipped():
+  method, _ = methods.build('scratch')
+
+  def make(learning_rate):
+    optimizer = optax.adamw(learning_rate)
+    state = step.create_state(RNG, Mean(), method, optimizer, IMAGES)
+    return state, jax.jit(
+      step.make_train_step(Mean(), method, optimizer, skip_nonfinite=True)
+    )
+
+  def rest(normalization):
+    return IMAGES, LABELS, normalization, None, {}
+
+  state, train_step = make(lambda count: 0.5 / (1 + count))
+  nowhere = jax.tree.map(lambda x: x * jnp.nan, NORMALIZATION)
+  skipped, metrics = train_step(state, *rest(nowhere))
+  assert metrics['skipped'] == 1
+  found, _ = train_step(skipped, *rest(NORMALIZATION))
+  # The second step with its own learning rate, and with the first's moments.
+  state, train_step = make(0.25)
+  expected, _ = train_step(state, *rest(NORMALIZATION))
+  assert_close(found.params, expected.params)
+
+
 def plain_keys(state):
   return state.replace(rng=jax.random.key_data(state.rng))
 
