@@ -58,7 +58,7 @@ def train_and_evaluate(
     ValueError: the configuration makes no sense, or does not fit the data, the
       teacher, or the run that the directory already holds.
     FileNotFoundError: data or teacher are not where the configuration says.
-    FloatingPointError: the loss is no longer finite.
+    FloatingPointError: the loss or its gradient is no longer finite.
     BlockingIOError: another process makes this run, or its teacher.
     OSError: a file cannot be written.
     kdjax.signals.Interrupted: SIGTERM or SIGINT came; the run is saved.
@@ -69,10 +69,16 @@ def train_and_evaluate(
   devices.check_agree(_facts(config, workdir))
   results.check_same_run(workdir, config)
   if results.read_result(workdir):
-    logger.info('%s has finished; evaluating its checkpoints', workdir)
-    result, _ = measure.evaluate(workdir, config)
-    return result
+    return _evaluate(workdir, config)
   return _run(config, workdir, session or Session())
+
+
+def _evaluate(
+  workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> dict[str, Any]:
+  logger.info('%s has finished; evaluating its checkpoints', workdir)
+  result, _ = measure.evaluate(workdir, config)
+  return result
 
 
 def _run(
@@ -99,6 +105,11 @@ def _run(
     config, dataset, method, hyperparameters, teacher, replay
   )
   with lock.hold(workdir, what):
+    # Another process may have made it while the teacher was trained.
+    results.check_same_run(workdir, config)
+    if results.read_result(workdir):
+      run.close()
+      return _evaluate(workdir, config)
     devices.write_once(
       lambda: results.write_config(workdir, config),
       lambda: results.is_run(workdir),
@@ -177,7 +188,7 @@ def prepare_teacher(
     ValueError: the teacher there is another than the run asks for, or would not
       fit it.
     FileNotFoundError: data are not where the configuration says.
-    FloatingPointError: the teacher's loss is no longer finite.
+    FloatingPointError: the teacher's loss or its gradient is no longer finite.
     BlockingIOError: another process trains it.
   """
   if config.teacher.path:

@@ -1,8 +1,10 @@
 """What the loop does when something comes in between, in this process."""
 
+import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import time
 import types
@@ -307,6 +309,26 @@ def test_a_teacher_that_another_process_trains_is_waited_for(tmp_path):
   ):
     train.train_and_evaluate(tiny.config('feature'), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def test_what_another_process_made_meanwhile_is_not_made_again(
+  start, undisturbed, tmp_path, monkeypatch
+):
+  hold = lock.hold
+
+  @contextlib.contextmanager
+  def hold_late(directory, what):
+    with hold(directory, what):
+      shutil.copytree(undisturbed, directory, dirs_exist_ok=True)
+      yield
+
+  monkeypatch.setattr(lock, 'hold', hold_late)
+  monkeypatch.setattr(loop, 'train', None)
+  found = start(tmp_path / 'same')
+  made = json.loads((undisturbed / 'result.json').read_text())
+  assert found['best'] == made['best']
+  with pytest.raises(ValueError, match=r'another configuration:\n  seed'):
+    start(tmp_path / 'other', seed=1)
 
 
 def test_a_damaged_newest_checkpoint_is_made_again(
