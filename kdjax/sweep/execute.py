@@ -181,7 +181,8 @@ def _recorded(one: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
       'validation_loss': result['best'].get('validation_loss'),
     }
   step = logs.diverged_at(logs.read_records(workdir))
-  if step is not None:
+  # With 'skip' it may go on where it was stopped.
+  if step is not None and one.config.train.nonfinite == 'stop':
     error = f'no finite loss or gradient at step {step}'
     return record | {'state': _DIVERGED, 'error': error}
   return None
@@ -201,7 +202,9 @@ def _run(one: Run, workdir: pathlib.Path, session: Session) -> dict[str, Any]:
     error = caught
   record = _recorded(one, workdir)
   if record is None:
-    record = _describe(one) | {'state': _FAILED, 'error': repr(error)}
+    diverged = isinstance(error, FloatingPointError)
+    state = _DIVERGED if diverged else _FAILED
+    record = _describe(one) | {'state': state, 'error': repr(error)}
   if error:
     logger.warning('%s %s: %s', one.name, record['state'], error)
     logger.debug('', exc_info=error)

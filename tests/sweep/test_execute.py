@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from kdjax import lock, logs, results, signals, sweep, train
-from kdjax.sweep import execute
+from kdjax.sweep import execute, plan
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 T, ALPHA = 'method.response.temperature', 'method.response.alpha'
@@ -279,6 +279,25 @@ def test_a_run_that_fails_or_diverges_does_not_stop_the_others(
   execute.run(small(), tmp_path)
   assert tried[0] == failing
   assert diverging not in tried
+
+
+def test_a_run_that_may_skip_steps_is_tried_again(tmp_path, monkeypatch):
+  config = small()
+  one = plan.runs(config, config.stages[0], {})[0]
+  (tmp_path / 'metrics.jsonl').write_text(
+    '{"kind": "train", "step": 4, "loss": null, "gradient_norm": null}\n'
+  )
+  assert execute._recorded(one, tmp_path)['state'] == 'diverged'
+  one.config.train.nonfinite = 'skip'
+  assert execute._recorded(one, tmp_path) is None
+
+  def diverge(*_):
+    raise FloatingPointError('50 steps in a row')
+
+  monkeypatch.setattr(train, 'train_and_evaluate', diverge)
+  record = execute._run(one, tmp_path, None)
+  assert record['state'] == 'diverged'
+  assert '50 steps in a row' in record['error']
 
 
 def test_a_signal_stops_the_sweep_and_is_no_failure(
