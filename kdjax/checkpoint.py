@@ -34,11 +34,25 @@ _DIRECTORY = 'checkpoints'
 _DAMAGED = 'damaged'
 # What `save` adds to the metadata.
 _VERSION, _ARRAYS, _SHA256 = 'version', 'arrays', 'sha256'
+# What is missing is damage; other errors of the system may pass.
+_LACKING = FileNotFoundError, NotADirectoryError
 _Path = str | os.PathLike[str]
 
 
 class DamagedError(ValueError):
-  """A checkpoint is not what was saved."""
+  """A checkpoint is not what was saved.
+
+  Args:
+    directory: its directory.
+    how: what is wrong with it.
+
+  Attributes:
+    reason: which it is, and how; the message adds what to do.
+  """
+
+  def __init__(self, directory: pathlib.Path, how: str):
+    self.reason = f'{directory} is damaged: {how}'
+    super().__init__(f'{self.reason}. Remove it, or put a sound copy there')
 
 
 class Checkpoints:
@@ -74,10 +88,10 @@ class Checkpoints:
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
     # Made at the first save: it changes the directory.
-    for step in _steps(self._root):
-      with contextlib.suppress(DamagedError):
-        metadata = _read_metadata(self._root / str(step))
-        self._accuracies[step] = metadata['validation_accuracy']
+    devices.once(self._set_aside_unreadable)
+    for step in _complete_steps(self._root):
+      metadata = _read_metadata(self._root / str(step))
+      self._accuracies[step] = metadata['validation_accuracy']
     return ocp.CheckpointManager(
       self._root,
       item_handlers={
@@ -160,6 +174,7 @@ class Checkpoints:
     Raises:
       ValueError: none is sound; or the newest that is holds other arrays,
         shapes or dtypes, or is of another version of kdjax. Nothing is changed.
+      OSError: one cannot be read now.
     """
     damaged: dict[int, DamagedError] = {}
     for step in sorted(_steps(self._root), reverse=True):
@@ -171,16 +186,14 @@ class Checkpoints:
       except DamagedError as error:
         damaged[step] = error
         continue
-      for newer, reason in damaged.items():
-        logger.warning(
-          '%s. It is now in %s; the run goes back to step %d',
-          reason,
-          self._set_aside(newer),
-          step,
+      going_back = f'; the run goes back to step {step}'
+      for newer, found in damaged.items():
+        devices.once(
+          functools.partial(self._set_aside, newer, found, going_back)
         )
       return state, metadata
     if damaged:
-      reasons = '\n  '.join(map(str, damaged.values()))
+      reasons = '\n  '.join(error.reason for error in damaged.values())
       raise ValueError(
         f'no checkpoint in {self._root} is sound, and nothing was changed:\n  '
         f'{reasons}\nPut a sound copy there, or remove {self._workdir} to '
@@ -188,19 +201,26 @@ class Checkpoints:
       )
     return None
 
-  def _set_aside(self, step: int) -> pathlib.Path:
+  def _set_aside_unreadable(self) -> None:
+    """Keeps from being deleted what nobody can tell the worth of."""
+    for step in _complete_steps(self._root):
+      try:
+        _read_metadata(self._root / str(step))
+      except DamagedError as error:
+        self._set_aside(step, error)
+
+  def _set_aside(
+    self, step: int, error: DamagedError, remark: str = ''
+  ) -> None:
+    """Moves a damaged checkpoint away; for one process only."""
     target = self._workdir / _DAMAGED / str(step)
     number = 1
     while target.exists():
       number += 1
       target = target.with_name(f'{step}-{number}')
-
-    def move() -> None:
-      target.parent.mkdir(exist_ok=True)
-      (self._root / str(step)).rename(target)
-
-    devices.once(move)
-    return target
+    target.parent.mkdir(exist_ok=True)
+    (self._root / str(step)).rename(target)
+    logger.warning('%s. It is now in %s%s', error.reason, target, remark)
 
 
 class _LastAndBest(checkpoint_managers.PreservationPolicy):
@@ -243,6 +263,7 @@ def restore(
 
   Raises:
     FileNotFoundError: there is no checkpoint.
+    OSError: a checkpoint cannot be read now.
     ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
       damaged, or moving averages are asked for and the run kept none.
   """
@@ -288,6 +309,7 @@ def restore_method(path: _Path, checkpoint: str = 'best') -> Any:
 
   Raises:
     FileNotFoundError: there is no checkpoint.
+    OSError: a checkpoint cannot be read now.
     ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
       damaged.
   """
@@ -311,10 +333,15 @@ def read_metadata(path: _Path, checkpoint: str = 'best') -> dict[str, Any]:
     `config`, `model` (arguments of `kdjax.models.build`), `image_shape`,
     `class_names`, `normalization` (`mean` and `std` of pixels scaled to
     0 … 1), `data_digest`, `teacher_digest`, `step`, `epoch`,
-    `validation_accuracy`, `validation_loss`, `wall_time_s`.
+    `validation_accuracy`, `validation_loss`, `wall_time_s`; then what a run
+    continues with, `window` (the metrics of each step since the last line of
+    `metrics.jsonl`) and `skipped_in_a_row` (steps left out just before those);
+    then `version` (of kdjax), `arrays` (of each array `dtype`, `shape` and
+    `sha256`) and `sha256` (of all the rest of this).
 
   Raises:
     FileNotFoundError: there is no checkpoint.
+    OSError: a checkpoint cannot be read now.
     ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
       damaged.
   """
@@ -333,6 +360,7 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
 
   Raises:
     FileNotFoundError: there is no checkpoint.
+    OSError: a checkpoint cannot be read now.
     ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
       damaged.
   """
@@ -344,12 +372,7 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
   if (path / 'state').is_dir():
     return path
   root = path / _DIRECTORY
-  # One without them was being deleted when its run was killed.
-  steps = [
-    step
-    for step in _steps(root)
-    if all((root / str(step) / item).is_dir() for item in ('state', 'metadata'))
-  ]
+  steps = _complete_steps(root)
   if not steps:
     raise FileNotFoundError(
       f'no checkpoint in {path}: expected a run directory of kdjax, which '
@@ -357,15 +380,32 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
     )
   if checkpoint == 'last':
     return root / str(max(steps))
-  accuracies = {
-    step: _read_metadata(root / str(step))['validation_accuracy']
-    for step in steps
-  }
+  accuracies: dict[int, float | None] = {}
+  damaged: list[DamagedError] = []
+  for step in steps:
+    try:
+      metadata = _read_metadata(root / str(step))
+      accuracies[step] = metadata['validation_accuracy']
+    except DamagedError as error:
+      damaged.append(error)
+  if not accuracies:
+    raise damaged[-1]
+  for found in damaged:
+    logger.warning('%s. The best is chosen of the others', found.reason)
   return root / str(_best(accuracies))
 
 
 def _steps(root: pathlib.Path) -> list[int]:
   return ocp.utils.checkpoint_steps(root) if root.is_dir() else []
+
+
+def _complete_steps(root: pathlib.Path) -> list[int]:
+  # One that lacks an item was being deleted when its run was killed.
+  return [
+    step
+    for step in _steps(root)
+    if all((root / str(step) / item).is_dir() for item in ('state', 'metadata'))
+  ]
 
 
 def _best(accuracies: Mapping[int, float | None]) -> int:
@@ -383,18 +423,19 @@ def _read_metadata(directory: pathlib.Path) -> dict[str, Any]:
   path = directory / 'metadata' / 'metadata'
   try:
     metadata = dict(json.loads(path.read_bytes()))
-  except (OSError, ValueError, TypeError) as error:
+  except (*_LACKING, ValueError, TypeError) as error:
     raise DamagedError(
-      f'{directory} is damaged: its metadata cannot be read ({error})'
+      directory, f'its metadata cannot be read ({error})'
     ) from error
+  except OSError as error:
+    raise _cannot_read(directory, error) from error
   content = {key: metadata[key] for key in metadata if key != _SHA256}
   # Older versions of kdjax added nothing.
   if metadata.keys() & {_VERSION, _ARRAYS, _SHA256} and metadata.get(
     _SHA256
   ) != digests.of_json(content):
     raise DamagedError(
-      f'{directory} is damaged: the SHA-256 of its metadata is not the one '
-      'recorded there'
+      directory, 'the SHA-256 of its metadata is not the one recorded there'
     )
   return metadata
 
@@ -406,9 +447,19 @@ def _reading(directory: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:
+    if isinstance(error, OSError) and not isinstance(error, _LACKING):
+      raise _cannot_read(directory, error) from error
     raise DamagedError(
-      f'{directory} is damaged: its state cannot be read ({_shorten(error)})'
+      directory, f'its state cannot be read ({_shorten(error)})'
     ) from error
+
+
+def _cannot_read(directory: pathlib.Path, cause: OSError) -> OSError:
+  return OSError(
+    f'{directory} cannot be read now, which does not say that it is damaged: '
+    f'{cause}\nMake sure that the directory can be read, then start the same '
+    'command again'
+  )
 
 
 def _shorten(error: Exception) -> str:
@@ -443,16 +494,15 @@ def _verify(
   for name, found in digests.describe(tree).items():
     if found != (saved := metadata[_ARRAYS].get(name)):
       raise DamagedError(
-        f'{directory} is damaged: its array {name} was saved as {saved}, and '
-        f'is now {found}'
+        directory, f'its array {name} was saved as {saved}, and is now {found}'
       )
 
 
 def _restore_state(
   directory: pathlib.Path, like: TrainState, metadata: Mapping[str, Any]
 ) -> TrainState:
-  """Reads a whole state, onto the device."""
-  # Onto the devices of this run, whatever those were that it was saved from.
+  """Reads a whole state, onto the devices."""
+  # Those of this run, whatever those were that it was saved from.
   sharding = devices.replicated()
   abstract = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(

@@ -1,7 +1,9 @@
 """Saving and restoring, with kdjax and with Orbax alone."""
 
+import errno
 import functools
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from tiny import MODEL
 
@@ -312,7 +315,7 @@ def test_where_none_is_sound_nothing_is_changed(tmp_path, state, two_saved):
   assert sorted(tmp_path.rglob('*')) == before
 
 
-def test_a_damaged_student_is_refused(tmp_path, two_saved):
+def test_a_damaged_student_is_refused(tmp_path, two_saved, caplog):
   shutil.copytree(two_saved, tmp_path, dirs_exist_ok=True)
   newest = tmp_path / 'checkpoints' / '2'
   arrays = newest.glob('state/ocdbt.process_0/d/*')
@@ -321,11 +324,43 @@ def test_a_damaged_student_is_refused(tmp_path, two_saved):
   with pytest.raises(checkpoint.DamagedError, match='checkpoints/2 is damaged'):
     checkpoint.restore(tmp_path)
   damage(newest / 'metadata' / 'metadata', 'truncated')
+  # The best of those that are left.
+  assert checkpoint.find(tmp_path).name == '1'
+  assert f'{newest} is damaged: its metadata cannot be read' in caplog.text
+  damage(newest.with_name('1') / 'metadata' / 'metadata', 'truncated')
   for read in (checkpoint.find, checkpoint.restore_method):
     with pytest.raises(
-      checkpoint.DamagedError, match='metadata cannot be read'
+      checkpoint.DamagedError,
+      match=r'metadata cannot be read .* Remove it, or put a sound copy there',
     ):
       read(tmp_path)
+
+
+def test_no_damaged_checkpoint_is_deleted(tmp_path, state, two_saved, caplog):
+  shutil.copytree(two_saved, tmp_path, dirs_exist_ok=True)
+  damage(tmp_path / 'checkpoints' / '1' / 'metadata' / 'metadata', 'flipped')
+  with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
+    _, saved = checkpoints.restore(jax.eval_shape(lambda: state))
+    assert saved['step'] == 2
+    checkpoints.save(at(state, 3), metadata(3, 0.1))
+  assert names(tmp_path / 'checkpoints') == ['2', '3']
+  assert names(tmp_path / 'damaged') == ['1']
+  assert f'is now in {tmp_path}/damaged/1' in caplog.text
+
+
+@pytest.mark.parametrize(
+  'reading',
+  [(pathlib.Path, 'read_bytes'), (ocp.StandardCheckpointer, 'restore')],
+)
+def test_what_may_pass_is_no_damage(state, two_saved, monkeypatch, reading):
+  def fail(*_):
+    raise OSError(errno.ESTALE, 'Stale file handle')
+
+  monkeypatch.setattr(*reading, fail)
+  before = sorted(two_saved.rglob('*'))
+  with pytest.raises(OSError, match=r'cannot be read now.*Stale file handle'):
+    restore(two_saved, state)
+  assert sorted(two_saved.rglob('*')) == before
 
 
 def test_a_checkpoint_of_another_version(tmp_path, state, monkeypatch):
