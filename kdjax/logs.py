@@ -8,7 +8,9 @@ import contextlib
 import json
 import logging
 import math
+import os
 import pathlib
+import socket
 import statistics
 import sys
 import time
@@ -19,6 +21,7 @@ import tensorboardX
 import tqdm
 from absl import flags
 from absl import logging as absl_logging
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from kdjax import files
 
@@ -95,12 +98,8 @@ class RunLog:
     self._path = workdir / _METRICS
     _drop_after(self._path, start_step)
     self._file = self._path.open('a', encoding='utf-8')
-    self._writer = (
-      tensorboardX.SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=start_step + 1
-      )
-      if tensorboard
-      else None
+    self._events = (
+      _Events(workdir / 'tensorboard', start_step) if tensorboard else None
     )
     self._bar = tqdm.tqdm(
       initial=start_step,
@@ -119,11 +118,13 @@ class RunLog:
 
   def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
     self._bar.close()
-    # An error that ends the run says more than one that follows from it.
-    with contextlib.suppress(*[OSError] if kind else []):
-      self._file.close()
-      if self._writer:
-        self._writer.close()
+    with contextlib.ExitStack() as closing:
+      # An error that ends the run says more than one that follows from it.
+      if kind:
+        closing.enter_context(contextlib.suppress(OSError))
+      closing.callback(self._file.close)
+      if self._events:
+        closing.callback(self._events.close)
 
   def advance(self, steps: int) -> None:
     """Counts steps that have been started."""
@@ -155,11 +156,14 @@ class RunLog:
     try:
       self._file.write(json.dumps(finite, allow_nan=False) + '\n')
       self._file.flush()
-      if self._writer:
-        for name, value in (metrics | timings).items():
-          self._writer.add_scalar(f'{kind}/{name}', value, step)
-        # Or a run that is killed would leave a gap before its checkpoint.
-        self._writer.flush()
+      if self._events:
+        self._events.write(
+          step,
+          {
+            f'{kind}/{name}': value
+            for name, value in (metrics | timings).items()
+          },
+        )
     except OSError as error:
       raise files.cannot_write(
         f'the metrics of step {step} in {self._path.parent}', error
@@ -176,6 +180,45 @@ class RunLog:
         else f'val {accuracy}'
       )
       self._bar.set_postfix_str(', '.join(self._shown.values()))
+
+
+class _Events:
+  """Scalars for TensorBoard, each on the disk once it is written.
+
+  A `SummaryWriter` leaves that to a thread: what it has not got to is lost with
+  a run that is killed, and it does not survive a full disk.
+
+  Args:
+    directory: where the file is added.
+    done: steps done. What earlier files have of later ones is not shown.
+  """
+
+  def __init__(self, directory: pathlib.Path, done: int):
+    directory.mkdir(exist_ok=True)
+    # TensorBoard reads them in the order of their names.
+    parts = int(time.time()), socket.gethostname(), os.getpid()
+    name = '.'.join(map(str, ('events.out.tfevents', *parts)))
+    self._file = tensorboardX.RecordWriter(str(directory / name))
+    self._add(file_version='brain.Event:2')
+    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._add(step=done + 1, session_log=start)
+
+  def _add(self, **content: Any) -> None:
+    event = event_pb2.Event(wall_time=time.time(), **content)
+    self._file.write(event.SerializeToString())
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    summary = summary_pb2.Summary(
+      value=[
+        summary_pb2.Summary.Value(tag=tag, simple_value=value)
+        for tag, value in values.items()
+      ]
+    )
+    self._add(step=step, summary=summary)
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
 
 
 class SilentLog:

@@ -1,11 +1,13 @@
 """What the loop does when something comes in between, in this process."""
 
 import contextlib
+import gc
 import json
 import os
 import resource
 import shutil
 import signal
+import threading
 import time
 import types
 
@@ -294,6 +296,34 @@ def test_metrics_that_cannot_be_written_are_told_of(tmp_path):
 
   with pytest.raises(OSError, match=r'metrics of step 3 in .*: .*No space'):
     write()
+
+
+def test_tensorboard_loses_nothing_and_bears_a_full_disk(tmp_path):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  threads = threading.active_count()
+
+  def write():
+    with logs.RunLog(
+      tmp_path, start_step=0, total_steps=9, tensorboard=True
+    ) as log:
+      log.write('train', 3, {'loss': 1.0, 'accuracy': 0.5})
+      (events,) = (tmp_path / 'tensorboard').iterdir()
+      # On the disk already, should the run be killed now.
+      assert b'train/accuracy' in events.read_bytes()
+      # More than what the other file will have.
+      size = events.stat().st_size
+      resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+      log.write('train', 6, {'loss': 1.0, 'accuracy': 0.5})
+
+  try:
+    with pytest.raises(OSError, match=r'metrics of step 6 in .*too large'):
+      write()
+    # With nothing left that would be written at the end.
+    gc.collect()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert threading.active_count() == threads
+  assert len(logs.read_records(tmp_path)) == 2
 
 
 def test_a_directory_that_cannot_be_made_is_named(start, tmp_path):
