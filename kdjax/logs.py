@@ -331,7 +331,8 @@ def diverged_at(records: Sequence[Mapping[str, Any]]) -> int | None:
 
   Returns:
     The step after which its loss or its gradient was no longer finite; None if
-    the run did not diverge.
+    the run did not diverge. A run that skips such steps, and whose last line
+    tells of nothing else, counts as diverged unless it has a result.
   """
   for kind in ('train', 'validation'):
     of_kind = [record for record in records if record['kind'] == kind]
