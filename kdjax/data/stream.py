@@ -5,10 +5,12 @@ on from its step alone, with any number of worker processes, and each process of
 a run reads the rows of the batch that it feeds.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
 import gc
+import itertools
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -196,11 +198,26 @@ class Stream:
     parts = [
       rows[first : first + _CHUNK] for first in range(0, len(rows), _CHUNK)
     ]
+    waiting = iter(parts)
     with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
-      # The iteration raises what `batch` raised, and cancels the parts left.
-      for batch in pool.map(self.batch, parts):
-        self.warn(batch.unreadable)
-        yield batch
+
+      def submit(
+        count: int,
+      ) -> Iterator[concurrent.futures.Future[Batch]]:
+        for part in itertools.islice(waiting, count):
+          yield pool.submit(self.batch, part)
+
+      # One more than there are threads keeps all of them busy. Not all parts at
+      # once: a slow caller would have the whole split in memory.
+      ahead = collections.deque(submit(self.threads + 1))
+      try:
+        while ahead:
+          batch = ahead.popleft().result()
+          ahead.extend(submit(1))
+          self.warn(batch.unreadable)
+          yield batch
+      finally:
+        pool.shutdown(cancel_futures=True)
 
   def warn(self, unreadable: Sequence[str]) -> None:
     """Names images that cannot be read in a warning, each one once."""

@@ -189,6 +189,27 @@ def test_random_crops_are_those_of_epoch_and_position(root):
     np.testing.assert_array_equal(batch.images[row], expected)
 
 
+@pytest.mark.parametrize('whole', [False, True])
+def test_few_examples_are_read_ahead_of_a_slow_caller(whole, monkeypatch):
+  split = load(name='digits', streaming=True).train
+  monkeypatch.setattr(stream, '_CHUNK', 10)
+  parts = -(-split.size // 10)
+  read = []
+  one = stream.Stream.batch
+  monkeypatch.setattr(
+    stream.Stream,
+    'batch',
+    lambda self, rows: read.append(rows[0]) or one(self, rows),
+  )
+  found = split.batches()
+  for count in range(1, parts + 1 if whole else 5):
+    next(found)
+    time.sleep(0.001 if whole else 0.05)
+    assert count <= len(read) <= count + split.threads + 1
+  found.close()
+  assert len(read) == parts if whole else len(read) < 10
+
+
 # What is known of files without reading them
 
 
