@@ -246,6 +246,7 @@ class Stream:
         with Image.open(file) as opened:
           image = images.with_channels(opened, channels)
       except Exception as error:
+        _raise_if_of_machine(error)
         raise UnreadableError(f'cannot read {name}: {error}') from error
     if self.resize:
       crop = crop or functools.partial(images.centre_crop, size=height)
@@ -293,6 +294,13 @@ def open_split(
   return Stream(files, indices, shape, image_size > 0, unreadable)
 
 
+def _raise_if_of_machine(error: Exception) -> None:
+  """Raises what says nothing about an image, such as that memory is full."""
+  # Pillow's own OSErrors have no number.
+  if isinstance(error, MemoryError) or getattr(error, 'errno', None):
+    raise error
+
+
 def _first_size(files: Files, skip: bool) -> tuple[int, int]:
   for index in range(len(files)):
     ((file, _),) = files.read([index])
@@ -300,6 +308,7 @@ def _first_size(files: Files, skip: bool) -> tuple[int, int]:
       with Image.open(file) as image:
         return image.height, image.width
     except Exception as error:
+      _raise_if_of_machine(error)
       if not skip:
         raise UnreadableError(
           f'cannot read {files.name(index)}: {error}'

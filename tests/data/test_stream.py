@@ -1,5 +1,6 @@
 """Streams against the same data in memory, and what goes wrong in them."""
 
+import errno
 import multiprocessing
 import os
 import pathlib
@@ -331,6 +332,26 @@ def test_one_must_be_readable(root):
     path.write_bytes(b'')
   with pytest.raises(ValueError, match='no image of the 24 can be read'):
     load(corrupt='skip', validation_fraction=0.0, **fields_of('folder', root))
+
+
+@pytest.mark.parametrize(
+  'error', [MemoryError(), OSError(errno.EMFILE, 'too many'), OSError('bad')]
+)
+def test_what_is_wrong_with_the_machine_is_no_unreadable_image(
+  error, root, monkeypatch
+):
+  fields = fields_of('folder', root) | {'corrupt': 'skip', 'streaming': True}
+  split = load(**fields).train
+
+  def fail(file):
+    raise error
+
+  monkeypatch.setattr(stream.Image, 'open', fail)
+  kind = ValueError if error.args == ('bad',) else type(error)
+  with pytest.raises(kind):
+    split.batch(np.arange(2))
+  with pytest.raises(kind):
+    load(**fields | {'image_size': 0})
 
 
 # Processes
