@@ -13,7 +13,7 @@ from kdjax.command import command
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.', required=True)
 _DATA_DIR = flags.DEFINE_string(
-  'data_dir', None, 'Where TFDS keeps data sets, if not where the run had it.'
+  'data_dir', None, 'Where the data are, if not where they were in training.'
 )
 _OUTPUT = flags.DEFINE_string(
   'output',

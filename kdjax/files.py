@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import socket
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -22,7 +23,9 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
   Raises:
     OSError: it cannot be written; what was at `path` is still there.
   """
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+  # Containers on several machines may all have process 1.
+  who = f'{socket.gethostname()}.{os.getpid()}'
+  temporary = path.with_name(f'{path.name}.{who}.tmp')
   try:
     with temporary.open('wb') as file:
       yield file

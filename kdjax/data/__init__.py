@@ -155,11 +155,13 @@ def _origin(stream: Stream) -> _Origin | None:
   content, copy = hashlib.sha256(), hashlib.sha256()
   for name in names:
     status = os.stat(os.path.join(folder, name))
-    content.update(f'{name}\0{status.st_size}\0'.encode())
+    # Names may be in any encoding.
+    content.update(os.fsencode(name) + f'\0{status.st_size}\0'.encode())
     copy.update(f'{status.st_mtime_ns}\0'.encode())
   content.update(f'{stream.image_shape} {stream.resize}'.encode())
   content.update(stream.indices.astype('<i8').tobytes())
-  copy.update(f'{content.hexdigest()} {folder} {stream.unreadable}'.encode())
+  copy.update(os.fsencode(folder))
+  copy.update(f'{content.hexdigest()} {stream.unreadable}'.encode())
   return _Origin(content.hexdigest(), copy.hexdigest(), stream.resize)
 
 

@@ -7,6 +7,7 @@ a run reads the rows of the batch that it feeds.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -14,6 +15,7 @@ import itertools
 import logging
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
@@ -47,6 +49,10 @@ _CHUNK = 256
 _READY = 2
 # Orders of an epoch that a process remembers: threads may work at two epochs.
 _EPOCHS = 2
+
+
+# They reach all processes of a terminal or a job: the parent decides.
+_PARENTS = signal.SIGINT, signal.SIGTERM
 
 
 class UnreadableError(ValueError):
@@ -348,14 +354,21 @@ class Batches:
       )
       batches = dataset.to_iter_dataset(options)
     self._batches = iter(batches)
+    # The first batch starts the workers.
+    self._starts_workers = workers > 0
     self._close = weakref.finalize(self, _close, self._batches, workers)
 
   def __iter__(self) -> Self:
     return self
 
   def __next__(self) -> Batch:
+    start: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if self._starts_workers:
+      start = _from_signals()
+    self._starts_workers = False
     try:
-      batch = next(self._batches)
+      with start:
+        batch = next(self._batches)
     except RuntimeError as error:
       # grain tells it from other errors by words only.
       if 'terminated unexpectedly' not in str(error):
@@ -512,13 +525,27 @@ def _epoch_order(key: bytes, epoch: int, size: int) -> np.ndarray:
   return np.asarray(batches.epoch_order(data_key, epoch, size))
 
 
+@contextlib.contextmanager
+def _from_signals() -> Iterator[None]:
+  """Keeps signals from processes that start, until they ignore them.
+
+  They would end those that are not yet up. The caller has them afterwards.
+  """
+  # It lets them through in the thread that starts it first.
+  multiprocessing.resource_tracker.ensure_running()
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker(index: int, count: int) -> None:
   """Makes a worker process one that serves its parent and nobody else."""
   del index, count
   # The accelerator is the parent's.
   jax.config.update('jax_platforms', 'cpu')
-  # They reach all processes of a terminal or a job: the parent decides.
-  for number in (signal.SIGINT, signal.SIGTERM):
+  for number in _PARENTS:
     signal.signal(number, signal.SIG_IGN)
   threading.Thread(target=_end_with_parent, daemon=True).start()
 

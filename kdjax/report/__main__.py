@@ -14,7 +14,7 @@ _OUTPUT = flags.DEFINE_string(
   'output', 'report', 'Directory for the page, the tables and the figures.'
 )
 _DATA_DIR = flags.DEFINE_string(
-  'data_dir', None, 'Where TFDS keeps data sets, if not where the runs had it.'
+  'data_dir', None, 'Where the data are, if not where they were in training.'
 )
 
 

@@ -51,7 +51,7 @@ def exhibits(
 
   Args:
     comparison: the runs.
-    data_dir: where TFDS keeps data sets, if not where the runs had it.
+    data_dir: where the data are, if they have been moved.
 
   Returns:
     The figures, and a note for each that could not be made.

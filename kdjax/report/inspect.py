@@ -20,7 +20,7 @@ def test_images(
 
   Args:
     run: a finished run.
-    data_dir: where TFDS keeps data sets, if not where the run had it.
+    data_dir: where the data are, if they have been moved.
 
   Returns:
     The images of the test split, pixels from 0 to 255, uint8

@@ -17,7 +17,7 @@ def write(
     paths: run directories, and directories of run directories.
     output: directory for `report.html`, `comparison.md`, `comparison.csv`,
       `runs.csv` and `figures/`.
-    data_dir: where TFDS keeps data sets, if not where the runs had it.
+    data_dir: where the data are, if they have been moved.
 
   Returns:
     The comparison as a table for a terminal, with what is to be said of it.

@@ -6,6 +6,8 @@ import shutil
 import folder
 import pytest
 
+from kdjax import config as config_lib
+from kdjax import data
 from kdjax.data import sources
 
 
@@ -128,3 +130,12 @@ def test_images_without_a_class(tmp_path):
   folder.write(tmp_path)
   (tmp_path / 'train/000.jpg').touch()
   refused(tmp_path, ValueError, f'{tmp_path}/train/000.jpg is a file among')
+
+
+def test_names_may_have_any_encoding(tmp_path):
+  folder.write(tmp_path)
+  image = next((tmp_path / 'train').rglob('*.jpg'))
+  image.rename(image.with_name(os.fsdecode(b'\xe9t\xe9.jpg')))
+  config = config_lib.default().data
+  config.update(name='image_folder', data_dir=str(tmp_path), image_size=8)
+  assert data.load(config).train.size
