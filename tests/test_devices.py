@@ -133,11 +133,11 @@ def test_processes_that_disagree_are_refused(root, index):
   path = root / 'processes' / f'errors{index}.json'
   errors = json.loads(path.read_text())
   assert 'do not agree' in errors['differing']
-  if index:
-    assert (
-      'config.train.learning_rate: 0.05 in process 0, 1.05 in process 1'
-      in (errors['differing'])
-    )
+  assert 'rate: 0.05 in process 0, 1.05 in process 1' in errors['differing']
+  where = '' if index else 'in process 1: '
+  assert errors['one is wrong'] == (
+    f'{where}config.train.epochs is 0: expected 1 or more'
+  )
   assert 'one process' in errors['replay']
   assert not (root / 'processes' / 'refused').exists()
 
