@@ -99,16 +99,9 @@ def replicated() -> NamedSharding:
   return NamedSharding(mesh(), PartitionSpec())
 
 
-def sharded(axis: int = 0) -> NamedSharding:
-  """Gives the sharding of an array that is divided over the devices.
-
-  Args:
-    axis: the axis along which it is divided, the batch's.
-
-  Returns:
-    The sharding.
-  """
-  return NamedSharding(mesh(), PartitionSpec(*[None] * axis, _AXIS))
+def sharded() -> NamedSharding:
+  """Gives the sharding of a batch, whose first axis is divided over devices."""
+  return NamedSharding(mesh(), PartitionSpec(_AXIS))
 
 
 def replicate(tree: Any) -> Any:
@@ -187,7 +180,13 @@ def assemble(batch: Any, batch_size: int) -> Any:
 
 def gather(tree: _T) -> _T:
   """Puts arrays that are divided over the devices on each of them."""
-  return jax.jit(lambda values: values, out_shardings=replicated())(tree)
+  return _gather()(tree)
+
+
+# Once: JAX would trace and compile another function anew.
+@functools.cache
+def _gather() -> Callable[[Any], Any]:
+  return jax.jit(lambda values: values, out_shardings=replicated())
 
 
 @contextlib.contextmanager
@@ -230,9 +229,6 @@ def once(act: Callable[[], None]) -> None:
     Exception: as `act` does; in other processes a ValueError that says what
       went wrong in the first.
   """
-  if jax.process_count() == 1:
-    act()
-    return
   with together():
     if is_first():
       act()

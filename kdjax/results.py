@@ -64,9 +64,7 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     ValueError: its method is unknown.
   """
   # A field that another version of kdjax did not have was as it is by default.
-  default = as_json(config_lib.default())
-  default['method']['name'] = config['method']['name']
-  return _flatten(default) | _flatten(config)
+  return _flatten(_fill(config, as_json(config_lib.default())))
 
 
 def differences(

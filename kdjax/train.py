@@ -108,7 +108,6 @@ def _run(
     # Another process may have made it while the teacher was trained.
     results.check_same_run(workdir, config)
     if results.read_result(workdir):
-      run.close()
       return _evaluate(workdir, config)
     devices.write_once(
       lambda: results.write_config(workdir, config),

@@ -18,13 +18,14 @@ def command(*flags, module='kdjax.main'):
   return [sys.executable, '-m', module, *flags]
 
 
-def run(*flags, module='kdjax.main', cwd=ROOT):
+def run(*flags, module='kdjax.main', cwd=ROOT, **options):
   return subprocess.run(
     command(*flags, module=module),
     cwd=cwd,
     capture_output=True,
     text=True,
     check=False,
+    **options,
   )
 
 

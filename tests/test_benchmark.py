@@ -3,21 +3,18 @@
 No timing is asserted.
 """
 
+import functools
 import importlib.util
 import json
 import os
-import pathlib
-import subprocess
 import sys
 
+import processes
 import pytest
 import tiny
 
 from kdjax import config as config_lib
 from kdjax.benchmark import compare
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-
 
 # Arithmetic
 
@@ -213,15 +210,7 @@ def test_pytorch_gets_the_same_shapes_and_settings():
 # The command
 
 
-def benchmark(*flags, **options):
-  return subprocess.run(
-    [sys.executable, '-m', 'kdjax.benchmark', *flags],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-    **options,
-  )
+benchmark = functools.partial(processes.run, module='kdjax.benchmark')
 
 
 def assert_all_positive(tree):

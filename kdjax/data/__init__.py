@@ -113,7 +113,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     splits: Sequence[Split | Stream] = streams
     summary = _keep('summary', origins, lambda: _summarise(streams, origins))
   else:
-    splits = [in_memory(split) for split in streams]
+    splits = list(map(_decode, streams, origins))
     summary = _summarise(splits, origins)
   train_split, validation_split, test_split = splits
   return Dataset(

@@ -201,10 +201,9 @@ class Stream:
       read are in a warning.
     """
     rows = np.arange(self.size) if rows is None else rows
-    parts = [
+    waiting = (
       rows[first : first + _CHUNK] for first in range(0, len(rows), _CHUNK)
-    ]
-    waiting = iter(parts)
+    )
     with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
 
       def submit(

@@ -1,18 +1,17 @@
 """A real sweep on a small problem, in this process."""
 
+import functools
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
+import processes
 import pytest
 import tiny
 
 from kdjax import lock, logs, results, signals, sweep, train
 from kdjax.sweep import execute, plan
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 T, ALPHA = 'method.response.temperature', 'method.response.alpha'
 
 
@@ -148,14 +147,7 @@ def test_a_sweep_that_is_started_again_does_nothing(swept, monkeypatch):
   assert execute.run(small(), root) == summary
 
 
-def command(*flags):
-  return subprocess.run(
-    [sys.executable, '-m', 'kdjax.sweep', *flags],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+command = functools.partial(processes.run, module='kdjax.sweep')
 
 
 def test_the_command_ends_with_tables_and_reports(swept, tmp_path):
