@@ -8,6 +8,9 @@ from ml_collections.config_dict import placeholder
 
 from kdjax import methods
 
+# The fields of a network that `kdjax.models.build` takes.
+_NETWORK = 'name', 'stem', 'width', 'dtype'
+
 
 def default() -> ConfigDict:
   """Gives the configuration that the files in `configs/` start from.
@@ -36,6 +39,13 @@ def default() -> ConfigDict:
       'stem': 'cifar',  # 'cifar' (3×3, stride 1) or 'imagenet' (7×7, pool)
       'width': 64,  # channels of the first stage
       'dtype': 'float32',  # of the computation: 'float32' or 'bfloat16'
+      # Weights and BatchNorm statistics to begin with: a run, an export or a
+      # weight file, as `teacher.path`; '' for random ones. With '' for name and
+      # stem and 0 for width the network is the one found there.
+      'init_from': '',
+      # Its last layer: 'keep', which needs the same number of classes, or
+      # 'fresh' for a random one.
+      'head': 'keep',
     }
   )
 
@@ -103,10 +113,19 @@ def default() -> ConfigDict:
 
   config.teacher = ConfigDict(
     {
-      # A finished run of kdjax, used as it is. '' for the run directory
-      # beside this one that `sibling` names; if there is none, a teacher
-      # is trained there first.
+      # A finished run of kdjax, an exported directory, or the weights of a
+      # ResNet (.safetensors, .pth, …), used as it is. '' for the run directory
+      # beside this one that `sibling` names; if there is none, a teacher is
+      # trained there first.
       'path': '',
+      # 'fresh' begins that training with what `path` names and a new last
+      # layer: for a network that knows other classes.
+      'head': 'keep',
+      # Mean and standard deviation of each channel of its images, scaled to
+      # 0 … 1, where `path` does not say: () for ImageNet's if it knows 1,000
+      # classes, else those of this run's data.
+      'mean': (),
+      'std': (),
       'sibling': 'teacher',
       'checkpoint': 'best',  # 'best' by validation accuracy, or 'last'
       # A directory that keeps the teacher's logits, for a method that wants
@@ -221,9 +240,14 @@ def teacher_run(config: ConfigDict) -> ConfigDict:
   run = config.copy_and_resolve_references()
   run.seed = config.teacher.seed
   run.method.name = 'scratch'
-  for field in config.student:
+  for field in _NETWORK:
     if config.teacher[field] is not None:
       run.student[field] = config.teacher[field]
+  run.student.update(init_from='', head='keep')
+  if config.teacher.head == 'fresh':
+    run.student.update(
+      name='', stem='', width=0, init_from=config.teacher.path, head='fresh'
+    )
   for field, value in config.teacher.train.items():
     if value is not None:
       run.train[field] = value
@@ -245,7 +269,11 @@ def model_arguments(config: ConfigDict, num_classes: int) -> dict[str, Any]:
   Returns:
     The arguments by name.
   """
-  return {'num_classes': num_classes, **config.student.to_dict()}
+  student = config.student
+  return {
+    'num_classes': num_classes,
+    **{field: student[field] for field in _NETWORK},
+  }
 
 
 def build_method(config: ConfigDict) -> tuple[methods.Method, dict[str, float]]:
@@ -291,10 +319,12 @@ def _one_of(*values: str) -> tuple[Callable[[Any], bool], str]:
 
 
 _DTYPE = _one_of('float32', 'bfloat16')
+_HEAD = _one_of('keep', 'fresh')
 
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
   'student.dtype': _DTYPE,
-  'student.width': _POSITIVE,
+  'student.width': _NUMBER_OR_ZERO,
+  'student.head': _HEAD,
   'data.validation_fraction': _FRACTION,
   'data.train_limit': _NUMBER_OR_ZERO,
   'data.crop_padding': _NUMBER_OR_ZERO,
@@ -326,6 +356,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     lambda value: value is None or _DTYPE[0](value),
     f'None or {_DTYPE[1]}',
   ),
+  'teacher.head': _HEAD,
   'teacher.checkpoint': _one_of('best', 'last'),
   'teacher.replay_dtype': _DTYPE,
 }
@@ -353,6 +384,25 @@ def validate(config: ConfigDict) -> None:
     value = config[section][key]
     if not valid(value):
       raise ValueError(f'config.{field} is {value!r}: expected {expected}')
+  student, teacher = config.student, config.teacher
+  if not (student.name and student.stem and student.width) and not (
+    student.init_from
+  ):
+    raise ValueError(
+      f'config.student is {student.name!r} with stem={student.stem!r} and '
+      f'width={student.width}, which can be left out only where '
+      'config.student.init_from names a network'
+    )
+  if teacher.head == 'fresh' and not teacher.path:
+    raise ValueError(
+      "config.teacher.head is 'fresh', and config.teacher.path names no "
+      'network to begin with'
+    )
+  if len(teacher.mean) != len(teacher.std):
+    raise ValueError(
+      f'config.teacher.mean is {teacher.mean} and config.teacher.std is '
+      f'{teacher.std}: expected as many numbers in both'
+    )
   data = config.data
   if data.random_resized_crop and not (
     data.streaming and data.image_size and not data.crop_padding

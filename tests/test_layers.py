@@ -186,6 +186,7 @@ ALLOWED = {
     'results',
     'step',
   ),
+  'kdjax.pretrained': ('checkpoint', 'data.images', 'step', 'version'),
   'kdjax.checkpoint': (
     'devices',
     'digests',

@@ -14,7 +14,7 @@ MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 
 # The share of the shorter side that a centre crop keeps: 224 of 256 pixels, as
 # is usual on ImageNet.
-_CENTRE = 0.875
+CENTRE = 0.875
 _ASPECT = (3 / 4, 4 / 3)
 # Draws of a random crop before one that always fits.
 _ATTEMPTS = 10
@@ -62,7 +62,7 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     An image of `size` × `size` pixels, resized with an antialiasing bilinear
     filter.
   """
-  side = _CENTRE * min(image.size)
+  side = CENTRE * min(image.size)
   left, top = ((length - side) / 2 for length in image.size)
   return _resize(image, size, (left, top, left + side, top + side))
 
