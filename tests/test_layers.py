@@ -196,6 +196,19 @@ ALLOWED = {
     'version',
   ),
   'kdjax.digests': (),
+  # Others' files of weights.
+  'kdjax.weights': (
+    'files',
+    'weights.names',
+    'weights.safetensors_file',
+    'weights.stored',
+    'weights.torch_file',
+  ),
+  'kdjax.weights.names': ('weights.stored',),
+  'kdjax.weights.pickled': ('weights.stored',),
+  'kdjax.weights.safetensors_file': ('weights.stored',),
+  'kdjax.weights.stored': (),
+  'kdjax.weights.torch_file': ('weights.pickled', 'weights.stored'),
   'kdjax.lock': ('devices', 'files'),
   'kdjax.signals': (),
   'kdjax.config': ('methods',),
@@ -256,6 +269,13 @@ NEEDS_ONLY = {
   'kdjax.losses': ('jax', 'optax'),
   'kdjax.registry': (),
   'kdjax.version': (),
+  # A file from anywhere meets no more code than it must.
+  'kdjax.weights': ('numpy', 'safetensors'),
+  'kdjax.weights.names': ('numpy',),
+  'kdjax.weights.pickled': ('ml_dtypes', 'numpy'),
+  'kdjax.weights.safetensors_file': ('ml_dtypes', 'numpy', 'safetensors'),
+  'kdjax.weights.stored': ('numpy',),
+  'kdjax.weights.torch_file': ('numpy',),
 }
 # What a module may take from another one; by default anything.
 TAKES_ONLY = {('kdjax.methods.*', 'kdjax.features'): ('Outputs',)}

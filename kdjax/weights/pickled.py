@@ -1,0 +1,462 @@
+"""The pickles in PyTorch's files, read without running anything.
+
+A pickle is a program. Python's own unpickler runs it: it imports and calls what
+the program names. Here a small stack machine goes through the operations and
+only puts data together: dictionaries, lists, tuples, strings, numbers, and
+descriptions of tensors. What it does not know is an error; what a trainer saves
+beside the weights and is known to be harmless (a namespace of arguments,
+numbers of NumPy) is passed over, and never made.
+
+Everything is bounded: by the size of the pickle, which has a limit, and by the
+number of operations, which has one too.
+"""
+
+import dataclasses
+import pickletools
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from kdjax.weights import stored
+
+# A checkpoint of ResNet-101 with Adam's moments has 60,000 operations, 0.5 MB.
+MAX_BYTES = 2**26
+_MAX_OPERATIONS = 2_000_000
+# Larger integers can be chosen so that a dictionary of them takes hours.
+_MAX_KEY = 2**60
+
+_STORAGES: Mapping[str, np.dtype] = {
+  'DoubleStorage': np.dtype('<f8'),
+  'FloatStorage': np.dtype('<f4'),
+  'HalfStorage': np.dtype('<f2'),
+  'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
+  'LongStorage': np.dtype('<i8'),
+  'IntStorage': np.dtype('<i4'),
+  'ShortStorage': np.dtype('<i2'),
+  'CharStorage': np.dtype('i1'),
+  'ByteStorage': np.dtype('u1'),
+  'BoolStorage': np.dtype('?'),
+  'UntypedStorage': np.dtype('u1'),
+}
+_DTYPES: Mapping[str, np.dtype] = {
+  'float64': np.dtype('<f8'),
+  'float32': np.dtype('<f4'),
+  'float16': np.dtype('<f2'),
+  'bfloat16': np.dtype(ml_dtypes.bfloat16),
+  'int64': np.dtype('<i8'),
+  'int32': np.dtype('<i4'),
+  'int16': np.dtype('<i2'),
+  'int8': np.dtype('i1'),
+  'uint8': np.dtype('u1'),
+  'uint16': np.dtype('<u2'),
+  'uint32': np.dtype('<u4'),
+  'uint64': np.dtype('<u8'),
+  'bool': np.dtype('?'),
+}
+
+# What is passed over: neither imported nor called.
+_HARMLESS = frozenset(
+  (
+    '__builtin__.bytearray',
+    '__builtin__.complex',
+    '__builtin__.frozenset',
+    '__builtin__.object',
+    '__builtin__.set',
+    '__builtin__.slice',
+    '_codecs.encode',
+    'argparse.Namespace',
+    'builtins.bytearray',
+    'builtins.complex',
+    'builtins.frozenset',
+    'builtins.object',
+    'builtins.set',
+    'builtins.slice',
+    'collections.Counter',
+    'collections.defaultdict',
+    'collections.deque',
+    'copy_reg._reconstructor',
+    'copyreg._reconstructor',
+    'datetime.datetime',
+    'datetime.timedelta',
+    'numpy._core.multiarray._reconstruct',
+    'numpy._core.multiarray.scalar',
+    'numpy.core.multiarray._reconstruct',
+    'numpy.core.multiarray.scalar',
+    'numpy.dtype',
+    'numpy.ndarray',
+    'pathlib.Path',
+    'pathlib.PosixPath',
+    'pathlib.PurePosixPath',
+    'pathlib.PureWindowsPath',
+    'pathlib.WindowsPath',
+    'pathlib._local.PosixPath',
+    'pathlib._local.WindowsPath',
+    'torch.Size',
+    'torch.device',
+    'types.SimpleNamespace',
+    *(f'builtins.{name}' for name in ('dict', 'int', 'list', 'str', 'tuple')),
+    *(f'__builtin__.{name}' for name in ('dict', 'int', 'list', 'unicode')),
+  )
+)
+_ORDERED_DICT = 'collections.OrderedDict'
+_PARAMETER = ('torch.nn.parameter.Parameter', 'torch.nn.parameter.Buffer')
+_TENSOR_TYPES = ('torch.Tensor', 'torch._tensor.Tensor', *_PARAMETER)
+_REBUILD_TENSOR = tuple(
+  f'torch._utils._rebuild_tensor{version}' for version in ('', '_v2', '_v3')
+)
+# These wrap a tensor, which is the first of their arguments.
+_REBUILD_PARAMETER = (
+  'torch._utils._rebuild_parameter',
+  'torch._utils._rebuild_parameter_with_state',
+)
+_REBUILD_SUBCLASS = 'torch._tensor._rebuild_from_type_v2'
+_WHAT = {
+  'torch._utils._rebuild_meta_tensor_no_storage': 'a tensor without values',
+  'torch._utils._rebuild_nested_tensor': 'a nested tensor',
+  'torch._utils._rebuild_qtensor': 'a quantised tensor',
+  'torch._utils._rebuild_sparse_tensor': 'a sparse tensor',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+  """Numbers one after the other, to which tensors refer.
+
+  Attributes:
+    key: by which the file knows it.
+    dtype: dtype of its elements.
+    size: number of its elements.
+  """
+
+  key: str
+  dtype: np.dtype
+  size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """A tensor: some elements of a storage.
+
+  Attributes:
+    storage: where its elements are.
+    dtype: dtype of its elements.
+    offset: its first element.
+    shape: its shape.
+    stride: for each axis the number of elements from one to the next.
+  """
+
+  storage: Storage
+  dtype: np.dtype
+  offset: int
+  shape: tuple[int, ...]
+  stride: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Global:
+  """A name that was not imported, and what is called by it."""
+
+  name: str
+
+
+class Opaque:
+  """Something that is passed over."""
+
+
+_OPAQUE = Opaque()
+_DAMAGED = 'its pickle takes what is not there: the file is damaged'
+
+
+def load(file: Any) -> Any:
+  """Reads one pickle.
+
+  Args:
+    file: an open file with `read` and `readline`, neither of which gives more
+      than the file has; it is left behind the pickle.
+
+  Returns:
+    What was pickled, of dict, list, tuple, str, int, float, bool, bytes, None,
+    `View` for a tensor, and `Global`, `Opaque`, `Storage` or a dtype for what
+    is passed over. It may contain itself.
+
+  Raises:
+    ValueError: it is damaged, or holds what is not data.
+  """
+  machine = _Machine()
+  for _ in range(_MAX_OPERATIONS):
+    code = file.read(1)
+    if not code:
+      raise ValueError('its pickle ends too soon: the file is truncated')
+    if code == b'.':
+      return machine.pop()
+    if code == b'c':
+      machine.push(_global(_line(file), _line(file)))
+      continue
+    opcode = _OPCODES.get(code.decode('latin-1'))
+    if opcode is None:
+      raise ValueError(
+        f'its pickle has the operation {code!r}, which PyTorch does not write: '
+        'the file is damaged; nothing was executed'
+      )
+    argument = opcode.arg and opcode.arg.reader(file)
+    _OPERATIONS[opcode.name](machine, argument)
+  raise ValueError(
+    f'its pickle has more than {_MAX_OPERATIONS} operations: save '
+    'model.state_dict() alone'
+  )
+
+
+def _line(file: Any) -> str:
+  return file.readline().removesuffix(b'\n').decode()
+
+
+def _global(module: str, name: str) -> Any:
+  """Gives what stands for a global, which is not imported."""
+  full = f'{module}.{name}'
+  if module == 'torch' and name in _DTYPES:
+    return _DTYPES[name]
+  if module in ('torch', 'torch.cuda', 'torch.storage') and name in _STORAGES:
+    return _STORAGES[name]
+  if (
+    full in _HARMLESS
+    or full in (_ORDERED_DICT, _REBUILD_SUBCLASS)
+    or full in (*_TENSOR_TYPES, *_REBUILD_TENSOR, *_REBUILD_PARAMETER)
+  ):
+    return Global(full)
+  what = _WHAT.get(full, 'not plain data')
+  raise ValueError(
+    f'it holds {stored.listed([full])}, which is {what}: nothing was executed. '
+    'Save the weights alone, torch.save(model.state_dict(), …), where '
+    'PyTorch and the code that made this file are installed and trusted'
+  )
+
+
+class _Machine:
+  """The stack, its marks and the memo."""
+
+  def __init__(self) -> None:
+    self.stack: list[Any] = []
+    self.marks: list[int] = []
+    self.memo: dict[int, Any] = {}
+
+  def push(self, value: Any) -> None:
+    self.stack.append(value)
+
+  def pop(self) -> Any:
+    # What is under a mark belongs to whoever is to pop the mark.
+    if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+      raise ValueError(_DAMAGED)
+    return self.stack.pop()
+
+  def pop_tuple(self, size: int) -> tuple:
+    return tuple([self.pop() for _ in range(size)][::-1])
+
+  def top(self) -> Any:
+    value = self.pop()
+    self.push(value)
+    return value
+
+  def pop_mark(self) -> list[Any]:
+    if not self.marks:
+      raise ValueError(_DAMAGED)
+    start = self.marks.pop()
+    values = self.stack[start:]
+    del self.stack[start:]
+    return values
+
+  def set_items(self, items: list[Any]) -> None:
+    target = self.top()
+    if isinstance(target, Opaque):
+      return
+    if not isinstance(target, dict) or len(items) % 2:
+      raise ValueError('its pickle sets items of no dictionary')
+    _update(target, zip(items[::2], items[1::2], strict=True))
+
+  def extend(self, items: list[Any]) -> None:
+    target = self.top()
+    if isinstance(target, list):
+      target.extend(items)
+    elif not isinstance(target, Opaque):
+      raise ValueError('its pickle appends to no list')
+
+  def call(self) -> None:
+    function, arguments = self.pop_tuple(2)
+    if not isinstance(function, Global) or not isinstance(arguments, tuple):
+      raise ValueError('its pickle calls what is no function')
+    self.push(_call(function.name, arguments))
+
+  def build(self) -> None:
+    """Passes over attributes, such as the version of a state dictionary."""
+    target, state = self.pop_tuple(2)
+    # A tensor of PyTorch before 0.4 could get its values here.
+    is_parameters = (
+      isinstance(state, tuple)
+      and len(state) == 3
+      and isinstance(state[0], bool)
+    )
+    if isinstance(target, View) and not is_parameters:
+      raise ValueError('it holds a tensor as PyTorch before 0.4 saved them')
+    self.push(target)
+
+  def memoize(self, index: int) -> None:
+    self.memo[index] = self.top()
+
+  def recall(self, index: int) -> None:
+    if index not in self.memo:
+      raise ValueError(_DAMAGED)
+    self.push(self.memo[index])
+
+
+def _update(target: dict, items: Any) -> None:
+  for key, value in items:
+    if not isinstance(key, str) and not (
+      isinstance(key, int) and abs(key) <= _MAX_KEY
+    ):
+      raise ValueError(
+        f'a dictionary has a key that is no name but {type(key).__name__}'
+      )
+    target[key] = value
+
+
+def _call(name: str, arguments: tuple) -> Any:
+  """Gives what stands for the result of a function, which is not called."""
+  if name == _ORDERED_DICT:
+    result: dict = {}
+    for pairs in arguments[:1]:  # As Python 2 wrote them.
+      if not isinstance(pairs, list) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
+      ):
+        raise ValueError('an ordered dictionary is not made of pairs')
+      _update(result, pairs)
+    return result
+  if name in _REBUILD_TENSOR:
+    return _view(name, arguments)
+  if name in _REBUILD_PARAMETER or name in _PARAMETER:
+    if not arguments or not isinstance(arguments[0], View):
+      raise ValueError('a parameter is no tensor')
+    return arguments[0]
+  if name == _REBUILD_SUBCLASS:
+    match arguments:
+      case (
+        Global(name=inner),
+        Global(name=kind),
+        tuple(inner_arguments),
+        _,
+      ) if kind in _TENSOR_TYPES and inner != _REBUILD_SUBCLASS:
+        return _call(inner, inner_arguments)
+    raise ValueError('a tensor is of a class that is not known')
+  return _OPAQUE
+
+
+def _view(name: str, arguments: tuple) -> View:
+  match arguments:
+    case (
+      Storage() as storage,
+      int(offset),
+      tuple(shape) | list(shape),
+      tuple(stride) | list(stride),
+      *rest,
+    ):
+      pass
+    case _:
+      raise ValueError('a tensor is not described as PyTorch describes them')
+  dtype = storage.dtype
+  if name.endswith('_v3'):
+    if len(rest) < 3 or not isinstance(rest[2], np.dtype):
+      raise ValueError('a tensor is of a type that is not supported')
+    dtype = rest[2]
+  numbers = (offset, *shape, *stride)
+  if (
+    len(shape) != len(stride)
+    or len(shape) > 32
+    or not all(isinstance(n, int) and 0 <= n <= sys.maxsize for n in numbers)
+  ):
+    raise ValueError('a tensor has an impossible shape or stride')
+  return View(storage, dtype, offset, tuple(shape), tuple(stride))
+
+
+def _persistent(machine: _Machine, _: None) -> None:
+  match machine.pop():
+    case ('storage', np.dtype() as dtype, str(key), _, int(size), *view) if (
+      0 <= size <= sys.maxsize and view in ([], [None])
+    ):
+      machine.push(Storage(key, dtype, size))
+    case _:
+      raise ValueError(
+        'its pickle refers to something that is no storage: the file is '
+        'damaged, or PyTorch before 0.4 wrote it'
+      )
+
+
+def _stack_global(machine: _Machine, _: None) -> None:
+  module, name = machine.pop_tuple(2)
+  if not isinstance(module, str) or not isinstance(name, str):
+    raise ValueError('its pickle names a global by what is no name')
+  machine.push(_global(module, name))
+
+
+def _constant(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
+  return lambda machine, _: machine.push(make())
+
+
+def _push(machine: _Machine, value: Any) -> None:
+  machine.push(value)
+
+
+def _nothing(machine: _Machine, _: Any) -> None:
+  pass
+
+
+# By the names in `pickletools`.
+_OPERATIONS: Mapping[str, Callable[[_Machine, Any], object]] = {
+  'PROTO': _nothing,
+  'FRAME': _nothing,
+  'NONE': _constant(lambda: None),
+  'NEWTRUE': _constant(lambda: True),
+  'NEWFALSE': _constant(lambda: False),
+  'EMPTY_DICT': _constant(dict),
+  'EMPTY_LIST': _constant(list),
+  'EMPTY_TUPLE': _constant(tuple),
+  'EMPTY_SET': _constant(lambda: _OPAQUE),
+  **dict.fromkeys(
+    (
+      *('INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4'),
+      *('BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8'),
+      *('SHORT_BINBYTES', 'BINBYTES', 'BINBYTES8', 'BYTEARRAY8'),
+      # Python 2's strings.
+      *('BINSTRING', 'SHORT_BINSTRING'),
+    ),
+    _push,
+  ),
+  'MARK': lambda machine, _: machine.marks.append(len(machine.stack)),
+  'POP': lambda machine, _: machine.pop(),
+  'POP_MARK': lambda machine, _: machine.pop_mark(),
+  'TUPLE': lambda machine, _: machine.push(tuple(machine.pop_mark())),
+  'TUPLE1': lambda machine, _: machine.push(machine.pop_tuple(1)),
+  'TUPLE2': lambda machine, _: machine.push(machine.pop_tuple(2)),
+  'TUPLE3': lambda machine, _: machine.push(machine.pop_tuple(3)),
+  'LIST': lambda machine, _: machine.push(machine.pop_mark()),
+  'APPEND': lambda machine, _: machine.extend([machine.pop()]),
+  'APPENDS': lambda machine, _: machine.extend(machine.pop_mark()),
+  'ADDITEMS': lambda machine, _: machine.extend(machine.pop_mark()),
+  'SETITEM': lambda machine, _: machine.set_items([*machine.pop_tuple(2)]),
+  'SETITEMS': lambda machine, _: machine.set_items(machine.pop_mark()),
+  'BINPUT': _Machine.memoize,
+  'LONG_BINPUT': _Machine.memoize,
+  'MEMOIZE': lambda machine, _: machine.memoize(len(machine.memo)),
+  'BINGET': _Machine.recall,
+  'LONG_BINGET': _Machine.recall,
+  'STACK_GLOBAL': _stack_global,
+  'REDUCE': lambda machine, _: machine.call(),
+  'NEWOBJ': lambda machine, _: machine.call(),
+  'BUILD': lambda machine, _: machine.build(),
+  'BINPERSID': _persistent,
+}
+_OPCODES = {
+  opcode.code: opcode
+  for opcode in pickletools.opcodes
+  if opcode.name in _OPERATIONS
+}

@@ -1,0 +1,56 @@
+"""Arrays in a file whose shape and dtype are known before they are read."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """An array in a file.
+
+  Attributes:
+    shape: its shape.
+    dtype: its dtype.
+    read: reads it; the result may be a view of the file, which cannot be
+      written to. Raises ValueError if it is damaged.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read: Callable[[], np.ndarray] = dataclasses.field(repr=False)
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of its elements, one after the other."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Stored(NamedTuple):
+  """What is in a file of weights.
+
+  Attributes:
+    tensors: arrays by name; names of nested dictionaries are joined by dots.
+    metadata: the header of a safetensors file, else empty.
+    others: names of what else is there, such as an epoch.
+    format: what kind of file it is, for a person.
+  """
+
+  tensors: Mapping[str, Tensor]
+  metadata: Mapping[str, str]
+  others: tuple[str, ...]
+  format: str
+
+
+def listed(names: Iterable[object], most: int = 10) -> str:
+  """Lists names, or the first of them and how many more there are."""
+  # Names come from the file: of any length, and with any characters.
+  texts = [
+    text if text.isprintable() and len(text) <= 200 else repr(text[:200])
+    for text in map(str, names)
+  ]
+  more = f' and {len(texts) - most} more' if len(texts) > most else ''
+  return ', '.join(texts[:most]) + more
