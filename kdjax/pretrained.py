@@ -1,20 +1,26 @@
 """A network that exists already, wherever it comes from."""
 
+import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from kdjax import checkpoint as checkpoint_lib
-from kdjax import step
+from kdjax import models, step, weights
 from kdjax.data import images
 from kdjax.version import __version__
 
+# Where a file of weights has its card.
+CARD = 'kdjax'
 # What images of another size are cut to before they are resized, where the
 # network was trained on images of one size: the largest square.
 _WHOLE = 1.0
+# Those of the images that torchvision's and timm's ResNets are trained on.
+IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 
 
 class Pretrained(NamedTuple):
@@ -37,14 +43,21 @@ class Pretrained(NamedTuple):
 
 
 def load(
-  path: str | os.PathLike[str], checkpoint: str = 'best', ema: bool = False
+  path: str | os.PathLike[str],
+  checkpoint: str = 'best',
+  ema: bool = False,
+  *,
+  headless: bool = False,
 ) -> Pretrained:
   """Loads a network.
 
   Args:
-    path: a run directory, or one checkpoint in it.
+    path: a run directory, one checkpoint in it, or a file with the weights of a
+      ResNet (see `kdjax.weights.load`).
     checkpoint: of a run directory, 'best' (by validation accuracy) or 'last'.
     ema: of a run, whether to take the moving averages of its variables.
+    headless: whether a file without a last layer will do. Its `num_classes` is
+      None then, and the network cannot be applied.
 
   Returns:
     The network.
@@ -55,14 +68,50 @@ def load(
     ValueError: what is there is damaged, or no network that is known here.
   """
   path = pathlib.Path(path).absolute()
+  if path.is_file():
+    return _load_weights(path, headless)
   directory = checkpoint_lib.find(path, checkpoint)
   metadata = checkpoint_lib.read_metadata(directory)
   network = checkpoint_lib.restore(directory, ema=ema)
   return Pretrained(network, _card(metadata, ema))
 
 
+def with_normalization(
+  variables: Mapping[str, Any],
+  mean: Sequence[float],
+  std: Sequence[float],
+  channels: int,
+) -> dict[str, Any]:
+  """Says how a network's images are normalised.
+
+  Args:
+    variables: its collections.
+    mean: mean of each channel, of pixels scaled to 0 … 1.
+    std: standard deviation of each.
+    channels: number of channels of its images.
+
+  Returns:
+    Its collections, with `normalization`.
+
+  Raises:
+    ValueError: they are not so many, or a standard deviation is not positive.
+  """
+  if not len(mean) == len(std) == channels or not np.all(np.asarray(std) > 0):
+    raise ValueError(
+      f'images of {channels} channels cannot be normalised with mean {mean} '
+      f'and standard deviation {std}: expected {channels} numbers for each, '
+      'and positive deviations'
+    )
+  normalization = {
+    name: np.asarray(values, np.float32)
+    for name, values in (('mean', mean), ('std', std))
+  }
+  return {**variables, 'normalization': normalization}
+
+
 def preprocessing(
-  image_shape: list[int] | None,
+  image_shape: Sequence[int] | None,
+  channels: int,
   normalization: Mapping[str, Any] | None,
   crop: float = _WHOLE,
 ) -> dict[str, Any]:
@@ -70,16 +119,18 @@ def preprocessing(
 
   Args:
     image_shape: height, width and channels; None if any height and width do.
+    channels: their channels.
     normalization: `mean` and `std` of pixels scaled to 0 … 1, `[channels]`;
       None if they are unknown.
     crop: share of the shorter side that the square has which is cut out of the
       middle of an image of another size and resized.
 
   Returns:
-    `image_shape`, `mean`, `std` and `crop`.
+    `image_shape`, `channels`, `mean`, `std` and `crop`.
   """
   return {
-    'image_shape': image_shape,
+    'image_shape': image_shape and list(image_shape),
+    'channels': channels,
     **{
       name: None
       if normalization is None
@@ -88,6 +139,59 @@ def preprocessing(
     },
     'crop': crop,
   }
+
+
+def _load_weights(path: pathlib.Path, headless: bool) -> Pretrained:
+  """Loads a ResNet from a file of weights."""
+  found = weights.load(path)
+  num_classes = found.model['num_classes']
+  if num_classes is None and not headless:
+    raise ValueError(
+      f'{path} holds no last layer (fc.weight): it can only be begun with '
+      '(config.student.init_from with config.student.head=fresh)'
+    )
+  model = {**found.model, 'dtype': 'float32'}
+  card = {
+    'kdjax': None,
+    'class_names': None,
+    'preprocessing': preprocessing(None, found.channels, None),
+    'metrics': {},
+    'provenance': {},
+    **_read_card(path, found),
+    'model': model,
+  }
+  variables = found.variables
+  known = card['preprocessing']
+  if known['mean'] is not None:
+    variables = with_normalization(
+      variables, known['mean'], known['std'], found.channels
+    )
+  network = step.Network(
+    models.build(**{**model, 'num_classes': num_classes or 1}),
+    jax.device_put(variables),
+  )
+  return Pretrained(network, card, found.recognised)
+
+
+def _read_card(path: pathlib.Path, found: weights.Imported) -> dict[str, Any]:
+  """Reads the card in the header of a file that kdjax wrote; {} of others."""
+  text = found.metadata.get(CARD)
+  if text is None:
+    return {}
+  try:
+    card = json.loads(text)
+    names, known = card['class_names'], card['preprocessing']
+    suits = len(names) == found.model['num_classes'] and known['channels'] == (
+      found.channels
+    )
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(f'the model card in {path} cannot be read') from error
+  if not suits:
+    raise ValueError(
+      f'the model card in {path} is of another network: {len(names)} classes, '
+      f'{known["channels"]} channels'
+    )
+  return card
 
 
 def _card(metadata: Mapping[str, Any], ema: bool) -> dict[str, Any]:
@@ -100,6 +204,7 @@ def _card(metadata: Mapping[str, Any], ema: bool) -> dict[str, Any]:
     'class_names': metadata['class_names'],
     'preprocessing': preprocessing(
       metadata['image_shape'],
+      metadata['image_shape'][-1],
       metadata['normalization'],
       images.CENTRE if data.get('image_size') else _WHOLE,
     ),

@@ -148,6 +148,7 @@ class Program:
     teacher: the teacher, if the method needs one.
     replay: where the teacher's logits for this run are kept, if they are not
       to be computed in each step.
+    initial: what the student begins with, as `kdjax.step.create_state` has it.
 
   Attributes:
     plan: how long the run is.
@@ -165,6 +166,7 @@ class Program:
     hyperparameters: Mapping[str, float],
     teacher: step.Network | None,
     replay: Replay | None = None,
+    initial: Mapping[str, Any] | None = None,
   ):
     self.plan = plan(config, dataset)
     self.model = models.build(
@@ -185,6 +187,7 @@ class Program:
     self._classes = len(dataset.class_names)
     self._size = dataset.train.size
     self._teacher_variables = teacher and devices.replicate(teacher.variables)
+    self._initial = initial and devices.replicate(dict(initial))
     self._stream: data.Stream | None = None
     # All training images and labels, or the shapes of a batch.
     self._train: tuple[Any, ...]
@@ -215,7 +218,9 @@ class Program:
       compiler_options=quick if jax.default_backend() == 'cpu' else None,
       out_shardings=devices.replicated(),
     )
-    def create_state(rng: jax.Array, teacher_variables: Any) -> step.TrainState:
+    def create_state(
+      rng: jax.Array, teacher_variables: Any, initial: Any
+    ) -> step.TrainState:
       network = teacher and step.Network(teacher.model, teacher_variables)
       return step.create_state(
         rng,
@@ -225,6 +230,7 @@ class Program:
         batch,
         network,
         ema=config.train.ema_decay > 0,
+        initial=initial,
       )
 
     train_step = step.make_train_step(
@@ -370,12 +376,12 @@ class Program:
 
   def create_state(self) -> step.TrainState:
     """Makes the state that the run starts from."""
-    return self._create_state(self._rng, self._teacher_variables)
+    return self._create_state(self._rng, self._teacher_variables, self._initial)
 
   def state_shapes(self) -> step.TrainState:
     """Gives the shapes and dtypes of the state, computing nothing."""
     return jax.eval_shape(
-      self._create_state, self._rng, self._teacher_variables
+      self._create_state, self._rng, self._teacher_variables, self._initial
     )
 
   def compile(self, state: step.TrainState, steps_done: int = 0) -> None:

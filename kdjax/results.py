@@ -300,7 +300,7 @@ def table(result: Mapping[str, Any]) -> str:
           for _, metric, spec in _SHOWN
         ),
         f'{row["parameters"]:,}',
-        f'{row["wall_time_s"]:.0f} s',
+        '-' if row['wall_time_s'] is None else f'{row["wall_time_s"]:.0f} s',
       )
     )
   return align(lines)

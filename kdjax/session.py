@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 
 from kdjax import data, feed, methods, program, results
+from kdjax import initial as initial_lib
 from kdjax import teacher as teacher_lib
 from kdjax.replay import Replay
 
@@ -42,13 +43,15 @@ class Session:
     path: str | os.PathLike[str],
     config: ml_collections.ConfigDict,
     names: Sequence[str] = (),
+    assumed: Mapping[str, Any] | None = None,
   ) -> teacher_lib.Teacher:
     """Loads a teacher.
 
     Args:
-      path: the directory of a finished run, or one checkpoint in it.
+      path: where it is.
       config: configuration of the run that it teaches in.
       names: the features that will be wanted of it.
+      assumed: how its images are normalised, if nothing else says so.
 
     Returns:
       As `kdjax.teacher.load`, which says what it raises.
@@ -57,10 +60,13 @@ class Session:
       os.path.abspath(path),
       config.teacher.checkpoint,
       config.teacher.dtype or config.student.dtype,
+      config.teacher.mean,
+      config.teacher.std,
+      json.dumps(assumed),
       tuple(names),
     )
     return self._keep(
-      'teacher', key, lambda: teacher_lib.load(path, config, names)
+      'teacher', key, lambda: teacher_lib.load(path, config, names, assumed)
     )
 
   def program(
@@ -71,6 +77,7 @@ class Session:
     hyperparameters: Mapping[str, float],
     teacher: teacher_lib.Teacher | None,
     replay: Replay | None,
+    initial: initial_lib.Initial | None = None,
   ) -> program.Program:
     """Makes the program of a run, compiled already if that of the last run is.
 
@@ -84,6 +91,7 @@ class Session:
       hyperparameters: the value of each of the method's hyperparameters.
       teacher: its teacher, if the method needs one.
       replay: where the teacher's logits are kept, if they are.
+      initial: what its student begins with, if that is not random.
 
     Returns:
       The program.
@@ -111,6 +119,7 @@ class Session:
         # Two teachers of one digest may compute in another dtype.
         teacher and [teacher.report['digest'], str(teacher.network.model)],
         replay is not None,
+        initial and initial.report['digest'],
       ]
     )
     network = teacher and teacher.network
@@ -118,7 +127,13 @@ class Session:
       'program',
       key,
       lambda: program.Program(
-        config, dataset, method, hyperparameters, network, replay
+        config,
+        dataset,
+        method,
+        hyperparameters,
+        network,
+        replay,
+        initial and initial.variables,
       ),
     )
     return made.again(config.seed, hyperparameters, replay)

@@ -82,6 +82,7 @@ def create_state(
   images: jax.ShapeDtypeStruct,
   teacher: Network | None = None,
   ema: bool = False,
+  initial: Mapping[str, Any] | None = None,
 ) -> TrainState:
   """Makes the state that a run starts from.
 
@@ -93,6 +94,8 @@ def create_state(
     images: shape of a batch of images, `[batch, height, width, channels]`.
     teacher: the teacher, if the method needs one.
     ema: whether to keep moving averages of the student's variables.
+    initial: what the student begins with, `params` and `batch_stats`; random
+      where it lacks something.
 
   Returns:
     The state at step 0.
@@ -105,6 +108,11 @@ def create_state(
   variables = features.init(
     student, jax.random.fold_in(rng, _STUDENT_KEY), images
   )
+  if initial:
+    variables = variables | {
+      'params': {**variables['params'], **initial['params']},
+      'batch_stats': {**variables['batch_stats'], **initial['batch_stats']},
+    }
   student_shapes = features.output_shapes(
     student, variables, images, method.student_features
   )

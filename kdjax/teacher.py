@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from kdjax import (
@@ -15,13 +16,18 @@ from kdjax import (
   data,
   digests,
   features,
+  feed,
   methods,
   models,
+  pretrained,
   results,
   step,
 )
 from kdjax import config as config_lib
 from kdjax.logs import logger
+
+# So many show whether a teacher knows a data set.
+_KNOWN_IMAGES = 1000
 
 
 class Teacher(NamedTuple):
@@ -29,9 +35,11 @@ class Teacher(NamedTuple):
 
   Attributes:
     network: its model and variables, for evaluation only.
-    report: what a result says of it: `path`, `digest`, `model`, `parameters`,
-      `wall_time_s` of its whole training, and of its checkpoint `step`,
-      `validation_accuracy`, `data_digest`, `class_names` and `image_shape`.
+    report: what a result says of it: `path`, `digest`, `model`, `num_classes`,
+      `parameters`, `mean` and `std` of its images; and, as far as they are
+      known, else None, `wall_time_s` of its whole training, and of its
+      checkpoint `step`, `validation_accuracy`, `data_digest`, `class_names` and
+      `image_shape`.
   """
 
   network: step.Network
@@ -42,54 +50,100 @@ def load(
   path: str | os.PathLike[str],
   config: ml_collections.ConfigDict,
   names: Sequence[str] = (),
+  assumed: Mapping[str, Any] | None = None,
 ) -> Teacher:
-  """Loads a teacher from its run directory, folded (see `models.fold`).
+  """Loads a teacher, folded (see `models.fold`).
 
   Args:
-    path: the directory of a finished run, or one checkpoint in it.
+    path: what `kdjax.pretrained.load` takes; a run must have finished.
     config: configuration of the run that it teaches in; says which checkpoint,
       and the dtype to compute in.
     names: the features that will be wanted of it.
+    assumed: `mean` and `std` of images, `[channels]`, for a network that does
+      not say how its images are normalised, unless the configuration does or it
+      knows 1,000 classes, which are taken for ImageNet's.
 
   Returns:
     The teacher. Its report describes the network as it was saved.
 
   Raises:
-    FileNotFoundError: there is no checkpoint.
-    ValueError: the run has not finished.
+    FileNotFoundError: there is no network.
+    ValueError: the run has not finished, or the file holds no network that is
+      known here, or none that can be told how its images are normalised.
   """
   path = pathlib.Path(path).absolute()
-  directory = checkpoint.find(path, config.teacher.checkpoint)
-  metadata = checkpoint.read_metadata(directory)
-  last = metadata
-  if directory != path:
-    last = checkpoint.read_metadata(path, 'last')
-    if results.read_result(path) is None:
-      raise ValueError(
-        f'the teacher in {path} has not finished, it is at step '
-        f'{last["step"]}: start its own command again first, or name one of '
-        'its checkpoints'
-      )
-  model, variables = checkpoint.restore(directory)
-  dtype = config.teacher.dtype or config.student.dtype
+  wall_time = _wall_time(path) if results.is_run(path) else None
+  (model, variables), card, recognised = pretrained.load(
+    path, config.teacher.checkpoint
+  )
+  for line in recognised:
+    logger.info('%s: %s', path.name, line)
+  variables = _with_normalization(path, variables, card, config, assumed)
+  provenance, preprocessing = card['provenance'], card['preprocessing']
   report = {
     'path': str(path),
     'digest': digests.digest(variables),
-    'model': metadata['model']['name'],
+    'model': card['model']['name'],
+    'num_classes': card['model']['num_classes'],
     'parameters': optax.tree.size(variables['params']),
-    'wall_time_s': last['wall_time_s'],
+    'wall_time_s': wall_time or provenance.get('wall_time_s'),
+    'class_names': card['class_names'],
+    'image_shape': preprocessing['image_shape'],
+    **{
+      name: np.asarray(values).tolist()
+      for name, values in variables['normalization'].items()
+    },
   }
-  for key in (
-    'step',
-    'validation_accuracy',
-    'data_digest',
-    'class_names',
-    'image_shape',
-  ):
-    report[key] = metadata[key]
+  for key in ('step', 'validation_accuracy', 'data_digest'):
+    report[key] = provenance.get(key)
+  dtype = config.teacher.dtype or config.student.dtype
   # First the dtype: a folded network's convolutions are stored in it.
   model = model.clone(dtype=jnp.dtype(dtype))
   return Teacher(step.Network(*models.fold(model, variables, names)), report)
+
+
+def _wall_time(path: pathlib.Path) -> float:
+  """Gives the seconds that a run took; it must have finished."""
+  last = checkpoint.read_metadata(path, 'last')
+  if results.read_result(path) is None:
+    raise ValueError(
+      f'the teacher in {path} has not finished, it is at step '
+      f'{last["step"]}: start its own command again first, or name one of '
+      'its checkpoints'
+    )
+  return last['wall_time_s']
+
+
+def _with_normalization(
+  path: pathlib.Path,
+  variables: Mapping[str, Any],
+  card: Mapping[str, Any],
+  config: ml_collections.ConfigDict,
+  assumed: Mapping[str, Any] | None,
+) -> Mapping[str, Any]:
+  """Adds what a network's images are normalised with, if it does not say."""
+  if 'normalization' in variables:
+    return variables
+  if config.teacher.mean:
+    given, origin = config.teacher, 'config.teacher.mean and .std'
+  elif card['model']['num_classes'] == 1000:
+    given, origin = pretrained.IMAGENET, 'ImageNet'
+  elif assumed:
+    given, origin = assumed, "this run's data"
+  else:
+    raise ValueError(
+      f'{path} does not say how its images are normalised: set '
+      'config.teacher.mean and config.teacher.std'
+    )
+  logger.info(
+    '%s does not say how its images are normalised: mean and standard '
+    'deviation are those of %s',
+    path.name,
+    origin,
+  )
+  return pretrained.with_normalization(
+    variables, given['mean'], given['std'], card['preprocessing']['channels']
+  )
 
 
 def load_again(
@@ -103,7 +157,7 @@ def load_again(
   Args:
     workdir: the run directory.
     config: its configuration.
-    trained_with: what its result says of the teacher: `path` and `digest`.
+    trained_with: what its result says of the teacher: its report.
     names: the features that will be wanted of it.
 
   Returns:
@@ -117,7 +171,7 @@ def load_again(
   path = pathlib.Path(trained_with['path'])
   if not path.exists():
     path = pathlib.Path(workdir).absolute().parent / path.name
-  teacher = load(path, config, names)
+  teacher = load(path, config, names, trained_with)
   results.check_same_digest(
     pathlib.Path(workdir),
     'teacher',
@@ -137,21 +191,66 @@ def check_suits(teacher: Teacher, dataset: data.Dataset) -> None:
   Raises:
     ValueError: it knows others.
   """
+  report = teacher.report
+  classes = len(dataset.class_names)
+  if report['num_classes'] != classes:
+    raise ValueError(
+      f'the network in {report["path"]} knows {report["num_classes"]} classes, '
+      f'{dataset.name} has {classes}. Make it a teacher of those first, by '
+      'configs/finetune_teacher.py, or in the same command with '
+      '--config.teacher.head=fresh'
+    )
   for what, known, present in (
-    (
-      'images of shape',
-      teacher.report['image_shape'],
-      dataset.image_shape,
-    ),
-    ('the classes', teacher.report['class_names'], dataset.class_names),
+    ('images of shape', report['image_shape'], dataset.image_shape),
+    ('images with channels', [len(report['mean'])], dataset.image_shape[-1:]),
+    ('the classes', report['class_names'], dataset.class_names),
   ):
-    if known != list(present):
+    if known is not None and known != list(present):
       raise ValueError(
-        f'the teacher in {teacher.report["path"]} knows {what} '
-        f'{_shorten(known)}, {dataset.name} has {_shorten(present)}. Give this '
-        'run a teacher of its own with config.teacher.path or '
-        'config.teacher.sibling'
+        f'the teacher in {report["path"]} knows {what} {_shorten(known)}, '
+        f'{dataset.name} has {_shorten(present)}. Give this run a teacher of '
+        'its own with config.teacher.path or config.teacher.sibling'
       )
+
+
+def check_knows(
+  teacher: Teacher, dataset: data.Dataset, batch_size: int
+) -> None:
+  """Measures a teacher that comes from elsewhere before it teaches.
+
+  Classes in another order, or images normalised otherwise, show in nothing
+  else.
+
+  Args:
+    teacher: the teacher.
+    dataset: the data set, of whose validation images at most 1,000 are used; of
+      the training images where there are none.
+    batch_size: how many images to compute at once.
+  """
+  split = dataset.validation if dataset.validation.size else dataset.train
+  rows = np.arange(min(_KNOWN_IMAGES, split.size)) * split.size
+  rows //= min(_KNOWN_IMAGES, split.size)
+  logits, labels = feed.predict(
+    teacher.network, data.take(split, rows), batch_size
+  )
+  accuracy = float((np.asarray(logits).argmax(axis=-1) == labels).mean())
+  logger.info(
+    'the teacher classifies %.1f %% of %d held-out images',
+    100 * accuracy,
+    len(labels),
+  )
+  chance = 1 / len(dataset.class_names)
+  if accuracy < 2 * chance:
+    logger.warning(
+      'the teacher in %s classifies %.1f %% of %d images of %s, and guessing '
+      '%.1f %%: are its classes the same, in the same order, and its images '
+      'normalised so (config.teacher.mean, config.teacher.std)?',
+      teacher.report['path'],
+      100 * accuracy,
+      len(labels),
+      dataset.name,
+      100 * chance,
+    )
 
 
 def check_sibling(
@@ -195,6 +294,7 @@ def check_sibling(
 
 def check_fit(
   config: ml_collections.ConfigDict,
+  teacher_config: ml_collections.ConfigDict,
   dataset: data.Dataset,
   method: methods.Method,
 ) -> None:
@@ -204,6 +304,7 @@ def check_fit(
 
   Args:
     config: a run's configuration.
+    teacher_config: that of the run which will train its teacher.
     dataset: its data set.
     method: its method.
 
@@ -213,7 +314,7 @@ def check_fit(
   images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.uint8)
   student, teacher = (
     models.build(**config_lib.model_arguments(run, len(dataset.class_names)))
-    for run in (config, config_lib.teacher_run(config))
+    for run in (config, teacher_config)
   )
 
   def initialize(rng: jax.Array) -> step.TrainState:

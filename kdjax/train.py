@@ -23,7 +23,9 @@ from kdjax import (
   program,
   results,
 )
+from kdjax import initial as initial_lib
 from kdjax import teacher as teacher_lib
+from kdjax.initial import Initial
 from kdjax.replay import Replay
 from kdjax.session import Session
 from kdjax.teacher import Teacher
@@ -66,11 +68,12 @@ def train_and_evaluate(
   workdir = pathlib.Path(workdir)
   with devices.together():
     config_lib.validate(config)
+    config, initial = initial_lib.load(config)
   devices.check_agree(_facts(config, workdir))
   results.check_same_run(workdir, config)
   if results.read_result(workdir):
     return _evaluate(workdir, config)
-  return _run(config, workdir, session or Session())
+  return _run(config, workdir, session or Session(), initial)
 
 
 def _evaluate(
@@ -85,11 +88,19 @@ def _run(
   config: ml_collections.ConfigDict,
   workdir: pathlib.Path,
   session: Session,
+  initial: Initial | None,
   what: str = 'the run',
 ) -> dict[str, Any]:
   with devices.together():
     dataset = session.dataset(config.data)
-  devices.check_agree({'data': dataset.digest})
+    if initial:
+      initial_lib.check(initial, config, dataset)
+  devices.check_agree(
+    {
+      'data': dataset.digest,
+      'initial weights': initial and initial.report['digest'],
+    }
+  )
   method, hyperparameters = config_lib.build_method(config)
   # Before a teacher is trained for hours: what else can be wrong?
   program.plan(config, dataset)
@@ -102,7 +113,7 @@ def _run(
     teacher = _find_teacher(config, workdir, session, method.teacher_features)
     replay = _find_replay(config, dataset, method, teacher)
   run = session.program(
-    config, dataset, method, hyperparameters, teacher, replay
+    config, dataset, method, hyperparameters, teacher, replay, initial
   )
   with lock.hold(workdir, what):
     # Another process may have made it while the teacher was trained.
@@ -146,6 +157,7 @@ def _run(
       'model': config.student.name,
       'stem': config.student.stem,
       'wall_time_s': wall_time,
+      'init_from': initial and initial.report,
     }
 
     def write() -> None:
@@ -181,16 +193,16 @@ def prepare_teacher(
     session: what it shares with other runs.
 
   Returns:
-    The teacher's run directory, or the checkpoint that the configuration names.
+    The teacher's run directory, or what the configuration names.
 
   Raises:
     ValueError: the teacher there is another than the run asks for, or would not
-      fit it.
+      fit it, or what it is to begin with does not fit the data.
     FileNotFoundError: data are not where the configuration says.
     FloatingPointError: the teacher's loss or its gradient is no longer finite.
     BlockingIOError: another process trains it.
   """
-  if config.teacher.path:
+  if config.teacher.path and config.teacher.head == 'keep':
     return pathlib.Path(config.teacher.path)
   path = workdir.absolute().parent / config.teacher.sibling
   if path == workdir.absolute():
@@ -211,19 +223,23 @@ def _find_teacher(
 ) -> Teacher:
   """Loads the teacher, after training it if there is none."""
   path = prepare_teacher(config, workdir, session)
-  with devices.together():
-    teacher = session.teacher(path, config, names)
-  devices.check_agree({'teacher': teacher.report['digest']})
   dataset = session.dataset(config.data)
-  teacher_lib.check_suits(teacher, dataset)
+  assumed = {'mean': dataset.mean.tolist(), 'std': dataset.std.tolist()}
+  with devices.together():
+    teacher = session.teacher(path, config, names, assumed)
+    teacher_lib.check_suits(teacher, dataset)
+  devices.check_agree({'teacher': teacher.report['digest']})
+  report = teacher.report
+  logger.info('teacher: %s of %s', report['model'], report['path'])
+  if report['data_digest'] is None:
+    teacher_lib.check_knows(teacher, dataset, config.eval.batch_size)
+    return teacher
   logger.info(
-    'teacher: %s of %s, step %d, validation accuracy %s',
-    teacher.report['model'],
-    path,
-    teacher.report['step'],
-    teacher.report['validation_accuracy'],
+    'its step %d, validation accuracy %s',
+    report['step'],
+    report['validation_accuracy'],
   )
-  if teacher.report['data_digest'] != dataset.digest:
+  if report['data_digest'] != dataset.digest:
     logger.warning(
       'the teacher in %s was not trained on the same training and validation '
       'images as this run has; its accuracy on either may mislead',
@@ -238,16 +254,17 @@ def _train_teacher(
   session: Session,
 ) -> None:
   """Trains a teacher in a directory, unless a finished one is there."""
-  teacher_config = config_lib.teacher_run(config)
+  teacher_config, initial = initial_lib.load(config_lib.teacher_run(config))
   if results.read_result(path):
     teacher_lib.check_sibling(path, teacher_config)
     return
   config_lib.validate(teacher_config)
   results.check_same_run(path, teacher_config)
   method, _ = config_lib.build_method(config)
-  teacher_lib.check_fit(config, session.dataset(config.data), method)
+  dataset = session.dataset(config.data)
+  teacher_lib.check_fit(config, teacher_config, dataset, method)
   logger.info('training the teacher first, in %s', path)
-  result = _run(teacher_config, path, session, 'the teacher')
+  result = _run(teacher_config, path, session, initial, 'the teacher')
   logger.info('the teacher is trained\n%s', results.table(result))
 
 

@@ -1,5 +1,6 @@
 """Data sets, split and ready to be put on the device."""
 
+import dataclasses
 import hashlib
 import math
 import os
@@ -13,7 +14,7 @@ from kdjax.data import kept, sources
 from kdjax.data.sources import Files, Split
 from kdjax.data.stream import Arrays, Stream, open_split
 
-__all__ = ['Dataset', 'Split', 'Stream', 'in_memory', 'load']
+__all__ = ['Dataset', 'Split', 'Stream', 'in_memory', 'load', 'take']
 
 # So many tell mean and standard deviation well enough.
 _MOMENT_IMAGES = 10_000
@@ -187,6 +188,13 @@ def in_memory(split: Split | Stream) -> Split:
     Its examples, without those that cannot be read.
   """
   return split if isinstance(split, Split) else _decode(split, _origin(split))
+
+
+def take(split: Split | Stream, rows: np.ndarray) -> Split | Stream:
+  """Gives some rows of a split, as a split."""
+  if isinstance(split, Split):
+    return Split(split.images[rows], split.labels[rows])
+  return dataclasses.replace(split, indices=split.indices[rows])
 
 
 def _decode(stream: Stream, origin: _Origin | None) -> Split:

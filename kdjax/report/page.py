@@ -131,9 +131,11 @@ def _facts(comparison: Comparison) -> dict[str, str]:
     ),
   }
   if teacher:
+    step = teacher['step']
     facts['Teacher'] = (
-      f'{teacher["model"]}, {teacher["parameters"]:,} parameters, step '
-      f'{teacher["step"]:,} (SHA-256 {teacher["digest"][:12]}…)'
+      f'{teacher["model"]}, {teacher["parameters"]:,} parameters, '
+      + ('of another origin' if step is None else f'step {step:,}')
+      + f' (SHA-256 {teacher["digest"][:12]}…)'
     )
   return facts
 

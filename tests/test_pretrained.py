@@ -1,0 +1,232 @@
+"""Teachers and students that begin with a network that exists already."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from kdjax import (
+  checkpoint,
+  digests,
+  initial,
+  measure,
+  pretrained,
+  train,
+  weights,
+)
+from kdjax import config as config_lib
+from kdjax import teacher as teacher_lib
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  """A teacher of the digits: a run, and files of its weights."""
+  root = tmp_path_factory.mktemp('pretrained')
+  config = config_lib.teacher_run(tiny.config())
+  train.train_and_evaluate(config, root / 'run')
+  _, variables = jax.device_get(checkpoint.restore(root / 'run'))
+  weights.save(root / 'teacher.safetensors', variables, {})
+  without_head = dict(variables['params'])
+  del without_head['fc']
+  weights.save(
+    root / 'headless.safetensors', variables | {'params': without_head}, {}
+  )
+  return root
+
+
+def short(method='feature', **teacher):
+  config = tiny.config(method)
+  config.train.max_steps = 2
+  config.teacher.update(teacher)
+  return config
+
+
+def of_three(root):
+  """The weights with a head for three classes."""
+  _, variables = jax.device_get(checkpoint.restore(root / 'run'))
+  fc = variables['params']['fc']
+  fc = {name: value[..., :3] for name, value in fc.items()}
+  path = root / 'three.safetensors'
+  params = variables['params'] | {'fc': fc}
+  weights.save(path, variables | {'params': params}, {})
+  return path
+
+
+def test_a_run_and_a_file_of_its_weights_are_one_network(root):
+  run = pretrained.load(root / 'run')
+  file = pretrained.load(root / 'teacher.safetensors')
+  model = {'stem': 'cifar', 'width': 8, 'name': 'resnet10', 'num_classes': 10}
+  assert run.card['model'] == file.card['model'] == model | {'dtype': 'float32'}
+  assert run.card['preprocessing']['image_shape'] == [8, 8, 1]
+  assert file.card['preprocessing'] == {
+    'image_shape': None,
+    'channels': 1,
+    'mean': None,
+    'std': None,
+    'crop': 1.0,
+  }
+  ours = dict(run.network.variables)
+  assert 'normalization' in ours
+  del ours['normalization']
+  assert digests.digest(ours) == digests.digest(dict(file.network.variables))
+  json.dumps([run.card, file.card])
+
+
+def test_an_imported_teacher_teaches_without_being_trained(
+  root, tmp_path, caplog
+):
+  config = short(path=str(root / 'teacher.safetensors'))
+  with caplog.at_level('INFO', 'kdjax'):
+    result = train.train_and_evaluate(config, tmp_path / 'imported')
+  assert [path.name for path in tmp_path.iterdir()] == ['imported']
+  assert 'mean and standard deviation are those of this run' in caplog.text
+  assert '% of 144 held-out images' in caplog.text
+  report = result['teacher']
+  assert (report['step'], report['wall_time_s'], report['num_classes']) == (
+    None,
+    None,
+    10,
+  )
+  # The same as its run, which has the same images' mean and deviation.
+  config.teacher.path = str(root / 'run')
+  other = train.train_and_evaluate(config, tmp_path / 'run')
+  assert report['digest'] == other['teacher']['digest']
+  assert report['test'] == other['teacher']['test']
+  assert result['last']['digest'] == other['last']['digest']
+  # And it is found again.
+  again, _ = measure.evaluate(tmp_path / 'imported')
+  assert again['teacher'] == report
+
+
+def test_a_teacher_that_knows_nothing_of_the_data_is_noticed(
+  root, tmp_path, caplog
+):
+  _, variables = jax.device_get(checkpoint.restore(root / 'run'))
+  fc = variables['params']['fc']
+  rolled = {name: np.roll(value, 3, axis=-1) for name, value in fc.items()}
+  params = variables['params'] | {'fc': rolled}
+  weights.save(tmp_path / 'x.safetensors', variables | {'params': params}, {})
+  train.train_and_evaluate(
+    short(path=str(tmp_path / 'x.safetensors')), tmp_path / 'run'
+  )
+  assert 'are its classes the same, in the same order' in caplog.text
+
+
+def test_normalization_is_taken_from_where_it_is_known(root):
+  path = root / 'teacher.safetensors'
+  config = tiny.config()
+  with pytest.raises(ValueError, match='does not say how its images are norm'):
+    teacher_lib.load(path, config)
+  assumed = {'mean': [0.5], 'std': [0.25]}
+  report = teacher_lib.load(path, config, assumed=assumed).report
+  assert (report['mean'], report['std']) == ([0.5], [0.25])
+  config.teacher.update(mean=(0.125,), std=(2.0,))
+  report = teacher_lib.load(path, config, assumed=assumed).report
+  assert (report['mean'], report['std']) == ([0.125], [2.0])
+  # What says it itself is not overruled.
+  report = teacher_lib.load(root / 'run', config, assumed=assumed).report
+  assert report['mean'] == [pytest.approx(0.30, abs=0.01)]
+  config.teacher.update(mean=(0.1, 0.2), std=(1.0, 1.0))
+  with pytest.raises(ValueError, match='images of 1 channels cannot'):
+    teacher_lib.load(path, config)
+  config.teacher.update(mean=(0.1,), std=(0.0,))
+  with pytest.raises(ValueError, match='positive'):
+    teacher_lib.load(path, config)
+
+
+def test_a_thousand_classes_are_taken_for_imagenet(root, tmp_path):
+  _, variables = jax.device_get(checkpoint.restore(root / 'run'))
+  fc = variables['params']['fc']
+  many = {name: np.resize(x, (*x.shape[:-1], 1000)) for name, x in fc.items()}
+  kernel = variables['params']['conv1']['kernel']
+  params = variables['params'] | {
+    'fc': many,
+    'conv1': {'kernel': np.repeat(kernel, 3, axis=2)},
+  }
+  weights.save(tmp_path / 'x.safetensors', variables | {'params': params}, {})
+  report = teacher_lib.load(tmp_path / 'x.safetensors', tiny.config()).report
+  np.testing.assert_allclose(report['mean'], [0.485, 0.456, 0.406])
+  np.testing.assert_allclose(report['std'], [0.229, 0.224, 0.225])
+
+
+def test_another_number_of_classes_is_refused(root, tmp_path):
+  config = short(path=str(of_three(root)))
+  with pytest.raises(
+    ValueError, match=r'knows 3 classes, digits has 10.*teacher\.head=fresh'
+  ):
+    train.train_and_evaluate(config, tmp_path / 'run')
+
+
+def test_a_teacher_with_a_fresh_head_is_trained_first(root, tmp_path):
+  path = of_three(root)
+  config = short(path=str(path), head='fresh')
+  config.teacher.train.max_steps = 3
+  result = train.train_and_evaluate(config, tmp_path / 'run')
+  taught = json.loads((tmp_path / 'teacher' / 'result.json').read_text())
+  assert taught['student']['init_from']['path'] == str(path)
+  assert taught['config']['student']['width'] == 8
+  assert result['teacher']['digest'] in (
+    taught['best']['digest'],
+    taught['last']['digest'],
+  )
+  # Taken up again, and not by a run that asks for another beginning.
+  config.seed = 1
+  train.train_and_evaluate(config, tmp_path / 'again')
+  config.teacher.path = str(root / 'headless.safetensors')
+  with pytest.raises(ValueError, match=r'student\.init_from'):
+    train.train_and_evaluate(config, tmp_path / 'other')
+
+
+@pytest.mark.parametrize('head', ['keep', 'fresh'])
+@pytest.mark.parametrize(
+  'source', ['run', 'teacher.safetensors', 'headless.safetensors']
+)
+def test_a_student_begins_with_what_it_is_given(root, tmp_path, head, source):
+  config = tiny.config('scratch')
+  config.student.update(
+    name='', stem='', width=0, init_from=str(root / source), head=head
+  )
+  # Adam's steps are as large as the learning rate, whatever the gradient.
+  config.train.update(learning_rate=1e-7, max_steps=1, ema_decay=0.5)
+  if (head, source) == ('keep', 'headless.safetensors'):
+    with pytest.raises(ValueError, match='holds no last layer'):
+      train.train_and_evaluate(config, tmp_path / 'run')
+    return
+  result = train.train_and_evaluate(config, tmp_path / 'run')
+  assert result['config']['student']['name'] == 'resnet10'
+  assert result['config']['student']['width'] == 8
+  assert result['student']['init_from']['model'] == 'resnet10'
+  _, found = checkpoint.restore(tmp_path / 'run')
+  _, expected = checkpoint.restore(root / 'run')
+  found, expected = (dict(tree['params']) for tree in (found, expected))
+  heads = found.pop('fc')['kernel'], expected.pop('fc')['kernel']
+  jax.tree.map(
+    lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-6),
+    found,
+    expected,
+  )
+  assert np.allclose(*heads, atol=1e-6) == (head == 'keep')
+
+
+def test_weights_that_do_not_fit_are_refused(root, tmp_path):
+  config = tiny.config('scratch')
+  config.student.init_from = str(root / 'run')
+  with pytest.raises(ValueError, match=r'give --config\.student\.width=8'):
+    train.train_and_evaluate(config, tmp_path / 'run')
+  config.student.update(width=8, init_from=str(of_three(root)))
+  with pytest.raises(
+    ValueError,
+    match=r'params/fc/bias: \(3,\) there, \(10,\) here(.|\n)*head=fresh',
+  ):
+    train.train_and_evaluate(config, tmp_path / 'run')
+  config.student.init_from = str(tmp_path / 'missing.safetensors')
+  with pytest.raises(FileNotFoundError, match='missing'):
+    train.train_and_evaluate(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_nothing_is_loaded_where_nothing_is_named():
+  config = tiny.config()
+  assert initial.load(config) == (config, None)
