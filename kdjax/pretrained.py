@@ -181,15 +181,15 @@ def _read_card(path: pathlib.Path, found: weights.Imported) -> dict[str, Any]:
   try:
     card = json.loads(text)
     names, known = card['class_names'], card['preprocessing']
-    suits = len(names) == found.model['num_classes'] and known['channels'] == (
-      found.channels
+    suits = known['channels'] == found.channels and (
+      names is None or len(names) == found.model['num_classes']
     )
   except (ValueError, TypeError, KeyError) as error:
     raise ValueError(f'the model card in {path} cannot be read') from error
   if not suits:
     raise ValueError(
-      f'the model card in {path} is of another network: {len(names)} classes, '
-      f'{known["channels"]} channels'
+      f'the model card in {path} is that of a network with other classes or '
+      'channels'
     )
   return card
 

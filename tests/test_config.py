@@ -26,7 +26,12 @@ SWEEPS = ('quickstart_sweep', 'sweep')
   'file', sorted({path.stem for path in CONFIGS.glob('*.py')} - {*SWEEPS})
 )
 def test_every_file_is_valid_and_tells_its_command(file):
-  config_lib.validate(load(file))
+  config = load(file)
+  if file == 'finetune_teacher':
+    with pytest.raises(ValueError, match=r'config\.student\.init_from names'):
+      config_lib.validate(config)
+    config.student.init_from = 'weights.pth'
+  config_lib.validate(config)
   text = (CONFIGS / f'{file}.py').read_text()
   assert f'python -m kdjax.main --config=configs/{file}.py' in text
 
@@ -192,3 +197,30 @@ def test_a_field_has_its_whole_name_where_the_end_is_not_enough():
     'data.name': 'data.name',
     'seed': 'seed',
   }
+
+
+def test_a_teacher_with_a_fresh_head_begins_with_what_path_names():
+  config = config_lib.default()
+  config.student.init_from = 'mine'
+  config.teacher.path = 'theirs'
+  assert config_lib.teacher_run(config).student.init_from == ''
+  config.teacher.head = 'fresh'
+  student = config_lib.teacher_run(config).student
+  assert (student.init_from, student.head) == ('theirs', 'fresh')
+  assert (student.name, student.stem, student.width) == ('', '', 0)
+
+
+@pytest.mark.parametrize(
+  ('section', 'fields', 'message'),
+  [
+    ('student', {'width': 0}, r'init_from names a network'),
+    ('student', {'head': 'none'}, r"student\.head is 'none'"),
+    ('teacher', {'head': 'fresh'}, r'names no network'),
+    ('teacher', {'mean': (0.5,)}, r'as many numbers in both'),
+  ],
+)
+def test_a_beginning_that_makes_no_sense_is_refused(section, fields, message):
+  config = config_lib.default()
+  config[section].update(fields)
+  with pytest.raises(ValueError, match=message):
+    config_lib.validate(config)

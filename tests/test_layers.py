@@ -41,6 +41,7 @@ ALLOWED = {
   'kdjax.sweep.execute': (
     'config',
     'devices',
+    'initial',
     'lock',
     'logs',
     'program',

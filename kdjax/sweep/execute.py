@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 from kdjax import config as config_lib
-from kdjax import devices, lock, logs, program, results, train
+from kdjax import devices, initial, lock, logs, program, results, train
 from kdjax.session import Session
 from kdjax.sweep import plan
 from kdjax.sweep.plan import Run, Settings
@@ -73,7 +73,10 @@ def _run_stages(
   stages: list[dict[str, Any]] = []
   with logs.SweepLog(total) as log:
     for stage in config.stages:
-      runs = plan.runs(config, stage, chosen)
+      runs = [
+        one._replace(config=initial.load(one.config)[0])
+        for one in plan.runs(config, stage, chosen)
+      ]
       for one in runs:
         results.check_same_run(workdir / one.name, one.config)
       stages.append({'name': stage['name'], 'runs': [], 'chosen': {}})
