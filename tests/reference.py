@@ -34,8 +34,12 @@ def resnet_variables(model: str) -> dict[str, Any]:
   Returns:
     `{'params': …, 'batch_stats': …}` of NumPy arrays, as Flax nests them.
   """
+  return flax_variables(resnet_state(model))
+
+
+def resnet_state(model: str) -> dict[str, np.ndarray]:
+  """Makes the same weights as PyTorch's `state_dict` gives them."""
   arrays = resnets()
-  tensor = _weights().tensor
   state = {}
   checksum = 0
   for name, padded in zip(
@@ -45,7 +49,7 @@ def resnet_variables(model: str) -> dict[str, Any]:
     little_endian = state[name].dtype.newbyteorder('<')
     checksum = zlib.crc32(state[name].astype(little_endian).tobytes(), checksum)
   assert checksum == arrays[f'{model}/crc32'], f'{model}: not the same weights'
-  return flax_variables(state)
+  return state
 
 
 def flax_variables(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -94,11 +98,15 @@ def _load(name: str) -> dict[str, np.ndarray]:
     return dict(arrays)
 
 
+def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+  """Makes a tensor of a network, as `resnet_state` does."""
+  return module('weights').tensor(name, shape)
+
+
 @functools.cache
-def _weights() -> Any:
-  spec = importlib.util.spec_from_file_location(
-    'weights', FOLDER / 'weights.py'
-  )
+def module(name: str) -> Any:
+  """Imports a module from third_party/pytorch."""
+  spec = importlib.util.spec_from_file_location(name, FOLDER / f'{name}.py')
   assert spec is not None
   assert spec.loader is not None
   module = importlib.util.module_from_spec(spec)

@@ -151,12 +151,13 @@ def read(path: str | os.PathLike[str]) -> Stored:
 
 def _reader(start: bytes) -> Any:
   """Tells by its beginning what a file is."""
+  # The length of a header, which comes before it, may look like anything.
+  if start[8:9] == b'{':
+    return safetensors_file.read
   if start.startswith(b'PK'):
     return torch_file.read_zip
   if start.startswith(b'\x80'):
     return torch_file.read_legacy
-  if start[8:9] == b'{':
-    return safetensors_file.read
   if not start:
     raise ValueError('the file is empty')
   if start.startswith(b'version https://git-lfs'):

@@ -105,7 +105,7 @@ def _sequential(name: str) -> str:
   def block(match: re.Match[str]) -> str:
     stage, index, place = match.groups()
     start = f'layer{int(stage) - 1}.{index}.'
-    if place == 'shortcut':
+    if place == 'shortcut.':
       return f'{start}downsample.'
     # Convolution, norm and ReLU take turns.
     layer, kind = divmod(int(place.removeprefix('residual_function.')[:-1]), 3)

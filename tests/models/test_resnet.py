@@ -2,14 +2,17 @@
 
 import functools
 import math
+import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+import torch_files
 
-from kdjax import features, models
+from kdjax import features, models, weights
 from kdjax.models import resnet
 
 STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
@@ -119,11 +122,34 @@ def test_blocks_that_keep_the_shape_start_as_the_identity(block):
 # Against PyTorch
 
 
+def through_files(state):
+  """Variables from a file of PyTorch, written for PyTorch and read again."""
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder, 'weights.pth')
+    torch_files.write_zip(path, state)
+    imported = weights.load(path)
+    path = path.with_suffix('.safetensors')
+    weights.save(path, imported.variables, {})
+    read = weights.read(path).tensors
+    assert set(read) == set(state)
+    for key, tensor in read.items():
+      np.testing.assert_array_equal(tensor.read(), state[key])
+    again = weights.load(path)
+  assert again.model == imported.model
+  assert again.channels == imported.channels == 3
+  return again.model, again.variables
+
+
 @functools.cache
 def outputs_of(name, stem):
   """Outputs in both modes, with the weights that PyTorch's were made with."""
-  model = models.build(name, num_classes=10, stem=stem)
-  variables = reference.resnet_variables(f'{name}/{stem}')
+  state = reference.resnet_state(f'{name}/{stem}')
+  told, variables = through_files(state)
+  assert told == {'name': name, 'num_classes': 10, 'stem': stem, 'width': 64}
+  jax.tree.map(
+    np.testing.assert_array_equal, variables, reference.flax_variables(state)
+  )
+  model = models.build(**told)
 
   # Compiled once for both modes, and without XLA's optimisations, which take
   # longer than everything else here.

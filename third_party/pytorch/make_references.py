@@ -56,9 +56,11 @@ RESNETS = (
   ('resnet18', 'imagenet'),
   ('resnet18', 'cifar'),
   ('resnet34', 'imagenet'),
+  ('resnet34', 'cifar'),
   ('resnet50', 'imagenet'),
   ('resnet50', 'cifar'),
   ('resnet101', 'imagenet'),
+  ('resnet101', 'cifar'),
 )
 NUM_CLASSES = 10
 # stem: (batch, pixels a side). With two 32×32 images the last stage of an
