@@ -27,6 +27,14 @@ def pytest_addoption(parser):
     help='how often tests/test_faults.py kills a run; half as often it damages '
     'the newest checkpoint (default 2)',
   )
+  parser.addoption(
+    '--fuzz',
+    type=int,
+    default=1500,
+    metavar='N',
+    help='how many damaged files tests/weights/test_hostile.py reads (default '
+    '1500)',
+  )
 
 
 def pytest_collection_modifyitems(config, items):

@@ -11,6 +11,8 @@ follows a first convolution of 3×3; dilations; the activation function
 without parameters. Nor can it be seen which images the network wants.
 """
 
+import dataclasses
+import functools
 import os
 import pathlib
 import stat
@@ -87,19 +89,18 @@ def load(path: str | os.PathLike[str]) -> Imported:
     used = sum(tensor.nbytes for tensor in found.tensors.values())
     if used > path.stat().st_size:
       raise ValueError(f'its tensors would take {used} bytes, more than it has')
-    arrays = _read_all(found)
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
   return Imported(
     model=found.network.model,
     channels=found.network.channels,
-    variables=names.to_flax(arrays),
+    variables=names.to_flax(_read_all(path, found)),
     metadata=dict(file.metadata),
     recognised=found.recognised,
   )
 
 
-def _read_all(found: names.Found) -> dict[str, np.ndarray]:
+def _read_all(path: pathlib.Path, found: names.Found) -> dict[str, np.ndarray]:
   """Reads the tensors of a network as float32, and looks at their values."""
   arrays: dict[str, np.ndarray] = {}
   not_finite, negative = [], []
@@ -114,12 +115,12 @@ def _read_all(found: names.Found) -> dict[str, np.ndarray]:
     arrays[name] = array
   if not_finite:
     raise ValueError(
-      f'NaN or infinite values in {stored.listed(not_finite)}: the network '
+      f'{path}: NaN or infinite values in {stored.listed(not_finite)}: the network '
       'diverged, or the file is damaged'
     )
   if negative:
     raise ValueError(
-      f'negative variances in {stored.listed(negative)}: the file is damaged'
+      f'{path}: negative variances in {stored.listed(negative)}: the file is damaged'
     )
   return arrays
 
@@ -144,9 +145,24 @@ def read(path: str | os.PathLike[str]) -> Stored:
   with path.open('rb') as raw:
     start = raw.read(512)
   try:
-    return _reader(start)(path)
+    file = _reader(start)(path)
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
+  return file._replace(
+    tensors={
+      name: dataclasses.replace(
+        tensor, read=functools.partial(_read_one, path, name, tensor)
+      )
+      for name, tensor in file.tensors.items()
+    }
+  )
+
+
+def _read_one(path: pathlib.Path, name: str, tensor: Tensor) -> np.ndarray:
+  try:
+    return tensor.read()
+  except ValueError as error:
+    raise ValueError(f'{path}: {stored.listed([name])}: {error}') from error
 
 
 def _reader(start: bytes) -> Any:

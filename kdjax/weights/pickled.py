@@ -201,7 +201,10 @@ def load(file: Any) -> Any:
         f'its pickle has the operation {code!r}, which PyTorch does not write: '
         'the file is damaged; nothing was executed'
       )
-    argument = opcode.arg and opcode.arg.reader(file)
+    try:
+      argument = opcode.arg and opcode.arg.reader(file)
+    except ValueError as error:
+      raise ValueError(f'its pickle is damaged: {error}') from error
     _OPERATIONS[opcode.name](machine, argument)
   raise ValueError(
     f'its pickle has more than {_MAX_OPERATIONS} operations: save '
@@ -210,7 +213,7 @@ def load(file: Any) -> Any:
 
 
 def _line(file: Any) -> str:
-  return file.readline().removesuffix(b'\n').decode()
+  return file.readline().removesuffix(b'\n').decode('utf-8', 'replace')
 
 
 def _global(module: str, name: str) -> Any:
@@ -227,6 +230,8 @@ def _global(module: str, name: str) -> Any:
   ):
     return Global(full)
   what = _WHAT.get(full, 'not plain data')
+  if module == 'torch' and name.endswith('Storage'):
+    what = 'a type of numbers that is not supported'
   raise ValueError(
     f'it holds {stored.listed([full])}, which is {what}: nothing was executed. '
     'Save the weights alone, torch.save(model.state_dict(), …), where '
@@ -316,7 +321,8 @@ def _update(target: dict, items: Any) -> None:
       isinstance(key, int) and abs(key) <= _MAX_KEY
     ):
       raise ValueError(
-        f'a dictionary has a key that is no name but {type(key).__name__}'
+        'a dictionary has keys that are neither names nor small integers: save '
+        'model.state_dict() alone'
       )
     target[key] = value
 

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -67,7 +68,7 @@ def read(path: pathlib.Path) -> stored.Stored:
       name: stored.Tensor(
         shape=tuple(entry.get_shape()),
         dtype=_DTYPES[types[name]],
-        read=functools.partial(file.get_tensor, name),
+        read=functools.partial(_read, file, name),
       )
       for name, entry in slices.items()
     },
@@ -75,3 +76,10 @@ def read(path: pathlib.Path) -> stored.Stored:
     others=(),
     format='safetensors',
   )
+
+
+def _read(file: Any, name: str) -> np.ndarray:
+  try:
+    return file.get_tensor(name)
+  except (safetensors.SafetensorError, OverflowError) as error:
+    raise ValueError(f'it cannot be read: {error}') from error

@@ -201,8 +201,8 @@ def _member(member: zipfile.ZipInfo, content: memoryview) -> memoryview:
   data = content[start : start + member.file_size]
   if len(data) < member.file_size or zlib.crc32(data) != member.CRC:
     raise ValueError(
-      f'{what} has not the checksum it was saved with: the file is damaged '
-      '(or was saved without checksums)'
+      f'{what} does not have the checksum that it was saved with: the file is '
+      'damaged (or was saved without checksums)'
     )
   return data
 
