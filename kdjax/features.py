@@ -20,6 +20,9 @@ import jax.numpy as jnp
 
 Variables = Mapping[str, Any]
 
+# The collections of a model that change in training.
+_TRAINED = 'params', 'batch_stats'
+
 
 class Outputs(NamedTuple):
   """What a forward pass gives.
@@ -62,10 +65,20 @@ def init(
   Returns:
     `{'params': …, 'batch_stats': …}`; `batch_stats` is empty for a model
     without such statistics.
+
+  Raises:
+    ValueError: the model has collections of other names.
   """
   # Jitted: one program, rather than one for every operation of the model.
   initialize = jax.jit(functools.partial(model.init, train=False))
   variables = initialize(rng, jnp.zeros(images.shape))
+  others = variables.keys() - _TRAINED
+  if others:
+    raise ValueError(
+      f'{type(model).__name__} has the collections {", ".join(sorted(others))}:'
+      f' expected no others than {" and ".join(_TRAINED)}, which are trained '
+      'and saved'
+    )
   return {'batch_stats': {}, **variables}
 
 
@@ -95,7 +108,7 @@ def forward(
 
   Raises:
     ValueError: no module has one of the names; the message lists those there
-      are.
+      are. Or the model returns no array of two axes.
   """
 
   def wanted(module: nn.Module, method: str) -> bool:
@@ -113,6 +126,13 @@ def forward(
     capture_intermediates=wanted if names else False,
     mutable=['intermediates', *(['batch_stats'] if train else [])],
   )
+  shape = getattr(logits, 'shape', None)
+  if shape is None or len(shape) != 2:
+    found = type(logits).__name__ if shape is None else f'shape {shape}'
+    raise ValueError(
+      f'{type(model).__name__} returns {found}: expected logits, one array '
+      '[batch, classes]'
+    )
   captured = flax.traverse_util.flatten_dict(
     changed.get('intermediates', {}), sep='/'
   )
@@ -129,7 +149,9 @@ def forward(
       f'has {", ".join(feature_names(model, variables, images))}'
     )
   batch_stats = collections.get('batch_stats', {})
-  return Outputs(logits, features), changed.get('batch_stats', batch_stats)
+  return Outputs(logits.astype(jnp.float32), features), changed.get(
+    'batch_stats', batch_stats
+  )
 
 
 def feature_names(

@@ -231,6 +231,7 @@ class Program:
         network,
         ema=config.train.ema_decay > 0,
         initial=initial,
+        num_classes=self._classes,
       )
 
     train_step = step.make_train_step(

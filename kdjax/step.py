@@ -83,6 +83,7 @@ def create_state(
   teacher: Network | None = None,
   ema: bool = False,
   initial: Mapping[str, Any] | None = None,
+  num_classes: int | None = None,
 ) -> TrainState:
   """Makes the state that a run starts from.
 
@@ -96,13 +97,15 @@ def create_state(
     ema: whether to keep moving averages of the student's variables.
     initial: what the student begins with, `params` and `batch_stats`; random
       where it lacks something.
+    num_classes: number of logits that both networks must give; by default any.
 
   Returns:
     The state at step 0.
 
   Raises:
-    ValueError: a feature that the method wants is missing or does not fit, or
-      it needs a teacher and there is none, or the reverse.
+    ValueError: a feature that the method wants is missing or does not fit, or a
+      network gives another number of logits, or the method needs a teacher and
+      there is none, or the reverse.
   """
   _check_teacher(method, teacher)
   variables = features.init(
@@ -119,6 +122,12 @@ def create_state(
   teacher_shapes = teacher and features.output_shapes(
     teacher.model, teacher.variables, images, method.teacher_features
   )
+  for who, shapes in (('student', student_shapes), ('teacher', teacher_shapes)):
+    count = shapes.logits.shape[-1] if shapes else num_classes
+    if num_classes is not None and count != num_classes:
+      raise ValueError(
+        f'the {who} gives {count} logits, and there are {num_classes} classes'
+      )
   params = {
     'student': variables['params'],
     'method': method.init(

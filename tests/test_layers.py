@@ -260,7 +260,8 @@ ALLOWED = {
   'kdjax.features': (),
   'kdjax.losses': (),
   # Networks.
-  'kdjax.models': ('registry',),
+  'kdjax.models': ('models._imported', 'registry'),
+  'kdjax.models._imported': (),
   'kdjax.models.conv': (),
   'kdjax.models.pool': (),
   'kdjax.models.*': ('models.conv', 'models.pool'),

@@ -1,4 +1,7 @@
-"""Models by name. A new one is one new file here that lists it in `MODELS`."""
+"""Models by name. A new one is one new file here that lists it in `MODELS`.
+
+Or it is anywhere that Python can import it from, by its import path.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +10,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kdjax import registry
+from kdjax.models import _imported
+
+# Options of ResNets that a model of another kind need not take.
+_OFFERED = 'stem', 'width'
 
 
 def names() -> list[str]:
@@ -20,7 +27,11 @@ def build(
   """Builds a model by name.
 
   Args:
-    name: one of `names()`: 'resnet18', 'resnet50', ….
+    name: one of `names()`: 'resnet18', 'resnet50', …; or an import path,
+      `package.module:attribute`, of a class, function or `functools.partial`
+      that returns a Flax module. That code is imported and called. Of
+      `num_classes`, `dtype`, `stem` and `width` it is given those that it
+      takes.
     num_classes: number of logits.
     dtype: dtype of the computation, a dtype or its name. Parameters, BatchNorm
       statistics and logits are float32.
@@ -31,12 +42,14 @@ def build(
     A Flax module, called as `model(images, train=…)`, that returns logits.
 
   Raises:
-    ValueError: the name, the dtype, or an option is unknown.
+    ValueError: the name, the dtype, or an option is unknown; or what an import
+      path names is no such thing.
   """
   models = _models()
-  if name not in models:
+  if name not in models and ':' not in name:
     raise ValueError(
-      f"unknown model '{name}': expected one of {', '.join(sorted(models))}"
+      f"unknown model '{name}': expected one of {', '.join(sorted(models))}, "
+      'or package.module:attribute'
     )
   try:
     dtype = jnp.dtype(dtype)
@@ -48,6 +61,12 @@ def build(
     raise ValueError(
       f'{name} computes in float32 or bfloat16, not in {dtype.name}'
     )
+  if name not in models:
+    offered = {'num_classes': num_classes, 'dtype': dtype}
+    for option in _OFFERED:
+      if option in options:
+        offered[option] = options.pop(option)
+    return _imported.build(name, offered, options)
   try:
     return models[name](num_classes=num_classes, dtype=dtype, **options)
   except TypeError as error:
