@@ -322,6 +322,49 @@ def restore_method(path: _Path, checkpoint: str = 'best') -> Any:
   return jax.device_put(tree['params']['method'])
 
 
+def is_tree(path: _Path) -> bool:
+  """Whether a path is a directory with a PyTree that Orbax has saved."""
+  return (pathlib.Path(path) / '_METADATA').is_file()
+
+
+def describe_tree(path: _Path) -> dict[str, str]:
+  """Describes the arrays of a PyTree that Orbax has saved, reading none.
+
+  Args:
+    path: its directory, as `StandardCheckpointer` or `PyTreeCheckpointer` has
+      written it.
+
+  Returns:
+    By the path of each array its dtype and shape, as `float32[3, 3]`.
+
+  Raises:
+    OSError: it cannot be read now.
+    ValueError: it is damaged.
+  """
+  path = pathlib.Path(path).absolute()
+  with _reading(path):
+    handler = ocp.PyTreeCheckpointHandler()
+    tree = handler.metadata(epath.Path(path)).tree
+  return _describe(tree)
+
+
+def read_tree(path: _Path) -> dict[str, Any]:
+  """Reads a PyTree that Orbax has saved.
+
+  Args:
+    path: its directory.
+
+  Returns:
+    Its arrays, of NumPy.
+
+  Raises:
+    OSError: it cannot be read now.
+    ValueError: it is damaged.
+  """
+  path = pathlib.Path(path).absolute()
+  return _read_state(path, lambda saved: saved, {}, item='')
+
+
 def read_metadata(path: _Path, checkpoint: str = 'best') -> dict[str, Any]:
   """Reads what a run saved beside its arrays.
 
@@ -520,6 +563,7 @@ def _read_state(
   directory: pathlib.Path,
   select: Callable[[Any], dict[str, Any]],
   metadata: Mapping[str, Any],
+  item: str = 'state',
 ) -> dict[str, Any]:
   """Reads what `select` takes of a saved state; the rest is left on disk."""
   # Each of several processes by itself: not all of them may want it.
@@ -534,7 +578,7 @@ def _read_state(
     _reading(directory),
     ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
   ):
-    path = directory / 'state'
+    path = directory / item
     wanted = select(handler.metadata(epath.Path(path)).tree)
     tree = checkpointer.restore(
       path,
@@ -548,6 +592,18 @@ def _read_state(
     )
   _verify(tree, metadata, directory)
   return tree
+
+
+def _describe(tree: Any) -> dict[str, str]:
+  """Gives dtype and shape of each array, by its path."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): (
+      f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
+      if hasattr(leaf, 'dtype')
+      else type(leaf).__name__
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def _check_continues(
@@ -566,14 +622,7 @@ def _check_continues(
     is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
 
-  ours = {
-    jax.tree_util.keystr(path, simple=True, separator='/'): (
-      f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
-    )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(
-      jax.tree.map(data, like)
-    )
-  }
+  ours = _describe(jax.tree.map(data, like))
   theirs = {
     name: f'{saved["dtype"]}{saved["shape"]}'
     for name, saved in metadata[_ARRAYS].items()

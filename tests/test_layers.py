@@ -208,6 +208,7 @@ ALLOWED = {
     'version',
     'weights',
   ),
+  'kdjax.variables': ('checkpoint', 'features', 'weights', 'weights.stored'),
   'kdjax.checkpoint': (
     'devices',
     'digests',
