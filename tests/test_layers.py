@@ -263,6 +263,7 @@ ALLOWED = {
   # Networks.
   'kdjax.models': ('models._imported', 'registry'),
   'kdjax.models._imported': (),
+  'kdjax.models.ensemble': ('features',),
   'kdjax.models.conv': (),
   'kdjax.models.pool': (),
   'kdjax.models.*': ('models.conv', 'models.pool'),
