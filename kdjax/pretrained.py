@@ -11,6 +11,7 @@ import numpy as np
 
 from kdjax import checkpoint as checkpoint_lib
 from kdjax import models, step, weights
+from kdjax import variables as variables_lib
 from kdjax.data import images
 from kdjax.version import __version__
 
@@ -48,16 +49,20 @@ def load(
   ema: bool = False,
   *,
   headless: bool = False,
+  like: Mapping[str, Any] | None = None,
 ) -> Pretrained:
   """Loads a network.
 
   Args:
-    path: a run directory, one checkpoint in it, or a file with the weights of a
-      ResNet (see `kdjax.weights.load`).
+    path: a run directory, one checkpoint in it, a file with the weights of a
+      ResNet (see `kdjax.weights.load`), or variables of any Flax module (see
+      `kdjax.variables`).
     checkpoint: of a run directory, 'best' (by validation accuracy) or 'last'.
     ema: of a run, whether to take the moving averages of its variables.
     headless: whether a file without a last layer will do. Its `num_classes` is
       None then, and the network cannot be applied.
+    like: what variables are of, since they do not say: `model`, arguments of
+      `kdjax.models.build`, and `image_shape`.
 
   Returns:
     The network.
@@ -68,6 +73,8 @@ def load(
     ValueError: what is there is damaged, or no network that is known here.
   """
   path = pathlib.Path(path).absolute()
+  if variables_lib.are_in(path):
+    return _load_variables(path, like)
   if path.is_file():
     return _load_weights(path, headless)
   directory = checkpoint_lib.find(path, checkpoint)
@@ -139,6 +146,31 @@ def preprocessing(
     },
     'crop': crop,
   }
+
+
+def _load_variables(
+  path: pathlib.Path, like: Mapping[str, Any] | None
+) -> Pretrained:
+  """Loads the variables of a Flax module."""
+  if like is None:
+    raise ValueError(
+      f'{path} holds variables of a Flax module and does not say of which: it '
+      'can only be a teacher (config.teacher.path), whose model '
+      'config.teacher.name says'
+    )
+  model, image_shape = models.build(**like['model']), like['image_shape']
+  variables = variables_lib.load(
+    path, model, jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
+  )
+  card = {
+    'kdjax': None,
+    'model': like['model'],
+    'class_names': None,
+    'preprocessing': preprocessing(image_shape, image_shape[-1], None),
+    'metrics': {},
+    'provenance': {},
+  }
+  return Pretrained(step.Network(model, jax.device_put(variables)), card)
 
 
 def _load_weights(path: pathlib.Path, headless: bool) -> Pretrained:

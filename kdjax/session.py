@@ -9,6 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from kdjax import config as config_lib
 from kdjax import data, feed, methods, program, results
 from kdjax import initial as initial_lib
 from kdjax import teacher as teacher_lib
@@ -51,7 +52,7 @@ class Session:
       path: where it is.
       config: configuration of the run that it teaches in.
       names: the features that will be wanted of it.
-      assumed: how its images are normalised, if nothing else says so.
+      assumed: what holds of it if nothing else says so.
 
     Returns:
       As `kdjax.teacher.load`, which says what it raises.
@@ -62,6 +63,7 @@ class Session:
       config.teacher.dtype or config.student.dtype,
       config.teacher.mean,
       config.teacher.std,
+      json.dumps(config_lib.model_arguments(config_lib.teacher_run(config), 0)),
       json.dumps(assumed),
       tuple(names),
     )

@@ -59,9 +59,10 @@ def load(
     config: configuration of the run that it teaches in; says which checkpoint,
       and the dtype to compute in.
     names: the features that will be wanted of it.
-    assumed: `mean` and `std` of images, `[channels]`, for a network that does
-      not say how its images are normalised, unless the configuration does or it
-      knows 1,000 classes, which are taken for ImageNet's.
+    assumed: of a network that does not say so itself, `num_classes` and
+      `image_shape`, and `mean` and `std` of images, `[channels]`, unless the
+      configuration has them or it knows 1,000 classes, which are taken for
+      ImageNet's.
 
   Returns:
     The teacher. Its report describes the network as it was saved.
@@ -73,8 +74,14 @@ def load(
   """
   path = pathlib.Path(path).absolute()
   wall_time = _wall_time(path) if results.is_run(path) else None
-  (model, variables), card, recognised = pretrained.load(
-    path, config.teacher.checkpoint
+  like = None
+  if assumed and 'num_classes' in assumed:
+    arguments = config_lib.model_arguments(
+      config_lib.teacher_run(config), assumed['num_classes']
+    )
+    like = {'model': arguments, 'image_shape': assumed['image_shape']}
+  (_, variables), card, recognised = pretrained.load(
+    path, config.teacher.checkpoint, like=like
   )
   for line in recognised:
     logger.info('%s: %s', path.name, line)
@@ -98,7 +105,7 @@ def load(
     report[key] = provenance.get(key)
   dtype = config.teacher.dtype or config.student.dtype
   # First the dtype: a folded network's convolutions are stored in it.
-  model = model.clone(dtype=jnp.dtype(dtype))
+  model = models.build(**{**card['model'], 'dtype': dtype})
   return Teacher(step.Network(*models.fold(model, variables, names)), report)
 
 

@@ -224,7 +224,12 @@ def _find_teacher(
   """Loads the teacher, after training it if there is none."""
   path = prepare_teacher(config, workdir, session)
   dataset = session.dataset(config.data)
-  assumed = {'mean': dataset.mean.tolist(), 'std': dataset.std.tolist()}
+  assumed = {
+    'num_classes': len(dataset.class_names),
+    'image_shape': list(dataset.image_shape),
+    'mean': dataset.mean.tolist(),
+    'std': dataset.std.tolist(),
+  }
   with devices.together():
     teacher = session.teacher(path, config, names, assumed)
     teacher_lib.check_suits(teacher, dataset)

@@ -141,6 +141,7 @@ ALLOWED = {
     'teacher',
   ),
   'kdjax.session': (
+    'config',
     'data',
     'feed',
     'initial',
@@ -205,6 +206,7 @@ ALLOWED = {
     'data.images',
     'models',
     'step',
+    'variables',
     'version',
     'weights',
   ),
