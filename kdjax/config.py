@@ -35,7 +35,9 @@ def default() -> ConfigDict:
   # The model that is trained and kept.
   config.student = ConfigDict(
     {
-      'name': 'resnet18',  # a name that kdjax.models.build knows
+      # A name that kdjax.models.build knows, or an import path of a Flax
+      # module, 'package.module:attribute', which takes what it can of the rest.
+      'name': 'resnet18',
       'stem': 'cifar',  # 'cifar' (3×3, stride 1) or 'imagenet' (7×7, pool)
       'width': 64,  # channels of the first stage
       'dtype': 'float32',  # of the computation: 'float32' or 'bfloat16'
@@ -118,6 +120,11 @@ def default() -> ConfigDict:
       # beside this one that `sibling` names; if there is none, a teacher is
       # trained there first.
       'path': '',
+      # Several of what `path` takes, which teach as one, `path` being '' then;
+      # and what is averaged, their 'probabilities' or their 'logits'. Their
+      # features are called 'member1/stage1', ….
+      'ensemble': (),
+      'average': 'probabilities',
       # 'fresh' begins that training with what `path` names and a new last
       # layer: for a network that knows other classes.
       'head': 'keep',
@@ -134,7 +141,8 @@ def default() -> ConfigDict:
       # step. Kept as 'float32', or in half the space as 'bfloat16'.
       'replay': '',
       'replay_dtype': 'float32',
-      # What a teacher is trained with, when it must be.
+      # What a teacher is trained with, when it must be; the name also says
+      # whose variables `path` holds, where they do not say so.
       'seed': 0,
       'name': 'resnet50',
       'stem': placeholder(str),
@@ -357,6 +365,11 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     f'None or {_DTYPE[1]}',
   ),
   'teacher.head': _HEAD,
+  'teacher.ensemble': (
+    lambda value: all(isinstance(path, str) and path for path in value),
+    'a tuple of paths; ensembles have no ensembles as members',
+  ),
+  'teacher.average': _one_of('probabilities', 'logits'),
   'teacher.checkpoint': _one_of('best', 'last'),
   'teacher.replay_dtype': _DTYPE,
 }
@@ -397,6 +410,11 @@ def validate(config: ConfigDict) -> None:
     raise ValueError(
       "config.teacher.head is 'fresh', and config.teacher.path names no "
       'network to begin with'
+    )
+  if teacher.ensemble and teacher.path:
+    raise ValueError(
+      f'config.teacher.path is {teacher.path!r}, and config.teacher.ensemble '
+      f"{tuple(teacher.ensemble)}: name every member there, and set path to ''"
     )
   if len(teacher.mean) != len(teacher.std):
     raise ValueError(

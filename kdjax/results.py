@@ -39,6 +39,7 @@ _FREE = (
   'train.nonfinite',
   'eval.batch_size',
   'teacher.path',
+  'teacher.ensemble',
   'teacher.sibling',
   'teacher.replay',
 )

@@ -41,7 +41,7 @@ class Session:
 
   def teacher(
     self,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | tuple[str, ...],
     config: ml_collections.ConfigDict,
     names: Sequence[str] = (),
     assumed: Mapping[str, Any] | None = None,
@@ -49,7 +49,7 @@ class Session:
     """Loads a teacher.
 
     Args:
-      path: where it is.
+      path: where it is, or where the members of an ensemble are.
       config: configuration of the run that it teaches in.
       names: the features that will be wanted of it.
       assumed: what holds of it if nothing else says so.
@@ -58,7 +58,8 @@ class Session:
       As `kdjax.teacher.load`, which says what it raises.
     """
     key = (
-      os.path.abspath(path),
+      tuple(map(os.path.abspath, path if isinstance(path, tuple) else [path])),
+      config.teacher.average,
       config.teacher.checkpoint,
       config.teacher.dtype or config.student.dtype,
       config.teacher.mean,

@@ -25,6 +25,9 @@ from kdjax import (
 )
 from kdjax import config as config_lib
 from kdjax.logs import logger
+from kdjax.models import ensemble
+
+_Path = str | os.PathLike[str]
 
 # So many show whether a teacher knows a data set.
 _KNOWN_IMAGES = 1000
@@ -39,7 +42,8 @@ class Teacher(NamedTuple):
       `parameters`, `mean` and `std` of its images; and, as far as they are
       known, else None, `wall_time_s` of its whole training, and of its
       checkpoint `step`, `validation_accuracy`, `data_digest`, `class_names` and
-      `image_shape`.
+      `image_shape`. That of an ensemble has `members`, the report of each, and
+      `mean` and `std` only there.
   """
 
   network: step.Network
@@ -47,7 +51,7 @@ class Teacher(NamedTuple):
 
 
 def load(
-  path: str | os.PathLike[str],
+  path: _Path | tuple[_Path, ...],
   config: ml_collections.ConfigDict,
   names: Sequence[str] = (),
   assumed: Mapping[str, Any] | None = None,
@@ -55,7 +59,8 @@ def load(
   """Loads a teacher, folded (see `models.fold`).
 
   Args:
-    path: what `kdjax.pretrained.load` takes; a run must have finished.
+    path: what `kdjax.pretrained.load` takes; a run must have finished. Several
+      for an ensemble, averaged as the configuration says.
     config: configuration of the run that it teaches in; says which checkpoint,
       and the dtype to compute in.
     names: the features that will be wanted of it.
@@ -72,6 +77,12 @@ def load(
     ValueError: the run has not finished, or the file holds no network that is
       known here, or none that can be told how its images are normalised.
   """
+  if isinstance(path, tuple):
+    members = [
+      load(one, config, _of_member(names, index), assumed)
+      for index, one in enumerate(path)
+    ]
+    return _join(members, config.teacher.average)
   path = pathlib.Path(path).absolute()
   wall_time = _wall_time(path) if results.is_run(path) else None
   like = None
@@ -107,6 +118,47 @@ def load(
   # First the dtype: a folded network's convolutions are stored in it.
   model = models.build(**{**card['model'], 'dtype': dtype})
   return Teacher(step.Network(*models.fold(model, variables, names)), report)
+
+
+def _of_member(names: Sequence[str], index: int) -> list[str]:
+  """Gives the features of one member, as it calls them itself."""
+  prefix = f'{ensemble.member_name(index)}/'
+  return [
+    name.removeprefix(prefix) for name in names if name.startswith(prefix)
+  ]
+
+
+def _join(members: Sequence[Teacher], average: str) -> Teacher:
+  """Makes one teacher of several."""
+  reports = [member.report for member in members]
+
+  def common(key: str) -> Any:
+    """Gives what all members say that say anything; None if they differ."""
+    known = [report[key] for report in reports if report[key] is not None]
+    return known[0] if known and known.count(known[0]) == len(known) else None
+
+  times = [report['wall_time_s'] for report in reports]
+  report = {
+    'path': ' + '.join(report['path'] for report in reports),
+    'digest': digests.of_json(
+      {'members': [each['digest'] for each in reports], 'average': average}
+    ),
+    'model': ' + '.join(report['model'] for report in reports),
+    'parameters': sum(report['parameters'] for report in reports),
+    'wall_time_s': None if None in times else sum(times),
+    **{
+      key: common(key) for key in ('num_classes', 'class_names', 'image_shape')
+    },
+    'step': None,
+    'validation_accuracy': None,
+    # Of those that do not say, nothing is known.
+    'data_digest': common('data_digest')
+    if all(report['data_digest'] for report in reports)
+    else None,
+    'members': reports,
+  }
+  network = ensemble.join([member.network for member in members], average)
+  return Teacher(step.Network(*network), report)
 
 
 def _wall_time(path: pathlib.Path) -> float:
@@ -175,15 +227,26 @@ def load_again(
     FileNotFoundError: there is no checkpoint.
     ValueError: it is not the one that the run had.
   """
-  path = pathlib.Path(trained_with['path'])
-  if not path.exists():
-    path = pathlib.Path(workdir).absolute().parent / path.name
-  teacher = load(path, config, names, trained_with)
+  workdir = pathlib.Path(workdir).absolute()
+
+  def load_one(report: Mapping[str, Any], names: Sequence[str]) -> Teacher:
+    path = pathlib.Path(report['path'])
+    if not path.exists():
+      path = workdir.parent / path.name
+    return load(path, config, names, report)
+
+  if members := trained_with.get('members'):
+    teacher = _join(
+      [
+        load_one(report, _of_member(names, index))
+        for index, report in enumerate(members)
+      ],
+      config.teacher.average,
+    )
+  else:
+    teacher = load_one(trained_with, names)
   results.check_same_digest(
-    pathlib.Path(workdir),
-    'teacher',
-    trained_with['digest'],
-    teacher.report['digest'],
+    workdir, 'teacher', trained_with['digest'], teacher.report['digest']
   )
   return teacher
 
@@ -198,7 +261,11 @@ def check_suits(teacher: Teacher, dataset: data.Dataset) -> None:
   Raises:
     ValueError: it knows others.
   """
-  report = teacher.report
+  for report in teacher.report.get('members', [teacher.report]):
+    _check_suits(report, dataset)
+
+
+def _check_suits(report: Mapping[str, Any], dataset: data.Dataset) -> None:
   classes = len(dataset.class_names)
   if report['num_classes'] != classes:
     raise ValueError(

@@ -184,7 +184,7 @@ def _facts(
 
 def prepare_teacher(
   config: ml_collections.ConfigDict, workdir: pathlib.Path, session: Session
-) -> pathlib.Path:
+) -> pathlib.Path | tuple[str, ...]:
   """Finds the teacher of a run, and trains it first if there is none.
 
   Args:
@@ -193,7 +193,8 @@ def prepare_teacher(
     session: what it shares with other runs.
 
   Returns:
-    The teacher's run directory, or what the configuration names.
+    The teacher's run directory, or what the configuration names: several paths
+    for an ensemble.
 
   Raises:
     ValueError: the teacher there is another than the run asks for, or would not
@@ -202,6 +203,8 @@ def prepare_teacher(
     FloatingPointError: the teacher's loss or its gradient is no longer finite.
     BlockingIOError: another process trains it.
   """
+  if config.teacher.ensemble:
+    return tuple(config.teacher.ensemble)
   if config.teacher.path and config.teacher.head == 'keep':
     return pathlib.Path(config.teacher.path)
   path = workdir.absolute().parent / config.teacher.sibling
@@ -239,16 +242,17 @@ def _find_teacher(
   if report['data_digest'] is None:
     teacher_lib.check_knows(teacher, dataset, config.eval.batch_size)
     return teacher
-  logger.info(
-    'its step %d, validation accuracy %s',
-    report['step'],
-    report['validation_accuracy'],
-  )
+  if report['step'] is not None:
+    logger.info(
+      'its step %d, validation accuracy %s',
+      report['step'],
+      report['validation_accuracy'],
+    )
   if report['data_digest'] != dataset.digest:
     logger.warning(
       'the teacher in %s was not trained on the same training and validation '
       'images as this run has; its accuracy on either may mislead',
-      path,
+      report['path'],
     )
   return teacher
 

@@ -27,4 +27,9 @@ class SmallCNN(nn.Module):
 
 def dropping(**options):
   """A function is as good as a class."""
-  return SmallCNN(options['num_classes'], dropout=0.5, dtype=options['dtype'])
+  return SmallCNN(
+    options['num_classes'],
+    options.get('width', 8),
+    dropout=0.5,
+    dtype=options['dtype'],
+  )

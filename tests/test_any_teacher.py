@@ -9,7 +9,9 @@ import tiny
 from flax import traverse_util
 
 import kdjax
+from kdjax import config as config_lib
 from kdjax import measure, pretrained, results, train
+from kdjax import teacher as teacher_lib
 from kdjax.session import Session
 
 NET = 'small_cnn:SmallCNN'
@@ -152,3 +154,102 @@ def test_ready_variables_of_another_network_are_refused(
 def test_ready_variables_that_nobody_names_are_refused(root, saved):
   with pytest.raises(ValueError, match='does not say of which: it can only be'):
     pretrained.load(root / 'orbax')
+
+
+# Several networks that teach as one
+
+
+def of_members(root, *names, **changes):
+  members = tuple(str(root / name) for name in names)
+  return config('response', **{'teacher.ensemble': members}, **changes)
+
+
+def softmax(logits):
+  exponentials = np.exp(np.float64(logits))
+  return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize('average', ['probabilities', 'logits'])
+def test_an_ensemble_teaches_what_its_members_say(
+  root, session, trained, average
+):
+  """Its members are the teacher and the first student: of other widths."""
+  run = of_members(root, 'teacher', 'own', **{'teacher.average': average})
+  workdir = root / f'ensemble of {average}'
+  result = train.train_and_evaluate(run, workdir, session)
+  alone = results.read_predictions(root / 'own')
+  found = results.read_predictions(workdir)['teacher']
+  if average == 'logits':
+    expected = (alone['teacher'] + alone['best']) / 2
+  else:
+    expected = np.log((softmax(alone['teacher']) + softmax(alone['best'])) / 2)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+  teacher = result['teacher']
+  assert teacher['model'] == f'{NET} + small_cnn:dropping'
+  assert [member['path'] for member in teacher['members']] == [
+    str(root / 'teacher'),
+    str(root / 'own'),
+  ]
+  assert teacher['parameters'] == (
+    trained['teacher']['parameters'] + trained['student']['parameters']
+  )
+  times = [member['wall_time_s'] for member in teacher['members']]
+  assert teacher['wall_time_s'] == sum(times)
+  assert teacher['model'] in results.table(result)
+  again, _ = measure.evaluate(workdir)
+  assert again['teacher'] == teacher
+  # What it averages is part of what it is.
+  other = results.read_config(workdir)
+  other.teacher.average = 'logits' if average != 'logits' else 'probabilities'
+  with pytest.raises(ValueError, match='begun with another teacher'):
+    measure.evaluate(workdir, other)
+
+
+def test_features_of_members_teach_too(root, session, trained):
+  run = of_members(root, 'teacher', 'own', **{'method.name': 'feature'})
+  run.method.feature.teacher_features = ('member2/conv1', 'member1/conv2')
+  train.train_and_evaluate(run, root / 'member features', session)
+  kept = kdjax.checkpoint.restore_method(root / 'member features')
+  # conv1 of the student, which has 4 channels, with conv1 of `own`, which has 4
+  assert kept['conv1->member2/conv1']['kernel'].shape == (1, 1, 4, 4)
+  assert kept['conv2->member1/conv2']['kernel'].shape == (1, 1, 8, 16)
+  run.method.feature.teacher_features = ('conv1', 'member3/conv2')
+  with pytest.raises(ValueError, match=r'no module named conv1, member3/conv2'):
+    train.train_and_evaluate(run, root / 'refused features', session)
+
+
+def test_one_member_is_an_ensemble_too(root, session, trained):
+  run = of_members(root, 'teacher', **{'teacher.average': 'logits'})
+  result = train.train_and_evaluate(run, root / 'one member', session)
+  assert result['last']['test'] == trained['last']['test']
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'teacher.ensemble': ('a',), 'teacher.path': 'b'}, 'name every member th'),
+    ({'teacher.ensemble': (('a', 'b'), 'c')}, 'no ensembles as members'),
+    ({'teacher.ensemble': ('a', '')}, 'expected a tuple of paths'),
+    ({'teacher.average': 'votes'}, "'votes': expected 'probabilities' or 'lo"),
+  ],
+)
+def test_an_ensemble_that_makes_no_sense_is_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    config_lib.validate(config('response', **changes))
+
+
+def test_a_member_that_is_missing_is_named(root, session, trained):
+  run = of_members(root, 'teacher', 'nothing')
+  with pytest.raises(FileNotFoundError, match='any_teacher0/nothing'):
+    train.train_and_evaluate(run, root / 'refused', session)
+
+
+def test_a_member_with_other_classes_is_named(root, session, trained):
+  run = of_members(root, 'teacher', 'own')
+  teacher = session.teacher(tuple(run.teacher.ensemble), run)
+  dataset = session.dataset(run.data)
+  teacher_lib.check_suits(teacher, dataset)
+  teacher.report['members'][1]['class_names'] = ['a', 'b']
+  with pytest.raises(ValueError, match=r'any_teacher0/own knows the classes a'):
+    teacher_lib.check_suits(teacher, dataset)

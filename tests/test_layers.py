@@ -188,6 +188,7 @@ ALLOWED = {
     'logs',
     'methods',
     'models',
+    'models.ensemble',
     'pretrained',
     'results',
     'step',

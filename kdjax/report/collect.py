@@ -142,7 +142,7 @@ def read(paths: Iterable[pathlib.Path]) -> Comparison:
   students, teacher, teacher_run = _part(finished, left_out)
   groups = _group([*students, *diverged], left_out)
   data = finished[0].result['data']
-  if teacher and teacher.get('data_digest', data['digest']) != data['digest']:
+  if teacher and teacher.get('data_digest') not in (None, data['digest']):
     notes.append(
       'the teacher was not trained on the same training and validation images '
       'as the students; its accuracy may mislead'
@@ -277,9 +277,14 @@ def _part(
   finished: Sequence[Run], left_out: list[tuple[pathlib.Path, str]]
 ) -> tuple[list[Run], dict[str, Any] | None, Run | None]:
   """Parts students from the run that trained their teacher, which all share."""
-  digests = {
-    run.result['teacher']['digest'] for run in finished if run.result['teacher']
+  taught_by = [run.result['teacher'] for run in finished]
+  members = {
+    member['digest']
+    for teacher in taught_by
+    if teacher
+    for member in teacher.get('members', ())
   }
+  digests = members | {teacher['digest'] for teacher in taught_by if teacher}
   students = [run for run in finished if not _weights(run) & digests]
   taught = {
     run.path: run.result['teacher'] for run in students if run.result['teacher']
@@ -293,7 +298,9 @@ def _part(
   for run in finished:
     if not _weights(run) & digests:
       continue
-    if teacher is None or teacher['digest'] not in _weights(run):
+    if members & _weights(run):
+      left_out.append((run.path, "is one of the students' teachers"))
+    elif teacher is None or teacher['digest'] not in _weights(run):
       left_out.append((run.path, "is a teacher of the students' teacher"))
     elif teacher_run:
       left_out.append((run.path, f'same as {teacher_run.path}'))

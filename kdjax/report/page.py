@@ -131,12 +131,12 @@ def _facts(comparison: Comparison) -> dict[str, str]:
     ),
   }
   if teacher:
-    step = teacher['step']
-    facts['Teacher'] = (
-      f'{teacher["model"]}, {teacher["parameters"]:,} parameters, '
-      + ('of another origin' if step is None else f'step {step:,}')
-      + f' (SHA-256 {teacher["digest"][:12]}…)'
-    )
+    known = [teacher['model']]
+    if teacher['parameters'] is not None:
+      known.append(f'{teacher["parameters"]:,} parameters')
+    if teacher['step'] is not None:
+      known.append(f'step {teacher["step"]:,}')
+    facts['Teacher'] = f'{", ".join(known)} (SHA-256 {teacher["digest"][:12]}…)'
   return facts
 
 
