@@ -10,6 +10,7 @@ import ml_collections
 
 from kdjax import config as config_lib
 from kdjax import data, digests, features, models, pretrained
+from kdjax import variables as variables_lib
 from kdjax.logs import logger
 
 # The last layer of a model that does not say otherwise in an attribute `head`.
@@ -98,39 +99,30 @@ def check(
     **config_lib.model_arguments(config, len(dataset.class_names))
   )
   images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.uint8)
-  expected = _shapes(
+  expected = _describe(
     jax.eval_shape(
       lambda rng: features.init(model, rng, images), jax.random.key(0)
     )
   )
-  found = _shapes(initial.variables)
   if config.student.head == 'fresh':
-    head = f'params/{getattr(model, "head", _HEAD)}/'
-    fresh = [name for name in expected if name.startswith(head)]
+    head = getattr(model, 'head', _HEAD)
+    fresh = {name for name in expected if name.startswith(f'params/{head}/')}
     if not fresh:
       raise ValueError(
         f"config.student.head is 'fresh', and {config.student.name} has no "
-        f'module {head.split("/")[1]!r}: name its last layer in an attribute '
-        '`head`'
+        f"module '{head}': name its last layer in an attribute `head`"
       )
-    expected = {name: expected[name] for name in expected if name not in fresh}
-  none = 'none'
-  wrong = [
-    f'{name}: {found.get(name, none)} there, {expected.get(name, none)} here'
-    for name in sorted(expected.keys() | found.keys())
-    if expected.get(name) != found.get(name)
-  ]
-  if wrong:
-    raise ValueError(
-      f'the weights in {initial.report["path"]} do not fit '
-      f'{config.student.name} on {dataset.name}:\n  '
-      + '\n  '.join(wrong[:10])
-      + (f'\n  and {len(wrong) - 10} more' if len(wrong) > 10 else '')
-      + '\nWhere only the number of classes differs, give '
-      '--config.student.head=fresh'
-    )
+    expected = {name: expected[name] for name in expected.keys() - fresh}
+  variables_lib.check_same(
+    initial.report['path'],
+    f'{config.student.name} on {dataset.name}',
+    expected,
+    _describe(initial.variables),
+    'Where only the number of classes is another, give '
+    '--config.student.head=fresh',
+  )
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _describe(tree: Mapping[str, Any]) -> dict[str, str]:
   flat = flax.traverse_util.flatten_dict(dict(tree), sep='/')
-  return {name: tuple(leaf.shape) for name, leaf in flat.items()}
+  return {name: variables_lib.describe(leaf) for name, leaf in flat.items()}

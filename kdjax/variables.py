@@ -72,12 +72,14 @@ def load(
     found = checkpoint.describe_tree(path)
   else:
     stored = weights.read(path).tensors
-    found = {name: _describe(tensor) for name, tensor in stored.items()}
-  _check_same(
+    found = {name: describe(tensor) for name, tensor in stored.items()}
+  check_same(
     path,
-    model,
-    {name: _describe(leaf) for name, leaf in expected.items()},
+    type(model).__name__,
+    {name: describe(leaf) for name, leaf in expected.items()},
     found,
+    'Is it the model that config.teacher.name means, with the same width, '
+    'stem, number of classes and images?',
   )
   if path.is_dir():
     arrays = _flatten(checkpoint.read_tree(path))
@@ -96,12 +98,25 @@ def load(
   }
 
 
-def _check_same(
-  path: pathlib.Path,
-  model: nn.Module,
+def check_same(
+  path: str | os.PathLike[str],
+  model: str,
   expected: Mapping[str, str],
   found: Mapping[str, str],
+  advice: str,
 ) -> None:
+  """Checks that arrays are those of a model.
+
+  Args:
+    path: where they are.
+    model: what the model is called.
+    expected: what its arrays are, as `describe` says it, by their paths.
+    found: what is there.
+    advice: what to do if they are not.
+
+  Raises:
+    ValueError: they are not; the message names those that differ.
+  """
   lines = []
   if missing := sorted(expected.keys() - found.keys()):
     lines.append(f'missing: {listed(missing)}')
@@ -116,9 +131,7 @@ def _check_same(
   if lines:
     shown = '\n  '.join(lines)
     raise ValueError(
-      f'the arrays in {path} are not those of {type(model).__name__}:\n  '
-      f'{shown}\nIs it the model that config.teacher.name means, with the same '
-      'width, stem, number of classes and images?'
+      f'the arrays in {path} are not those of {model}:\n  {shown}\n{advice}'
     )
 
 
@@ -126,5 +139,6 @@ def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
   return flax.traverse_util.flatten_dict(dict(tree), sep='/')
 
 
-def _describe(array: Any) -> str:
+def describe(array: Any) -> str:
+  """Gives dtype and shape of an array, as `float32[3, 3]`."""
   return f'{np.dtype(array.dtype).name}{list(array.shape)}'

@@ -201,6 +201,7 @@ ALLOWED = {
     'logs',
     'models',
     'pretrained',
+    'variables',
   ),
   'kdjax.pretrained': (
     'checkpoint',
