@@ -5,6 +5,7 @@ image and the same numbers give the same pixels in any process.
 """
 
 import math
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,43 @@ _ASPECT = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 # Of each draw: area, aspect, and where the crop lies.
 _NUMBERS = 4
+
+
+class UnreadableError(ValueError):
+  """An image that cannot be read."""
+
+
+def read(
+  file: str | IO[bytes], channels: int, name: str | None = None
+) -> Image.Image:
+  """Reads an image of any mode, as `with_channels` gives it.
+
+  Args:
+    file: a path, or a file that is open.
+    channels: 1 (grey), 3 (RGB) or 4 (RGB and alpha).
+    name: what errors call it; the path by default.
+
+  Returns:
+    The image, with all its pixels decoded.
+
+  Raises:
+    UnreadableError: it is no image, or a damaged one.
+    OSError: the machine failed, not the image.
+  """
+  # Pillow's decoders raise errors of many kinds.
+  try:
+    with Image.open(file) as image:
+      return with_channels(image, channels)
+  except Exception as error:
+    raise_if_of_machine(error)
+    raise UnreadableError(f'cannot read {name or file}: {error}') from error
+
+
+def raise_if_of_machine(error: Exception) -> None:
+  """Raises what says nothing about an image, such as that memory is full."""
+  # Pillow's own OSErrors have no number.
+  if isinstance(error, MemoryError) or getattr(error, 'errno', None):
+    raise error
 
 
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -48,23 +86,31 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
   return image if image.mode == mode else image.convert(mode)
 
 
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
+def centre_crop(
+  image: Image.Image, size: int | tuple[int, int], share: float = CENTRE
+) -> Image.Image:
   """Takes the middle of an image.
 
-  The same as resizing the shorter side to `size / 0.875` pixels and cutting out
+  The same as resizing the shorter side to `size / share` pixels and cutting out
   the middle, in one step.
 
   Args:
     image: the image.
-    size: height and width of the result in pixels.
+    size: height and width of the result in pixels; one number if they are
+      equal.
+    share: how much is kept of the side that limits the crop. 1 leaves an image
+      that has the size already as it is.
 
   Returns:
-    An image of `size` × `size` pixels, resized with an antialiasing bilinear
-    filter.
+    An image of that size, resized with an antialiasing bilinear filter.
   """
-  side = CENTRE * min(image.size)
-  left, top = ((length - side) / 2 for length in image.size)
-  return _resize(image, size, (left, top, left + side, top + side))
+  height, width = (size, size) if isinstance(size, int) else size
+  crop_width = share * min(image.width, image.height * (width / height))
+  crop_height = share * min(image.height, image.width * (height / width))
+  left = (image.width - crop_width) / 2
+  top = (image.height - crop_height) / 2
+  box = left, top, left + crop_width, top + crop_height
+  return _resize(image, (width, height), box)
 
 
 def random_resized_crop(
@@ -85,7 +131,8 @@ def random_resized_crop(
   Returns:
     An image of `size` × `size` pixels, resized as by `centre_crop`.
   """
-  return _resize(image, size, _random_box(*image.size, smallest_area, draws))
+  box = _random_box(*image.size, smallest_area, draws)
+  return _resize(image, (size, size), box)
 
 
 def crop_draws(key: np.ndarray, epoch: int, position: int) -> np.ndarray:
@@ -131,6 +178,8 @@ def _random_box(
 
 
 def _resize(
-  image: Image.Image, size: int, box: tuple[float, float, float, float]
+  image: Image.Image,
+  size: tuple[int, int],
+  box: tuple[float, float, float, float],
 ) -> Image.Image:
-  return image.resize((size, size), Image.Resampling.BILINEAR, box)
+  return image.resize(size, Image.Resampling.BILINEAR, box)

@@ -32,6 +32,7 @@ from absl import flags
 from PIL import Image
 
 from kdjax.data import batches, images
+from kdjax.data.images import UnreadableError
 from kdjax.data.sources import Files, Split
 
 logger = logging.getLogger('kdjax')
@@ -53,10 +54,6 @@ _EPOCHS = 2
 
 # They reach all processes of a terminal or a job: the parent decides.
 _PARENTS = signal.SIGINT, signal.SIGTERM
-
-
-class UnreadableError(ValueError):
-  """An image that cannot be read."""
 
 
 class Batch(NamedTuple):
@@ -246,13 +243,7 @@ class Stream:
         return file
       image = Image.fromarray(file[..., 0] if channels == 1 else file)
     else:
-      # Pillow's decoders raise errors of many kinds.
-      try:
-        with Image.open(file) as opened:
-          image = images.with_channels(opened, channels)
-      except Exception as error:
-        _raise_if_of_machine(error)
-        raise UnreadableError(f'cannot read {name}: {error}') from error
+      image = images.read(file, channels, name)
     if self.resize:
       crop = crop or functools.partial(images.centre_crop, size=height)
       image = crop(image)
@@ -299,13 +290,6 @@ def open_split(
   return Stream(files, indices, shape, image_size > 0, unreadable)
 
 
-def _raise_if_of_machine(error: Exception) -> None:
-  """Raises what says nothing about an image, such as that memory is full."""
-  # Pillow's own OSErrors have no number.
-  if isinstance(error, MemoryError) or getattr(error, 'errno', None):
-    raise error
-
-
 def _first_size(files: Files, skip: bool) -> tuple[int, int]:
   for index in range(len(files)):
     ((file, _),) = files.read([index])
@@ -313,7 +297,7 @@ def _first_size(files: Files, skip: bool) -> tuple[int, int]:
       with Image.open(file) as image:
         return image.height, image.width
     except Exception as error:
-      _raise_if_of_machine(error)
+      images.raise_if_of_machine(error)
       if not skip:
         raise UnreadableError(
           f'cannot read {files.name(index)}: {error}'

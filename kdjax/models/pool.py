@@ -48,7 +48,16 @@ def _general(
   return nn.max_pool(x, window, strides, padding)
 
 
-_max_pool = jax.custom_vjp(_general, nondiff_argnums=(0, 1, 2))
+def _prediction(
+  window: _Pair, strides: _Pair, padding: tuple[_Pair, _Pair], x: jax.Array
+) -> jax.Array:
+  """The same where no gradient is wanted; XLA makes one operation of both."""
+  # A conversion to ONNX by jax2onnx 0.17 drops the padding of the pool itself.
+  padded = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
+  return nn.max_pool(padded, window_shape=window, strides=strides)
+
+
+_max_pool = jax.custom_vjp(_prediction, nondiff_argnums=(0, 1, 2))
 
 
 def _forward(

@@ -113,6 +113,24 @@ def test_a_centre_of_eight_sevenths_is_cut_out_unchanged():
   )
 
 
+def test_a_share_of_one_keeps_what_fits():
+  image = gradient(32, 48)
+  np.testing.assert_array_equal(images.centre_crop(image, (48, 32), 1), image)
+  np.testing.assert_array_equal(
+    images.centre_crop(image, 32, 1), np.asarray(image)[8:40]
+  )
+
+
+def test_a_crop_has_the_shape_of_what_it_becomes():
+  # As high as 12 of 32 columns allow at 3 to 4, then enlarged to twice that.
+  cut = gradient(32, 12).resize(
+    (32, 24), Image.Resampling.BILINEAR, (8, 0, 24, 12)
+  )
+  np.testing.assert_array_equal(
+    images.centre_crop(gradient(32, 12), (24, 32), 1), cut
+  )
+
+
 KEY = np.array([7, 9], np.uint32)
 
 

@@ -46,6 +46,18 @@ def test_value_and_gradient_are_those_of_flax(size, settings, dtype):
   )
 
 
+@pytest.mark.parametrize('settings', SETTINGS, ids=str)
+def test_a_value_alone_is_that_of_flax(settings):
+  x = -np.random.default_rng(0).uniform(1, 2, (2, 7, 5, 3)).astype(np.float32)
+  window, strides, padding = settings
+  predict = jax.jit(lambda x: pool.max_pool(x, window, strides, padding))
+  np.testing.assert_array_equal(
+    predict(x), nn.max_pool(x, window, strides, padding)
+  )
+  # Padded and pooled at once.
+  assert ' pad(' not in predict.lower(x).compile().as_text()
+
+
 @pytest.mark.parametrize(
   ('platform', 'expected'), [('cpu', 0), ('cuda', 1), ('tpu', 1)]
 )
