@@ -3,7 +3,8 @@
 A run directory holds `checkpoints/STEP/state`, the whole `TrainState` as an
 Orbax PyTree, and `checkpoints/STEP/metadata`, JSON with the configuration, the
 model's name and options and the normalisation of its images. Both can be read
-with Orbax alone.
+with Orbax alone. So can a network by itself: a directory that is an Orbax
+PyTree of its `params` and `batch_stats`, with `model_card.json` in it.
 """
 
 import contextlib
@@ -32,6 +33,7 @@ logger = logging.getLogger(__package__)
 
 _DIRECTORY = 'checkpoints'
 _DAMAGED = 'damaged'
+_CARD = 'model_card.json'
 # What `save` adds to the metadata.
 _VERSION, _ARRAYS, _SHA256 = 'version', 'arrays', 'sha256'
 # What is missing is damage; other errors of the system may pass.
@@ -365,6 +367,73 @@ def read_tree(path: _Path) -> dict[str, Any]:
   return _read_state(path, lambda saved: saved, {}, item='')
 
 
+def save_network(
+  path: _Path, network: Network, card: Mapping[str, Any]
+) -> None:
+  """Saves a network by itself, as a directory.
+
+  Args:
+    path: the directory, which must not exist.
+    network: its model and variables.
+    card: what is known of it, as JSON (see `kdjax.pretrained.Pretrained`); that
+      with the SHA-256 of each array becomes `model_card.json`.
+
+  Raises:
+    OSError: it exists, or cannot be written. Nothing is left.
+  """
+  path = pathlib.Path(path).absolute()
+  tree = {name: network.variables[name] for name in ('params', 'batch_stats')}
+  content = {**card, _ARRAYS: digests.describe(tree)}
+  content[_SHA256] = digests.of_json(content)
+  _ignore_late_callbacks()
+  with files.new_directory(path) as directory:
+    try:
+      with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory, tree, force=True)
+    except Exception as error:
+      raise OSError(f'cannot write {path}: {_shorten(error)}') from error
+    (directory / _CARD).write_text(
+      json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8'
+    )
+
+
+def is_network(path: _Path) -> bool:
+  """Whether a path is a directory that `save_network` made."""
+  return (pathlib.Path(path) / _CARD).is_file()
+
+
+def restore_network(path: _Path) -> tuple[Network, dict[str, Any]]:
+  """Restores what `save_network` saved.
+
+  Args:
+    path: the directory.
+
+  Returns:
+    The network, and its card as it was given. Its variables have no
+    `normalization` where the card says nothing of it.
+
+  Raises:
+    OSError: it cannot be read now.
+    ValueError: it is damaged, or its model is unknown.
+  """
+  path = pathlib.Path(path).absolute()
+  content = _read_json(path / _CARD, path)
+  if _SHA256 not in content:
+    raise DamagedError(path, f'{_CARD} lacks its {_SHA256}')
+  variables = _read_state(path, lambda saved: saved, content, item='')
+  card = {
+    name: content[name] for name in content if name not in (_ARRAYS, _SHA256)
+  }
+  normalization = {
+    name: np.asarray(card['preprocessing'][name], np.float32)
+    for name in ('mean', 'std')
+    if card['preprocessing'][name] is not None
+  }
+  if normalization:
+    variables['normalization'] = normalization
+  return Network(models.build(**card['model']), jax.device_put(variables)), card
+
+
 def read_metadata(path: _Path, checkpoint: str = 'best') -> dict[str, Any]:
   """Reads what a run saved beside its arrays.
 
@@ -463,7 +532,11 @@ def _best(accuracies: Mapping[int, float | None]) -> int:
 
 def _read_metadata(directory: pathlib.Path) -> dict[str, Any]:
   """Reads the metadata of a checkpoint and compares their checksum."""
-  path = directory / 'metadata' / 'metadata'
+  return _read_json(directory / 'metadata' / 'metadata', directory)
+
+
+def _read_json(path: pathlib.Path, directory: pathlib.Path) -> dict[str, Any]:
+  """Reads what was saved beside the arrays in a directory."""
   try:
     metadata = dict(json.loads(path.read_bytes()))
   except (*_LACKING, ValueError, TypeError) as error:

@@ -1,8 +1,9 @@
-"""Files that are there as a whole, or not at all."""
+"""Files and directories that are there as a whole, or not at all."""
 
 import contextlib
 import os
 import pathlib
+import shutil
 import socket
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -23,9 +24,7 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
   Raises:
     OSError: it cannot be written; what was at `path` is still there.
   """
-  # Containers on several machines may all have process 1.
-  who = f'{socket.gethostname()}.{os.getpid()}'
-  temporary = path.with_name(f'{path.name}.{who}.tmp')
+  temporary = _beside(path)
   try:
     with temporary.open('wb') as file:
       yield file
@@ -36,6 +35,38 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
       # That the disk is full does not say where.
       error.filename = str(path)
     raise
+
+
+@contextlib.contextmanager
+def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Makes a directory that is there once all in it is written.
+
+  Args:
+    path: where it will be; nothing may be there.
+
+  Yields:
+    An empty directory to write into, on the same file system.
+
+  Raises:
+    OSError: it cannot be written, or something is at `path`. Nothing is left.
+  """
+  if path.exists():
+    raise FileExistsError(f'{path} exists: remove it, or choose another name')
+  temporary = _beside(path)
+  try:
+    temporary.mkdir()
+    yield temporary
+    temporary.rename(path)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+
+
+def _beside(path: pathlib.Path) -> pathlib.Path:
+  """Names what a process writes before it takes its place."""
+  # Containers on several machines may all have process 1.
+  who = f'{socket.gethostname()}.{os.getpid()}'
+  return path.with_name(f'{path.name}.{who}.tmp')
 
 
 def cannot_write(what: str, cause: Exception | str) -> OSError:

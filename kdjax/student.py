@@ -1,0 +1,259 @@
+"""A trained network as a function of images, wherever it is kept."""
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+import jax
+import numpy as np
+from jax import export
+
+from kdjax import features, models, pretrained, runtime, step
+from kdjax.data import images as images_lib
+
+# Files that hold a program, with the card of its network beside them.
+STABLEHLO, ONNX = '.stablehlo', '.onnx'
+# What reads the one, and makes it.
+NO_ONNX = "{} is not installed: pip install 'kdjax[onnx]'"
+
+# Images that are computed at once.
+_BATCH_SIZE = 128
+
+
+class Student:
+  """A network as a function of images.
+
+  `student(images)` gives the probabilities of the classes, float32
+  `[size, classes]`, of any number of images, pixels from 0 to 255, uint8
+  `[size, height, width, channels]`. No more than eight programs are compiled,
+  whatever the sizes are.
+
+  Args:
+    classify: computes them of some images.
+    card: what is known of the network (see `kdjax.pretrained.Pretrained`).
+
+  Attributes:
+    card: the same.
+    class_names: name of each class; None if they are unknown.
+    image_shape: height, width and channels of an image; None if any height and
+      width will do.
+  """
+
+  def __init__(
+    self, classify: Callable[[np.ndarray], Any], card: Mapping[str, Any]
+  ):
+    self._classify = classify
+    preprocessing = card['preprocessing']
+    self.card = card
+    self.class_names = card['class_names'] and tuple(card['class_names'])
+    shape = preprocessing['image_shape']
+    self.image_shape: tuple[int, int, int] | None = shape and tuple(shape)
+    self._channels = len(preprocessing['mean'])
+    self._crop = preprocessing['crop']
+
+  def __call__(self, images: np.ndarray) -> np.ndarray:
+    """Computes the probabilities of the classes.
+
+    Args:
+      images: pixels from 0 to 255, uint8 `[size, height, width, channels]`.
+
+    Returns:
+      Probabilities, float32 `[size, classes]`.
+
+    Raises:
+      ValueError: the images have another dtype or shape.
+    """
+    images = np.asarray(images)
+    height, width, channels = self.image_shape or (None, None, self._channels)
+    if (
+      images.dtype != np.uint8
+      or images.ndim != 4
+      or images.shape[3] != channels
+      or (height and images.shape[1:3] != (height, width))
+    ):
+      raise ValueError(
+        f'expected images as uint8 [size, {height or "height"}, '
+        f'{width or "width"}, {channels}], found {images.dtype} '
+        f'{list(images.shape)}; student.read(file) gives one image of those'
+      )
+    parts = [
+      self._classify_some(images[first : first + _BATCH_SIZE])
+      for first in range(0, len(images), _BATCH_SIZE)
+    ]
+    classes = self.card['model']['num_classes']
+    return np.concatenate([np.zeros((0, classes), np.float32), *parts])
+
+  def _classify_some(self, images: np.ndarray) -> np.ndarray:
+    # Each number of images is another program: up to the next power of two.
+    size = 1 << (len(images) - 1).bit_length()
+    padded = np.zeros((size, *images.shape[1:]), np.uint8)
+    padded[: len(images)] = images
+    return np.asarray(self._classify(padded))[: len(images)]
+
+  def read(self, file: str | os.PathLike[str] | IO[bytes]) -> np.ndarray:
+    """Reads an image as those were that the network was evaluated on.
+
+    Args:
+      file: a path, or a file that is open; an image of any mode and size.
+
+    Returns:
+      Pixels from 0 to 255, uint8 `[height, width, channels]`. Where the image
+      has another size than the network's, it is the middle of it, resized.
+
+    Raises:
+      ValueError: it is no image, or a damaged one.
+      OSError: it cannot be read.
+    """
+    path = os.fspath(file) if isinstance(file, os.PathLike) else file
+    image = images_lib.read(path, self._channels)
+    if self.image_shape:
+      image = images_lib.centre_crop(image, self.image_shape[:2], self._crop)
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def load_student(
+  path: str | os.PathLike[str], checkpoint: str = 'best', ema: bool = False
+) -> Student:
+  """Loads a trained network as a function of images.
+
+  Args:
+    path: a run directory, one checkpoint in it, or what `kdjax.export` or
+      `kdjax.convert` made of it.
+    checkpoint: of a run directory, 'best' (by validation accuracy) or 'last'.
+    ema: of a run, whether to take the moving averages of its variables.
+
+  Returns:
+    The network; `student(images)` gives probabilities.
+
+  Raises:
+    FileNotFoundError: there is none.
+    OSError: it cannot be read now.
+    ValueError: it is damaged, or says nothing of how images are normalised.
+  """
+  path = pathlib.Path(path)
+  if path.suffix in _PROGRAMS:
+    content = path.read_bytes()
+    card = read_card(path, content)
+    return Student(_PROGRAMS[path.suffix](content), card)
+  return of_network(*pretrained.load(path, checkpoint, ema)[:2])
+
+
+def of_network(network: step.Network, card: Mapping[str, Any]) -> Student:
+  """Makes a function of a network, folded (see `kdjax.models.fold`).
+
+  Args:
+    network: its model and variables.
+    card: what is known of it (see `kdjax.pretrained.Pretrained`).
+
+  Returns:
+    The function.
+
+  Raises:
+    ValueError: nothing is known of how its images are normalised.
+  """
+  check_normalized(network)
+  model, variables = models.fold(*network)
+  compiled = jax.jit(
+    functools.partial(classify, model),
+    compiler_options=runtime.compiler_options(),
+  )
+  return Student(functools.partial(compiled, jax.device_put(variables)), card)
+
+
+def check_normalized(network: step.Network) -> None:
+  """Checks that it is known how a network's images are normalised.
+
+  Args:
+    network: its model and variables.
+
+  Raises:
+    ValueError: it is not.
+  """
+  if 'normalization' not in network.variables:
+    raise ValueError(
+      'these weights do not say how images are normalised: give them the mean '
+      'and standard deviation that they were trained with, with python -m '
+      'kdjax.convert --mean=… --std=…'
+    )
+
+
+def classify(
+  model: Any, variables: features.Variables, images: jax.Array
+) -> jax.Array:
+  """Computes the probabilities of the classes; a pure function.
+
+  Args:
+    model: a Flax module called as `model(images, train=…)`.
+    variables: its collections, with `normalization`.
+    images: pixels from 0 to 255, `[size, height, width, channels]`.
+
+  Returns:
+    Probabilities, float32 `[size, classes]`.
+  """
+  outputs, _ = features.forward(model, variables, images, train=False)
+  return jax.nn.softmax(outputs.logits)
+
+
+def card_path(path: pathlib.Path) -> pathlib.Path:
+  """Gives the path of the card beside a program's file."""
+  return path.with_name(f'{path.name}.json')
+
+
+def read_card(path: pathlib.Path, content: bytes) -> dict[str, Any]:
+  """Reads the card beside a program's file.
+
+  Args:
+    path: the program's file.
+    content: what is in it.
+
+  Returns:
+    The card.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is not that of this file, or one of both is damaged.
+  """
+  beside = card_path(path)
+  if not beside.exists():
+    raise FileNotFoundError(
+      f'there is no {beside}, which says what classes and images {path.name} '
+      'knows: both files belong together'
+    )
+  try:
+    card = json.loads(beside.read_bytes())
+    expected = card['sha256']
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(f'{beside} is damaged: {error!r}') from error
+  if expected != hashlib.sha256(content).hexdigest():
+    raise ValueError(
+      f'{path} is damaged, or {beside.name} is that of another: the SHA-256 '
+      'there is not that of the file. Export it again'
+    )
+  return card
+
+
+def _stablehlo(content: bytes) -> Callable[[np.ndarray], Any]:
+  exported = export.deserialize(bytearray(content))
+  return jax.jit(exported.call, compiler_options=runtime.compiler_options())
+
+
+def _onnx(content: bytes) -> Callable[[np.ndarray], Any]:
+  try:
+    import onnxruntime
+  except ImportError as error:
+    raise ValueError(NO_ONNX.format('onnxruntime')) from error
+  providers = [
+    name
+    for name in ('CUDAExecutionProvider', 'CPUExecutionProvider')
+    if name in onnxruntime.get_available_providers()
+  ]
+  session = onnxruntime.InferenceSession(content, providers=providers)
+  (images,) = session.get_inputs()
+  return lambda pixels: session.run(None, {images.name: pixels})[0]
+
+
+_PROGRAMS = {STABLEHLO: _stablehlo, ONNX: _onnx}
