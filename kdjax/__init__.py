@@ -9,16 +9,19 @@ from kdjax.losses import (
   response_loss,
   temperature_kl,
 )
+from kdjax.student import Student, load_student
 from kdjax.version import __version__
 
 __all__ = [
   'Outputs',
+  'Student',
   '__version__',
   'checkpoint',
   'cross_entropy',
   'feature_loss',
   'feature_mse',
   'forward',
+  'load_student',
   'losses',
   'methods',
   'models',

@@ -76,6 +76,25 @@ def _is_news(record: logging.LogRecord) -> bool:
   return record.levelno < logging.ERROR or 'orbax' not in record.pathname
 
 
+def progress(total: int, unit: str) -> tqdm.tqdm:
+  """Makes a progress bar on standard error, where that is a terminal.
+
+  Args:
+    total: what there is to do.
+    unit: what is counted.
+
+  Returns:
+    The bar, a context manager; `update(n)` says that n more are done.
+  """
+  return tqdm.tqdm(
+    total=total,
+    unit=unit,
+    dynamic_ncols=True,
+    disable=not sys.stderr.isatty(),
+    leave=False,
+  )
+
+
 class RunLog:
   """The metrics and the progress of one run.
 

@@ -10,13 +10,15 @@ import jax
 import numpy as np
 
 from kdjax import checkpoint as checkpoint_lib
-from kdjax import models, step, weights
+from kdjax import digests, models, results, step, weights
 from kdjax import variables as variables_lib
 from kdjax.data import images
 from kdjax.version import __version__
 
 # Where a file of weights has its card.
 CARD = 'kdjax'
+# What in it says that the arrays are those that were written.
+DIGEST = 'digest'
 # What images of another size are cut to before they are resized, where the
 # network was trained on images of one size: the largest square.
 _WHOLE = 1.0
@@ -54,8 +56,9 @@ def load(
   """Loads a network.
 
   Args:
-    path: a run directory, one checkpoint in it, a file with the weights of a
-      ResNet (see `kdjax.weights.load`), or variables of any Flax module (see
+    path: a run directory, one checkpoint in it, a directory that
+      `kdjax.export` made, a file with the weights of a ResNet (see
+      `kdjax.weights.load`), or variables of any Flax module (see
       `kdjax.variables`).
     checkpoint: of a run directory, 'best' (by validation accuracy) or 'last'.
     ema: of a run, whether to take the moving averages of its variables.
@@ -73,6 +76,8 @@ def load(
     ValueError: what is there is damaged, or no network that is known here.
   """
   path = pathlib.Path(path).absolute()
+  if checkpoint_lib.is_network(path):
+    return Pretrained(*checkpoint_lib.restore_network(path))
   if variables_lib.are_in(path):
     return _load_variables(path, like)
   if path.is_file():
@@ -80,7 +85,11 @@ def load(
   directory = checkpoint_lib.find(path, checkpoint)
   metadata = checkpoint_lib.read_metadata(directory)
   network = checkpoint_lib.restore(directory, ema=ema)
-  return Pretrained(network, _card(metadata, ema))
+  card = _card(metadata, ema)
+  if result := results.read_result(path):
+    tested = result[checkpoint]
+    card['metrics'] = (tested['ema'] if ema else tested)['test']
+  return Pretrained(network, card)
 
 
 def with_normalization(
@@ -183,16 +192,25 @@ def _load_weights(path: pathlib.Path, headless: bool) -> Pretrained:
       '(config.student.init_from with config.student.head=fresh)'
     )
   model = {**found.model, 'dtype': 'float32'}
+  written = _read_card(path, found)
+  if written:
+    # What arrays do not tell.
+    model['dtype'] = written['model']['dtype']
   card = {
     'kdjax': None,
     'class_names': None,
     'preprocessing': preprocessing(None, found.channels, None),
     'metrics': {},
     'provenance': {},
-    **_read_card(path, found),
+    **written,
     'model': model,
   }
   variables = found.variables
+  if card.pop(DIGEST, None) not in (None, digests.digest(variables)):
+    raise ValueError(
+      f'{path} is damaged: its arrays are not those that were written. Export '
+      'them again, or put a sound copy there'
+    )
   known = card['preprocessing']
   if known['mean'] is not None:
     variables = with_normalization(

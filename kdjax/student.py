@@ -1,8 +1,6 @@
 """A trained network as a function of images, wherever it is kept."""
 
 import functools
-import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -10,15 +8,9 @@ from typing import IO, Any
 
 import jax
 import numpy as np
-from jax import export
 
-from kdjax import features, models, pretrained, runtime, step
+from kdjax import features, models, pretrained, programs, runtime, step
 from kdjax.data import images as images_lib
-
-# Files that hold a program, with the card of its network beside them.
-STABLEHLO, ONNX = '.stablehlo', '.onnx'
-# What reads the one, and makes it.
-NO_ONNX = "{} is not installed: pip install 'kdjax[onnx]'"
 
 # Images that are computed at once.
 _BATCH_SIZE = 128
@@ -52,7 +44,7 @@ class Student:
     self.class_names = card['class_names'] and tuple(card['class_names'])
     shape = preprocessing['image_shape']
     self.image_shape: tuple[int, int, int] | None = shape and tuple(shape)
-    self._channels = len(preprocessing['mean'])
+    self._channels = preprocessing['channels']
     self._crop = preprocessing['crop']
 
   def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -135,10 +127,8 @@ def load_student(
     ValueError: it is damaged, or says nothing of how images are normalised.
   """
   path = pathlib.Path(path)
-  if path.suffix in _PROGRAMS:
-    content = path.read_bytes()
-    card = read_card(path, content)
-    return Student(_PROGRAMS[path.suffix](content), card)
+  if path.suffix in programs.SUFFIXES:
+    return Student(*programs.load(path))
   return of_network(*pretrained.load(path, checkpoint, ema)[:2])
 
 
@@ -181,6 +171,28 @@ def check_normalized(network: step.Network) -> None:
     )
 
 
+def image_shape(card: Mapping[str, Any]) -> tuple[int, int, int]:
+  """Gives height, width and channels of a network's images.
+
+  Args:
+    card: what is known of it.
+
+  Returns:
+    The three.
+
+  Raises:
+    ValueError: they are unknown.
+  """
+  shape = card['preprocessing']['image_shape']
+  if shape is None:
+    raise ValueError(
+      'it is not known what size the images of this network have: give it with '
+      'python -m kdjax.convert --image_size=…'
+    )
+  height, width, channels = shape
+  return height, width, channels
+
+
 def classify(
   model: Any, variables: features.Variables, images: jax.Array
 ) -> jax.Array:
@@ -196,64 +208,3 @@ def classify(
   """
   outputs, _ = features.forward(model, variables, images, train=False)
   return jax.nn.softmax(outputs.logits)
-
-
-def card_path(path: pathlib.Path) -> pathlib.Path:
-  """Gives the path of the card beside a program's file."""
-  return path.with_name(f'{path.name}.json')
-
-
-def read_card(path: pathlib.Path, content: bytes) -> dict[str, Any]:
-  """Reads the card beside a program's file.
-
-  Args:
-    path: the program's file.
-    content: what is in it.
-
-  Returns:
-    The card.
-
-  Raises:
-    FileNotFoundError: there is none.
-    ValueError: it is not that of this file, or one of both is damaged.
-  """
-  beside = card_path(path)
-  if not beside.exists():
-    raise FileNotFoundError(
-      f'there is no {beside}, which says what classes and images {path.name} '
-      'knows: both files belong together'
-    )
-  try:
-    card = json.loads(beside.read_bytes())
-    expected = card['sha256']
-  except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(f'{beside} is damaged: {error!r}') from error
-  if expected != hashlib.sha256(content).hexdigest():
-    raise ValueError(
-      f'{path} is damaged, or {beside.name} is that of another: the SHA-256 '
-      'there is not that of the file. Export it again'
-    )
-  return card
-
-
-def _stablehlo(content: bytes) -> Callable[[np.ndarray], Any]:
-  exported = export.deserialize(bytearray(content))
-  return jax.jit(exported.call, compiler_options=runtime.compiler_options())
-
-
-def _onnx(content: bytes) -> Callable[[np.ndarray], Any]:
-  try:
-    import onnxruntime
-  except ImportError as error:
-    raise ValueError(NO_ONNX.format('onnxruntime')) from error
-  providers = [
-    name
-    for name in ('CUDAExecutionProvider', 'CPUExecutionProvider')
-    if name in onnxruntime.get_available_providers()
-  ]
-  session = onnxruntime.InferenceSession(content, providers=providers)
-  (images,) = session.get_inputs()
-  return lambda pixels: session.run(None, {images.name: pixels})[0]
-
-
-_PROGRAMS = {STABLEHLO: _stablehlo, ONNX: _onnx}

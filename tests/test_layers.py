@@ -20,6 +20,7 @@ ALLOWED = {
     'losses',
     'methods',
     'models',
+    'student',
     'version',
   ),
   # Commands. Nothing imports them.
@@ -92,6 +93,49 @@ ALLOWED = {
     'report.statistics',
     'report.tables',
   ),
+  'kdjax.export': (),
+  'kdjax.export.__main__': ('command', 'export.execute'),
+  'kdjax.export.execute': (
+    'checkpoint',
+    'data',
+    'export.onnx',
+    'export.orbax',
+    'export.safetensors',
+    'export.stablehlo',
+    'export.verify',
+    'logs',
+    'pretrained',
+    'programs',
+    'results',
+    'step',
+    'student',
+    'teacher',
+  ),
+  'kdjax.export.verify': ('step', 'student'),
+  'kdjax.export.onnx': ('models', 'programs', 'step', 'student'),
+  'kdjax.export.orbax': ('checkpoint', 'step'),
+  'kdjax.export.safetensors': ('digests', 'pretrained', 'step', 'weights'),
+  'kdjax.export.stablehlo': ('models', 'programs', 'step', 'student'),
+  'kdjax.predict': (),
+  'kdjax.predict.__main__': ('command', 'logs', 'predict.execute', 'student'),
+  'kdjax.predict.execute': (
+    'data.images',
+    'data.sources.image_folder',
+    'logs',
+    'results',
+    'student',
+  ),
+  # A network that is used.
+  'kdjax.student': (
+    'data.images',
+    'features',
+    'models',
+    'pretrained',
+    'programs',
+    'runtime',
+    'step',
+  ),
+  'kdjax.programs': ('files', 'runtime'),
   'kdjax.command': ('devices', 'logs', 'runtime'),
   'kdjax.benchmark': (),
   'kdjax.benchmark.__main__': ('benchmark.compare', 'command', 'methods'),
@@ -206,7 +250,9 @@ ALLOWED = {
   'kdjax.pretrained': (
     'checkpoint',
     'data.images',
+    'digests',
     'models',
+    'results',
     'step',
     'variables',
     'version',
@@ -285,6 +331,9 @@ ONLY = {
   # Both make an installation large; every use of them has a lighter one.
   'tensorflow': (),
   'torch': (),
+  # Optional: a command says so where they are not installed.
+  'jax2onnx': ('kdjax.export.onnx',),
+  'onnxruntime': ('kdjax.programs',),
   'clu': (),  # It imports TensorFlow.
   'orbax': ('kdjax.checkpoint',),
   'tensorflow_datasets': (
@@ -315,6 +364,8 @@ DEFINE_FLAGS = (
   'kdjax.benchmark.__main__',
   'kdjax.sweep.__main__',
   'kdjax.report.__main__',
+  'kdjax.export.__main__',
+  'kdjax.predict.__main__',
 )
 KNOW_INTERMEDIATES = ('kdjax.features',)
 

@@ -1,0 +1,70 @@
+"""Exports a run's student for deployment.
+
+python -m kdjax.export --workdir=runs/fkd --format=safetensors,stablehlo
+"""
+
+import pathlib
+
+from absl import app, flags
+
+from kdjax.command import command
+from kdjax.export import execute
+
+_WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'Run directory, one checkpoint in it, an export, or a file of weights.',
+  required=True,
+)
+_FORMAT = flags.DEFINE_list(
+  'format', None, f'Some of {", ".join(execute.FORMATS)}.', required=True
+)
+_OUTPUT = flags.DEFINE_string(
+  'output',
+  None,
+  'File or directory of the export; by default export/student.FORMAT in the '
+  'run directory.',
+)
+_CHECKPOINT = flags.DEFINE_enum(
+  'checkpoint', 'best', ['best', 'last'], 'Which checkpoint of a run.'
+)
+_EMA = flags.DEFINE_bool(
+  'ema', False, 'Export the moving averages of the weights.'
+)
+_PLATFORMS = flags.DEFINE_list(
+  'platforms',
+  ['cpu', 'cuda', 'tpu'],
+  'What a StableHLO program can run on: cpu, cuda, rocm, tpu.',
+)
+_IMAGES = flags.DEFINE_integer(
+  'images',
+  0,
+  'Test images to compare the export on, the first ones; 0 for all.',
+  lower_bound=0,
+)
+_DATA_DIR = flags.DEFINE_string(
+  'data_dir', None, 'Where the data are, if not where they were in training.'
+)
+_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace what is there.')
+
+
+def main(argv: list[str]) -> None:
+  """Reads the flags, exports the network and prints a table."""
+  with command(argv):
+    print(
+      execute.export(
+        pathlib.Path(_WORKDIR.value),
+        _FORMAT.value,
+        pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None,
+        checkpoint=_CHECKPOINT.value,
+        ema=_EMA.value,
+        platforms=_PLATFORMS.value,
+        images=_IMAGES.value,
+        data_dir=_DATA_DIR.value,
+        overwrite=_OVERWRITE.value,
+      )
+    )
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,32 @@
+"""A file of weights with torchvision's names, for PyTorch."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kdjax import digests, pretrained, weights
+from kdjax.step import Network
+
+
+def write(
+  path: pathlib.Path,
+  network: Network,
+  card: Mapping[str, Any],
+  platforms: Sequence[str],
+) -> None:
+  """Writes a ResNet's weights; the header has the card.
+
+  Args:
+    path: the file.
+    network: its model and variables.
+    card: what is known of it, as JSON.
+    platforms: ignored: arrays suit all.
+
+  Raises:
+    ValueError: the network is no ResNet.
+  """
+  del platforms
+  arrays = {name: network.variables[name] for name in ('params', 'batch_stats')}
+  content = {**card, pretrained.DIGEST: digests.digest(arrays)}
+  weights.save(path, arrays, {pretrained.CARD: json.dumps(content)})

@@ -1,0 +1,35 @@
+"""A program for JAX alone: from pixels to probabilities."""
+
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export
+
+from kdjax import models, programs, student
+from kdjax.step import Network
+
+
+def write(
+  path: pathlib.Path,
+  network: Network,
+  card: Mapping[str, Any],
+  platforms: Sequence[str],
+) -> None:
+  """Writes a network with its weights as StableHLO, for any number of images.
+
+  Args:
+    path: the file; its card is beside it.
+    network: its model and variables.
+    card: what is known of it, as JSON.
+    platforms: what it can run on: 'cpu', 'cuda', 'rocm', 'tpu'.
+  """
+  model, variables = models.fold(*network)
+  function = jax.jit(functools.partial(student.classify, model, variables))
+  shape = f'size, {", ".join(map(str, student.image_shape(card)))}'
+  images = jax.ShapeDtypeStruct(export.symbolic_shape(shape), np.uint8)
+  exported = export.export(function, platforms=platforms)(images)
+  programs.write(path, bytes(exported.serialize()), card)

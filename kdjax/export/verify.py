@@ -1,0 +1,169 @@
+"""What an export must show before it is kept: that it is the network."""
+
+import statistics
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kdjax import step
+from kdjax.student import Student
+
+# Of probabilities, where float32 is computed in float32.
+_TOLERANCE = 1e-4
+# Where it is not: so many roundings. Folding rounds other numbers.
+_ROUNDINGS = 8
+# Relative rounding of products of float32: XLA multiplies in TensorFloat-32 on
+# GPUs and in bfloat16 on TPUs.
+_ROUNDING = {'cpu': 2.0**-24, 'gpu': 2.0**-11, 'tpu': 2.0**-8}
+_BFLOAT16_ROUNDING = 2.0**-8
+
+_BATCH_SIZE = 128
+
+CALLS = 50
+"""Calls that a latency is the median of."""
+_WARM_UP_CALLS = 5
+
+
+class Compared(NamedTuple):
+  """How an export does on some images.
+
+  Attributes:
+    difference: largest difference of a probability from the network's.
+    differing: images of which it predicts another class.
+    contrary: those of them whose two best classes the network tells apart by
+      more than the tolerance.
+    accuracy: share of the images that it classifies rightly; None without
+      labels.
+  """
+
+  difference: float
+  differing: int
+  contrary: int
+  accuracy: float | None
+
+
+def tolerance(model: Any) -> float:
+  """Gives the difference of probabilities that is rounding.
+
+  Args:
+    model: arguments of `kdjax.models.build`, as in a card.
+
+  Returns:
+    1e-4 where the network and this device compute in float32, else eight times
+    the rounding of what they compute in.
+  """
+  rounding = _ROUNDING.get(jax.default_backend(), _BFLOAT16_ROUNDING)
+  if model.get('dtype') == 'bfloat16':
+    rounding = _BFLOAT16_ROUNDING
+  return max(_TOLERANCE, _ROUNDINGS * rounding)
+
+
+def compare(
+  network: step.Network,
+  exports: Mapping[str, Student],
+  batches: Iterable[tuple[np.ndarray, np.ndarray | None]],
+  tolerance: float,
+) -> tuple[int, float | None, dict[str, Compared]]:
+  """Compares exports with the network, evaluated as in training.
+
+  Args:
+    network: the network.
+    exports: what was read back, by its format.
+    batches: images, uint8 `[size, height, width, channels]`, and their labels
+      or None.
+    tolerance: difference of probabilities that is rounding.
+
+  Returns:
+    The number of images, the network's accuracy, None without labels, and how
+    each export does.
+
+  Raises:
+    ValueError: there is no image.
+  """
+  sizes: list[int] = []
+  # Of each export and batch: the largest difference; then how many images.
+  differences: dict[str, list[float]] = {name: [] for name in exports}
+  counts: dict[str, list[tuple[int, int, int]]] = {name: [] for name in exports}
+  right: list[int] = []
+  labelled = True
+  for images, labels in batches:
+    if not len(images):
+      continue
+    labelled = labels is not None
+    expected = np.asarray(
+      jax.nn.softmax(step.predict(network, images, _BATCH_SIZE))
+    )
+    predictions = expected.argmax(axis=1)
+    best = np.sort(expected, axis=1)[:, -2:]
+    apart = best[:, -1] - best[:, 0] > tolerance
+    sizes.append(len(images))
+    right.append(int(np.sum(predictions == labels)))
+    for name, export in exports.items():
+      found = export(images)
+      # What is not a number differs most of all.
+      difference = np.nan_to_num(np.abs(found - expected), nan=np.inf)
+      other = found.argmax(axis=1) != predictions
+      differences[name].append(float(difference.max()))
+      counts[name].append(
+        (
+          int(other.sum()),
+          int((other & apart).sum()),
+          int(np.sum(found.argmax(axis=1) == labels)),
+        )
+      )
+  count = sum(sizes)
+  if not count:
+    raise ValueError('there is no test image to compare the export on')
+  compared = {}
+  for name in exports:
+    differing, contrary, correct = map(sum, zip(*counts[name], strict=True))
+    compared[name] = Compared(
+      max(differences[name]),
+      differing,
+      contrary,
+      correct / count if labelled else None,
+    )
+  return count, sum(right) / count if labelled else None, compared
+
+
+def check(name: str, compared: Compared, count: int, tolerance: float) -> None:
+  """Checks that an export is the network.
+
+  Args:
+    name: its format.
+    compared: how it does.
+    count: on how many images.
+    tolerance: difference of probabilities that is rounding.
+
+  Raises:
+    ValueError: it is not.
+  """
+  if compared.difference > tolerance or compared.contrary:
+    raise ValueError(
+      f'the export as {name} is not the network: on {count} images its '
+      f'probabilities differ by up to {compared.difference:.2g} (at most '
+      f'{tolerance:.2g} is rounding), and {compared.differing} predictions do. '
+      'Nothing was exported'
+    )
+
+
+def latency(student: Student) -> float:
+  """Measures how long one image takes, from pixels to probabilities.
+
+  Args:
+    student: the network.
+
+  Returns:
+    Seconds, the median of `CALLS` calls.
+  """
+  assert student.image_shape
+  image = np.zeros((1, *student.image_shape), np.uint8)
+  seconds = []
+  for _ in range(_WARM_UP_CALLS + CALLS):
+    start = time.perf_counter()
+    student(image)
+    seconds.append(time.perf_counter() - start)
+  return statistics.median(seconds[_WARM_UP_CALLS:])

@@ -1,0 +1,4 @@
+"""Classifies images with a trained network.
+
+`python -m kdjax.predict`.
+"""

@@ -1,0 +1,415 @@
+"""Exports of a real student, and what reads them without kdjax."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from processes import run
+
+import kdjax
+from kdjax import (
+  checkpoint,
+  data,
+  features,
+  models,
+  pretrained,
+  results,
+  step,
+  train,
+  weights,
+)
+from kdjax.export import execute
+
+FORMATS = 'orbax', 'safetensors', 'stablehlo'
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """A distilled student."""
+  path = tmp_path_factory.mktemp('export') / 'run'
+  train.train_and_evaluate(tiny.config(), path)
+  return path
+
+
+@pytest.fixture(scope='module')
+def images(workdir):
+  return data.load(results.read_config(workdir).data).test.images
+
+
+@pytest.fixture(scope='module')
+def exported(workdir):
+  """What a command says that exported the student in several formats."""
+  done = run(
+    f'--workdir={workdir}',
+    f'--format={",".join(FORMATS)}',
+    module='kdjax.export',
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def live(network, images):
+  """The probabilities of a network as it is evaluated."""
+  return np.asarray(jax.nn.softmax(step.predict(network, images, 360)))
+
+
+def path_of(workdir, name):
+  return workdir / 'export' / f'student.{name}'
+
+
+def assert_same_variables(found, expected):
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_the_command_shows_teacher_student_and_exports(workdir, exported):
+  result = results.read_result(workdir)
+  table, caption = exported.split('\n\n')
+  rows = [line.split() for line in table.splitlines()[2:]]
+  teacher, student, *exports = rows
+  assert teacher[:2] == ['teacher', 'resnet10']
+  assert student[:2] == ['student', 'resnet10']
+  assert [row[0] for row in exports] == [f'student.{name}' for name in FORMATS]
+  accuracy = result['best']['test']['accuracy']
+  for row in (student[1:], *exports):
+    _, size, parameters, milliseconds, found, difference = row
+    assert float(size) > 0
+    assert parameters == f'{result["student"]["parameters"]:,}'
+    assert float(milliseconds) > 0
+    assert found == f'{accuracy:.2%}'
+    assert difference == '-' or float(difference) < 1e-5
+  assert teacher[5:] == [f'{result["teacher"]["test"]["accuracy"]:.2%}', '-']
+  assert 'on 360 test images' in caption
+  assert caption.endswith(f'written to: {workdir / "export"}\n')
+  left = {file.name for file in (workdir / 'export').iterdir()}
+  assert left == {
+    'student.orbax',
+    'student.safetensors',
+    'student.stablehlo',
+    'student.stablehlo.json',
+  }
+
+
+READER = """
+import sys
+sys.modules['kdjax'] = None
+import jax, numpy as np, orbax.checkpoint, safetensors.numpy
+from jax import export
+folder, output = sys.argv[1:]
+images = np.load(output + '/images.npy')
+with open(folder + '/student.stablehlo', 'rb') as file:
+  program = export.deserialize(bytearray(file.read()))
+found = {f'of {n}': program.call(images[:n]) for n in (1, 3, 360)}
+with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+  tree = checkpointer.restore(folder + '/student.orbax')
+for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+  found[jax.tree_util.keystr(path, simple=True, separator='/')] = leaf
+found |= safetensors.numpy.load_file(folder + '/student.safetensors')
+np.savez(output + '/found.npz', platforms=program.platforms, **found)
+"""
+
+
+def test_exports_need_no_kdjax(workdir, exported, images, tmp_path):
+  np.save(tmp_path / 'images.npy', images)
+  subprocess.run(
+    [sys.executable, '-c', READER, workdir / 'export', tmp_path],
+    cwd=tmp_path,
+    check=True,
+  )
+  with np.load(tmp_path / 'found.npz') as arrays:
+    found = dict(arrays)
+  network = checkpoint.restore(workdir)
+  expected = live(network, images)
+  assert set(found['platforms']) == {'cpu', 'cuda', 'tpu'}
+  for count in (1, 3, 360):
+    probabilities = found[f'of {count}']
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, expected[:count], atol=1e-5)
+    np.testing.assert_array_equal(
+      probabilities.argmax(1), expected[:count].argmax(1)
+    )
+  saved = jax.tree_util.tree_leaves_with_path(
+    {key: network.variables[key] for key in ('params', 'batch_stats')}
+  )
+  for path, leaf in saved:
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    np.testing.assert_array_equal(found[name], leaf)
+  params, stats = (network.variables[key] for key in ('params', 'batch_stats'))
+  for name, array in {
+    'conv1.weight': params['conv1']['kernel'].transpose(3, 2, 0, 1),
+    'layer3.0.downsample.0.weight': params['stage3']['block1'][
+      'downsample_conv'
+    ]['kernel'].transpose(3, 2, 0, 1),
+    'layer3.0.bn2.weight': params['stage3']['block1']['bn2']['scale'],
+    'layer4.0.bn1.running_var': stats['stage4']['block1']['bn1']['var'],
+    'fc.weight': params['fc']['kernel'].T,
+    'fc.bias': params['fc']['bias'],
+  }.items():
+    np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_a_student_is_loaded_from_each(workdir, exported, images, name):
+  student = kdjax.load_student(path_of(workdir, name))
+  network = checkpoint.restore(workdir)
+  np.testing.assert_allclose(student(images), live(network, images), atol=1e-5)
+  assert student.class_names == tuple('0123456789')
+  assert student.image_shape == (8, 8, 1)
+  assert student.card == kdjax.load_student(workdir).card
+  result = results.read_result(workdir)
+  assert student.card['metrics'] == result['best']['test']
+  assert student.card['provenance']['step'] == result['best']['step']
+  if name in ('orbax', 'safetensors'):
+    again = pretrained.load(path_of(workdir, name)).network
+    assert_same_variables(again.variables, network.variables)
+
+
+def test_moving_averages_are_exported(bfloat16, tmp_path):
+  path, network = bfloat16
+  card, variables = pretrained.load(path).card, network.variables
+  student = {key: variables[key] for key in ('params', 'batch_stats')}
+  averages = jax.tree.map(lambda x: x * 0.9, student)
+  state = step.TrainState(
+    step=jnp.int32(1),
+    params={'student': student['params'], 'method': {}},
+    batch_stats=student['batch_stats'],
+    opt_state=(),
+    rng=jax.random.key(0),
+    ema=averages,
+  )
+  metadata = {
+    'model': card['model'],
+    'normalization': {
+      name: card['preprocessing'][name] for name in ('mean', 'std')
+    },
+    'validation_accuracy': None,
+    'class_names': card['class_names'],
+    'image_shape': card['preprocessing']['image_shape'],
+  }
+  with checkpoint.Checkpoints(tmp_path / 'run', keep=1) as checkpoints:
+    checkpoints.save(state, metadata)
+  output = tmp_path / 'out.safetensors'
+  execute.export(tmp_path / 'run', ['safetensors'], output, ema=True)
+  (_, found), card, _ = pretrained.load(output)
+  assert card['provenance']['ema']
+  assert_same_variables({key: found[key] for key in student}, averages)
+
+
+def test_an_unfinished_run_is_refused_but_not_its_checkpoint(workdir, tmp_path):
+  unfinished = shutil.copytree(
+    workdir,
+    tmp_path / 'run',
+    ignore=shutil.ignore_patterns('result.json', 'export'),
+  )
+  with pytest.raises(ValueError, match='has not finished'):
+    execute.export(unfinished, ['orbax'])
+  directory = checkpoint.find(unfinished)
+  text = execute.export(directory, ['orbax'], tmp_path / 'out', images=20)
+  assert 'on 20 test images' in text
+  assert 'teacher' not in text
+  found, _ = checkpoint.restore_network(tmp_path / 'out')
+  assert_same_variables(
+    found.variables, checkpoint.restore(directory).variables
+  )
+
+
+@pytest.fixture(scope='module')
+def bfloat16(tmp_path_factory):
+  """A network without a run, that computes in bfloat16."""
+  arguments = {**tiny.MODEL, 'stem': 'imagenet', 'dtype': 'bfloat16'}
+  model = models.build(**arguments)
+  shape = (16, 12, 3)
+  variables = features.init(model, jax.random.key(0), jnp.zeros((1, *shape)))
+  rng = np.random.default_rng(0)
+  # BatchNorms that do something.
+  variables = jax.tree.map(
+    lambda x: (
+      x + rng.uniform(0, 0.2, x.shape[-1]).astype(x.dtype) if x.ndim == 1 else x
+    ),
+    variables,
+  )
+  variables['normalization'] = {
+    'mean': np.full(3, 0.4, np.float32),
+    'std': np.full(3, 0.3, np.float32),
+  }
+  card = {
+    'kdjax': kdjax.__version__,
+    'model': arguments,
+    'class_names': ['a', 'b', 'c'],
+    'preprocessing': pretrained.preprocessing(
+      shape, 3, variables['normalization']
+    ),
+    'metrics': {},
+    'provenance': {},
+  }
+  path = tmp_path_factory.mktemp('bfloat16') / 'network'
+  network = step.Network(model, variables)
+  checkpoint.save_network(path, network, card)
+  return path, network
+
+
+def test_a_network_without_a_run_is_compared_on_noise(
+  bfloat16, tmp_path, caplog
+):
+  path, network = bfloat16
+  outputs = {
+    name: tmp_path / f'out.{name}' for name in ('stablehlo', 'safetensors')
+  }
+  for name, output in outputs.items():
+    text = execute.export(path, [name], output, platforms=['cpu'])
+    assert 'on 64 images of noise' in text
+  assert 'there are no test images' in caplog.text
+  images = np.random.default_rng(1).integers(0, 256, (9, 16, 12, 3), np.uint8)
+  for output in outputs.values():
+    student = kdjax.load_student(output)
+    assert student.card['model']['dtype'] == 'bfloat16'
+    np.testing.assert_allclose(
+      student(images), live(network, images), atol=0.03
+    )
+
+
+def wrong(path, network, card, platforms):
+  """Writes another network than it is told to."""
+  variables = jax.tree.map(lambda x: x, network.variables)
+  variables['params']['fc']['bias'] += jnp.arange(3)
+  execute.orbax.write(path, network._replace(variables=variables), card, ())
+
+
+def broken(path, network, card, platforms):
+  """Writes a network that computes nothing."""
+  variables = jax.tree.map(lambda x: x, network.variables)
+  variables['params']['fc']['bias'] *= np.nan
+  execute.orbax.write(path, network._replace(variables=variables), card, ())
+
+
+def full(path, network, card, platforms):
+  """Fails half way."""
+  (path.parent / 'half').write_text('')
+  raise OSError('the disk is full')
+
+
+@pytest.mark.parametrize(
+  ('writer', 'error', 'message'),
+  [
+    (wrong, ValueError, 'the export as orbax is not the network: on 64 images'),
+    (broken, ValueError, 'differ by up to inf'),
+    (full, OSError, 'the disk is full'),
+  ],
+)
+def test_a_wrong_export_is_refused_and_nothing_is_left(
+  bfloat16, tmp_path, monkeypatch, writer, error, message
+):
+  monkeypatch.setitem(execute.FORMATS, 'orbax', writer)
+  with pytest.raises(error, match=message):
+    execute.export(bfloat16[0], ['orbax'], tmp_path / 'new' / 'out')
+  assert not list(tmp_path.iterdir())
+
+
+def test_an_export_is_replaced_only_when_asked(bfloat16, tmp_path):
+  path, network = bfloat16
+  output = tmp_path / 'out'
+  output.mkdir()
+  (output / 'mine').write_text('')
+  for overwrite, message in (
+    (False, 'exists: replace it with --overwrite'),
+    (True, 'is a directory that kdjax.export did not make'),
+  ):
+    with pytest.raises(FileExistsError, match=message):
+      execute.export(path, ['orbax'], output, overwrite=overwrite)
+  assert (output / 'mine').exists()
+  shutil.rmtree(output)
+  shutil.copytree(path, output)
+  (output / 'old').write_text('')
+  execute.export(path, ['orbax'], output, overwrite=True)
+  assert not (output / 'old').exists()
+  found, _ = checkpoint.restore_network(output)
+  assert_same_variables(found.variables, network.variables)
+  assert [entry.name for entry in tmp_path.iterdir()] == ['out']
+
+
+@pytest.mark.parametrize(
+  ('formats', 'output', 'message'),
+  [
+    (['onxx'], None, r"unknown formats \['onxx'\]: expected some of orbax"),
+    ([], None, 'expected some of orbax'),
+    (['orbax'], None, 'say with --output'),
+    (['orbax', 'onnx'], 'out', 'is the place of one format'),
+    (['stablehlo'], 'out.hlo', r'a file name that ends in \.stablehlo'),
+  ],
+)
+def test_what_cannot_be_is_refused(
+  bfloat16, tmp_path, formats, output, message
+):
+  with pytest.raises(ValueError, match=message):
+    execute.export(bfloat16[0], formats, output and tmp_path / output)
+  assert not list(tmp_path.iterdir())
+
+
+def test_weights_alone_are_refused(bfloat16, tmp_path):
+  weights.save(tmp_path / 'x.safetensors', bfloat16[1].variables, {})
+  with pytest.raises(ValueError, match='how images are normalised'):
+    execute.export(
+      tmp_path / 'x.safetensors', ['stablehlo'], tmp_path / 'x.stablehlo'
+    )
+
+
+def test_a_place_that_cannot_be_written_is_an_error(bfloat16, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(OSError, match='file'):
+    execute.export(bfloat16[0], ['orbax'], tmp_path / 'file' / 'out')
+
+
+def test_damage_is_found(workdir, exported, tmp_path):
+  folder = shutil.copytree(workdir / 'export', tmp_path / 'export')
+
+  def damage(name, place, change=lambda byte: byte ^ 1):
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    content[place] = change(content[place])
+    path.write_bytes(content)
+
+  def refused(name, message):
+    with pytest.raises((ValueError, OSError), match=message):
+      kdjax.load_student(folder / name)
+
+  damage('student.stablehlo', 5000)
+  refused('student.stablehlo', 'the SHA-256 there is not that of the file')
+  (folder / 'student.stablehlo.json').write_text('{}')
+  refused('student.stablehlo', r'stablehlo\.json is damaged')
+  (folder / 'student.stablehlo.json').unlink()
+  refused('student.stablehlo', 'both files belong together')
+  damage('student.safetensors', -1)
+  refused('student.safetensors', 'its arrays are not those that were written')
+  card = folder / 'student.orbax' / 'model_card.json'
+  content = json.loads(card.read_text())
+  content['class_names'][0] = 'nine'
+  card.write_text(json.dumps(content))
+  refused('student.orbax', 'the SHA-256 of its metadata')
+  refused('nowhere.stablehlo', 'No such file')
+
+
+def test_onnx_says_what_it_lacks(bfloat16, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'jax2onnx', None)
+  with pytest.raises(ValueError, match=r"pip install 'kdjax\[onnx\]'"):
+    execute.export(bfloat16[0], ['onnx'], tmp_path / 'x.onnx')
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_onnx_gives_the_same(bfloat16, workdir, images, tmp_path):
+  pytest.importorskip('jax2onnx')
+  pytest.importorskip('onnxruntime')
+  execute.export(workdir, ['onnx'], tmp_path / 'digits.onnx')
+  student = kdjax.load_student(tmp_path / 'digits.onnx')
+  expected = live(checkpoint.restore(workdir), images)
+  for count in (1, 3, 360):
+    np.testing.assert_allclose(
+      student(images[:count]), expected[:count], atol=1e-5
+    )
+  # With the other stem.
+  execute.export(bfloat16[0], ['onnx'], tmp_path / 'other.onnx')

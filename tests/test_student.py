@@ -1,0 +1,252 @@
+"""A network as a function of images, and the images of files."""
+
+import json
+
+import folder
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from processes import run
+
+import kdjax
+from kdjax import (
+  checkpoint,
+  data,
+  features,
+  models,
+  pretrained,
+  step,
+  student,
+  weights,
+)
+from kdjax import config as config_lib
+from kdjax.predict import execute
+
+
+def card_of(image_shape, channels=1, crop=1.0, class_names=('a', 'b', 'c')):
+  normalization = {'mean': [0.4] * channels, 'std': [0.3] * channels}
+  return {
+    'kdjax': kdjax.__version__,
+    'model': tiny.MODEL,
+    'class_names': class_names and list(class_names),
+    'preprocessing': pretrained.preprocessing(
+      image_shape, channels, normalization, crop
+    ),
+    'metrics': {},
+    'provenance': {},
+  }
+
+
+@pytest.fixture(scope='module')
+def path(tmp_path_factory):
+  """A network of grey images of 8 × 8 pixels."""
+  model = models.build(**tiny.MODEL)
+  variables = features.init(model, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+  path = tmp_path_factory.mktemp('student') / 'network'
+  checkpoint.save_network(
+    path, step.Network(model, variables), card_of((8, 8, 1))
+  )
+  return path
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), np.uint8)
+
+
+def test_a_student_gives_the_probabilities_of_its_network(path):
+  loaded = kdjax.load_student(path)
+  network = pretrained.load(path).network
+  expected = jax.nn.softmax(step.predict(network, PIXELS, 100))
+  for count in (0, 1, 3, 300):
+    found = loaded(PIXELS[:count])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected[:count], atol=1e-6)
+
+
+def test_few_programs_serve_any_number_of_images():
+  sizes = []
+
+  def classify(images):
+    sizes.append(len(images))
+    return np.zeros((len(images), 3), np.float32)
+
+  counted = student.Student(classify, card_of((8, 8, 1)))
+  for count in range(301):
+    assert counted(PIXELS[:count]).shape == (count, 3)
+  assert set(sizes) == {1, 2, 4, 8, 16, 32, 64, 128}
+
+
+@pytest.mark.parametrize(
+  'images',
+  [
+    PIXELS[0],
+    PIXELS.astype(np.float32),
+    PIXELS[:, :4],
+    np.repeat(PIXELS, 3, axis=3),
+  ],
+  ids=['one image', 'float32', 'another height', 'another depth'],
+)
+def test_other_images_are_refused(path, images):
+  with pytest.raises(ValueError, match=r'uint8 \[size, 8, 8, 1\], found'):
+    kdjax.load_student(path)(images)
+
+
+def test_images_of_any_size_need_none_to_be_known(path):
+  network = pretrained.load(path).network
+  free = student.of_network(network, card_of(None))
+  assert free.image_shape is None
+  images = np.zeros((2, 12, 9, 1), np.uint8)
+  assert free(images).shape == (2, 3)
+  with pytest.raises(ValueError, match=r'\[size, height, width, 1\]'):
+    free(np.zeros((2, 12, 9, 3), np.uint8))
+
+
+def test_weights_alone_say_what_they_lack(path, tmp_path):
+  file = tmp_path / 'x.safetensors'
+  weights.save(file, pretrained.load(path).network.variables, {})
+  with pytest.raises(ValueError, match=r'kdjax\.convert --mean'):
+    kdjax.load_student(file)
+
+
+# Images from files
+
+
+def reader(image_shape, crop=1.0):
+  return student.Student(len, card_of(image_shape, image_shape[-1], crop))
+
+
+@pytest.mark.parametrize('image_size', [0, 10])
+def test_files_are_read_as_those_of_the_evaluation(tmp_path, image_size):
+  folder.write(tmp_path, size=None if image_size else 14)
+  config = config_lib.default().data
+  config.update(
+    name='image_folder', data_dir=str(tmp_path), image_size=image_size
+  )
+  dataset = data.load(config)
+  # As pretrained.load has it of a run.
+  crop = 0.875 if image_size else 1.0
+  read = reader(dataset.image_shape, crop).read
+  files = sorted((tmp_path / 'test').rglob('*.jpg'))
+  np.testing.assert_array_equal(
+    np.stack(list(map(read, files))), data.in_memory(dataset.test).images
+  )
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'RGBA', 'P', 'LA'])
+def test_any_mode_becomes_the_channels_of_the_network(tmp_path, mode):
+  grey = Image.fromarray(PIXELS[0, ..., 0])
+  file = tmp_path / 'image.png'
+  grey.convert(mode).save(file)
+  read = reader((8, 8, 1)).read
+  np.testing.assert_array_equal(read(file), PIXELS[0])
+  with file.open('rb') as opened:
+    np.testing.assert_array_equal(read(opened), PIXELS[0])
+
+
+def test_another_size_is_cut_and_resized(tmp_path):
+  wide = np.random.default_rng(1).integers(0, 256, (16, 24), np.uint8)
+  Image.fromarray(wide).save(tmp_path / 'wide.png')
+  found = reader((8, 8, 1)).read(tmp_path / 'wide.png')
+  expected = Image.fromarray(wide).resize(
+    (8, 8), Image.Resampling.BILINEAR, (4, 0, 20, 16)
+  )
+  np.testing.assert_array_equal(found[..., 0], expected)
+
+
+# The command
+
+
+@pytest.fixture
+def photos(tmp_path):
+  """A folder of images, and of what is none."""
+  folder = tmp_path / 'photos'
+  (folder / 'more').mkdir(parents=True)
+  (folder / '.hidden').mkdir()
+  for place, name in enumerate(('b.PNG', 'a.jpg', 'more/c.webp', '.d.png')):
+    image = Image.fromarray(PIXELS[place, ..., 0])
+    image.convert('RGB').save(folder / name)
+  (folder / 'text.png').write_text('no image')
+  (folder / 'notes.txt').write_text('no image')
+  return folder
+
+
+def lines(path, paths, batch_size=2, top=2, as_json=True):
+  paths = list(map(str, paths))
+  classified = execute.classify(
+    kdjax.load_student(path),
+    paths,
+    top=top,
+    as_json=as_json,
+    batch_size=batch_size,
+  )
+  tried, texts = zip(*classified, strict=True)
+  assert sum(tried) == execute.count(paths)
+  return '\n'.join(filter(None, texts)).splitlines()
+
+
+def test_the_command_prints_a_table_and_names_what_it_leaves_out(path, photos):
+  done = run(f'--model={path}', '--top=2', str(photos), module='kdjax.predict')
+  assert done.returncode == 0, done.stderr
+  header, rule, *rows = done.stdout.splitlines()
+  assert header.split()[:4] == ['file', 'class', '1', 'probability']
+  assert set(rule) == {'-', ' '}
+  names = ['a.jpg', 'b.PNG', 'more/c.webp']
+  assert [row.split()[0] for row in rows] == [
+    f'{photos}/{name}' for name in names
+  ]
+  found = kdjax.load_student(path)
+  for row, name in zip(rows, names, strict=True):
+    probabilities = found(found.read(photos / name)[None])[0]
+    best = np.argsort(-probabilities)[:2]
+    expected = [('abc'[i], f'{probabilities[i]:.2%}') for i in best]
+    assert row.split()[1:] == [cell for pair in expected for cell in pair]
+  assert f'left out: {photos}/notes.txt does not end with' in done.stderr
+  assert f'left out: cannot read {photos}/text.png' in done.stderr
+  assert '.d.png' not in done.stderr
+
+
+def test_json_has_a_line_for_each_image(path, photos):
+  records = list(map(json.loads, lines(path, [photos])))
+  assert [record['file'] for record in records] == [
+    f'{photos}/{name}' for name in ('a.jpg', 'b.PNG', 'more/c.webp')
+  ]
+  for record in records:
+    first, second = record['predictions']
+    assert first['class'] in 'abc'
+    assert 0 < second['probability'] <= first['probability'] < 1
+  assert lines(path, [photos], batch_size=100) == lines(path, [photos])
+  # No more classes than there are.
+  (record,) = map(json.loads, lines(path, [photos / 'a.jpg'], top=9))
+  total = sum(guess['probability'] for guess in record['predictions'])
+  assert total == pytest.approx(1, abs=1e-6)
+
+
+def test_a_name_in_any_encoding_is_shown(path, tmp_path):
+  file = tmp_path / 'caf\udce9.png'
+  Image.fromarray(PIXELS[0, ..., 0]).save(file)
+  assert json.loads(lines(path, [file])[0])['file'] == str(file)
+  assert lines(path, [file], as_json=False)[-1].split()[0].endswith('caf�.png')
+
+
+@pytest.mark.parametrize(
+  ('names', 'error', 'message'),
+  [
+    (['photos', 'nowhere'], FileNotFoundError, 'no file or folder .*nowhere'),
+    (['empty'], ValueError, 'empty holds no images: expected files that end'),
+  ],
+)
+def test_missing_images_are_an_error(photos, names, error, message):
+  (photos.parent / 'empty').mkdir()
+  (photos.parent / 'empty' / 'notes.txt').write_text('')
+  with pytest.raises(error, match=message):
+    execute.count([str(photos.parent / name) for name in names])
+
+
+def test_nothing_that_can_be_read_is_an_error(path, photos):
+  done = run(
+    f'--model={path}', str(photos / 'text.png'), module='kdjax.predict'
+  )
+  assert done.returncode == 1
+  assert done.stderr.endswith('error: none of the images can be read\n')
