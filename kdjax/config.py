@@ -118,7 +118,9 @@ def default() -> ConfigDict:
       # A finished run of kdjax, an exported directory, or the weights of a
       # ResNet (.safetensors, .pth, …), used as it is. '' for the run directory
       # beside this one that `sibling` names; if there is none, a teacher is
-      # trained there first.
+      # trained there first. Or variables of any Flax module (see
+      # kdjax/variables.py), or, for a method that wants nothing else, logits of
+      # the training images (.npz, see kdjax/precomputed.py).
       'path': '',
       # Several of what `path` takes, which teach as one, `path` being '' then;
       # and what is averaged, their 'probabilities' or their 'logits'. Their
@@ -267,6 +269,15 @@ def teacher_run(config: ConfigDict) -> ConfigDict:
   return run
 
 
+def has_logits(config: ConfigDict) -> bool:
+  """Whether the teacher of a run is a file of logits, and no network.
+
+  Args:
+    config: the run's configuration.
+  """
+  return _is_logits(config.teacher.path)
+
+
 def model_arguments(config: ConfigDict, num_classes: int) -> dict[str, Any]:
   """Gives the arguments that `kdjax.models.build` makes the student with.
 
@@ -320,6 +331,10 @@ def short_names(fields: Sequence[str]) -> dict[str, str]:
 _NUMBER_OR_ZERO = (lambda value: value >= 0, '0 or more')
 _POSITIVE = (lambda value: value >= 1, '1 or more')
 _FRACTION = (lambda value: 0 <= value < 1, 'from 0 to less than 1')
+
+
+def _is_logits(path: str) -> bool:
+  return path.endswith('.npz')
 
 
 def _one_of(*values: str) -> tuple[Callable[[Any], bool], str]:
@@ -416,12 +431,31 @@ def validate(config: ConfigDict) -> None:
       f'config.teacher.path is {teacher.path!r}, and config.teacher.ensemble '
       f"{tuple(teacher.ensemble)}: name every member there, and set path to ''"
     )
+  if any(map(_is_logits, teacher.ensemble)):
+    raise ValueError(
+      f'config.teacher.ensemble is {tuple(teacher.ensemble)}: a file of logits '
+      'cannot be a member, only a teacher by itself (config.teacher.path)'
+    )
+  data = config.data
+  if has_logits(config):
+    for field, wrong in (
+      ('teacher.replay', teacher.replay),
+      ('teacher.head', teacher.head == 'fresh'),
+      # Which examples take the place of others is not known then.
+      ('data.corrupt', data.streaming and data.corrupt == 'skip'),
+    ):
+      if wrong:
+        section, key = field.split('.')
+        raise ValueError(
+          f'config.{field} is {config[section][key]!r}, which cannot be with a '
+          f'teacher that is a file of logits ({teacher.path})'
+          + (' and data that are streamed' if section == 'data' else '')
+        )
   if len(teacher.mean) != len(teacher.std):
     raise ValueError(
       f'config.teacher.mean is {teacher.mean} and config.teacher.std is '
       f'{teacher.std}: expected as many numbers in both'
     )
-  data = config.data
   if data.random_resized_crop and not (
     data.streaming and data.image_size and not data.crop_padding
   ):

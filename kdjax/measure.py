@@ -76,7 +76,7 @@ def measure(
     `test`, what `kdjax.metrics.classification` gives; where the run kept moving
     averages of the student, `ema` in both, with the averages' `digest` and
     `test`; `student` with the number of `parameters`; and `teacher`, its report
-    and its `test`, or None.
+    and its `test`, empty where its logits are not known, or None.
 
     And what it was measured from: `labels`, int32 `[size]`, and the logits of
     `best`, `last` and, where there are such, `best_ema`, `last_ema` and
@@ -86,13 +86,10 @@ def measure(
   measured: dict[str, Any] = {'teacher': None}
   predictions: dict[str, np.ndarray] = {}
   if teacher:
-    found, labels = session.test_logits(
-      teacher, dataset, config.eval.batch_size
-    )
-    predictions['teacher'] = jax.device_get(found)
-    measured['teacher'] = teacher.report | {
-      'test': metrics.classification(predictions['teacher'], labels)
-    }
+    measured['teacher'] = teacher.report | {'test': {}}
+    known = session.test_logits(teacher, dataset, config.eval.batch_size)
+    if known is not None:
+      predictions['teacher'] = known
 
   def test(network: step.Network) -> tuple[dict[str, Any], np.ndarray]:
     found, labels = feed.predict(network, images, config.eval.batch_size)
@@ -125,6 +122,10 @@ def measure(
       tested[directory] = report, by_suffix
     measured[which], by_suffix = tested[directory]
     predictions |= {which + suffix: by_suffix[suffix] for suffix in by_suffix}
+  if 'teacher' in predictions:
+    measured['teacher']['test'] = metrics.classification(
+      predictions['teacher'], predictions['labels']
+    )
   measured['student'] = {
     'parameters': optax.tree.size(network.variables['params'])
   }

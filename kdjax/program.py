@@ -3,6 +3,7 @@
 import copy
 import functools
 import hashlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -126,7 +127,7 @@ class _Epoch(NamedTuple):
   Attributes:
     order: index of the example at each position, int32 `[size]`; None where
       batches come from a stream.
-    teacher_logits: `[steps, batch, classes]`, where they are replayed.
+    teacher_logits: `[steps, batch, classes]`, where they are replayed or known.
   """
 
   order: jax.Array | None
@@ -149,6 +150,8 @@ class Program:
     replay: where the teacher's logits for this run are kept, if they are not
       to be computed in each step.
     initial: what the student begins with, as `kdjax.step.create_state` has it.
+    known_logits: those of each training image, `[size, classes]`, in place of a
+      teacher.
 
   Attributes:
     plan: how long the run is.
@@ -167,6 +170,7 @@ class Program:
     teacher: step.Network | None,
     replay: Replay | None = None,
     initial: Mapping[str, Any] | None = None,
+    known_logits: np.ndarray | None = None,
   ):
     self.plan = plan(config, dataset)
     self.model = models.build(
@@ -187,6 +191,7 @@ class Program:
     self._classes = len(dataset.class_names)
     self._size = dataset.train.size
     self._teacher_variables = teacher and devices.replicate(teacher.variables)
+    self._known_logits = known_logits
     self._initial = initial and devices.replicate(dict(initial))
     self._stream: data.Stream | None = None
     # All training images and labels, or the shapes of a batch.
@@ -221,7 +226,12 @@ class Program:
     def create_state(
       rng: jax.Array, teacher_variables: Any, initial: Any
     ) -> step.TrainState:
-      network = teacher and step.Network(teacher.model, teacher_variables)
+      network: step.Network | features.Outputs | None = None
+      if teacher:
+        network = step.Network(teacher.model, teacher_variables)
+      elif known_logits is not None:
+        shape = self.plan.batch_size, known_logits.shape[-1]
+        network = features.Outputs(jnp.zeros(shape), {})
       return step.create_state(
         rng,
         self.model,
@@ -239,6 +249,7 @@ class Program:
       method,
       transformation,
       teacher=teacher and teacher.model,
+      teacher_known=known_logits is not None,
       label_smoothing=config.train.label_smoothing,
       accumulate=config.train.accumulate,
       skip_nonfinite=config.train.nonfinite == 'skip',
@@ -454,10 +465,17 @@ class Program:
   def _begin_epoch(self, number: int) -> _Epoch:
     key = step.data_key(self._rng)
     order = None
-    if self._replay or not self._stream:
+    if self._gives_logits or not self._stream:
       order = batches.epoch_order(key, number, self._size)
-    if self._replay is None:
-      return _Epoch(order, None)
+    in_memory = None if self._stream else order
+    if not self._gives_logits:
+      return _Epoch(in_memory, None)
+    if self._known_logits is not None:
+      shape = self.plan.steps_per_epoch, self.plan.batch_size
+      rows = jax.device_get(order)[: math.prod(shape)]
+      logits = self._known_logits[rows].reshape(*shape, self._classes)
+      return _Epoch(in_memory, devices.replicate(logits))
+    assert self._replay is not None
 
     first = number * self.plan.steps_per_epoch
     steps = min(self.plan.steps_per_epoch, self.plan.total_steps - first)
@@ -489,14 +507,19 @@ class Program:
     kept = self._replay.epoch(number, steps, seen.hexdigest(), compute)
     logits = np.zeros((self.plan.steps_per_epoch, *kept.shape[1:]), np.float32)
     logits[:steps] = kept[:steps]
-    return _Epoch(None if self._stream else order, devices.replicate(logits))
+    return _Epoch(in_memory, devices.replicate(logits))
+
+  @property
+  def _gives_logits(self) -> bool:
+    """Whether each step is given the teacher's logits."""
+    return self._replay is not None or self._known_logits is not None
 
   def _epoch_shapes(self) -> _Epoch:
     """Gives the shapes and dtypes of what `_begin_epoch` gives."""
 
     def shapes() -> _Epoch:
       logits = None
-      if self._replay:
+      if self._gives_logits:
         logits = jnp.zeros(
           (self.plan.steps_per_epoch, self.plan.batch_size, self._classes)
         )

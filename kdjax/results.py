@@ -300,7 +300,7 @@ def table(result: Mapping[str, Any]) -> str:
           '-' if test.get(metric) is None else format(test[metric], spec)
           for _, metric, spec in _SHOWN
         ),
-        f'{row["parameters"]:,}',
+        '-' if row['parameters'] is None else f'{row["parameters"]:,}',
         '-' if row['wall_time_s'] is None else f'{row["wall_time_s"]:.0f} s',
       )
     )

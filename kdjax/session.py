@@ -119,8 +119,7 @@ class Session:
           for name, value in options.items()
           if name not in hyperparameters
         },
-        # Two teachers of one digest may compute in another dtype.
-        teacher and [teacher.report['digest'], str(teacher.network.model)],
+        teacher and _identify(teacher),
         replay is not None,
         initial and initial.report['digest'],
       ]
@@ -137,6 +136,9 @@ class Session:
         network,
         replay,
         initial and initial.variables,
+        teacher
+        and teacher.logits
+        and teacher.logits.train.rows(dataset.train_ids),
       ),
     )
     return made.again(config.seed, hyperparameters, replay)
@@ -146,8 +148,8 @@ class Session:
     teacher: teacher_lib.Teacher,
     dataset: data.Dataset,
     batch_size: int,
-  ) -> tuple[jax.Array, np.ndarray]:
-    """Computes a teacher's logits of the test images.
+  ) -> np.ndarray | None:
+    """Computes a teacher's logits of the test images, or looks them up.
 
     Args:
       teacher: the teacher.
@@ -155,12 +157,20 @@ class Session:
       batch_size: how many images to compute at once.
 
     Returns:
-      Logits, float32 `[size, classes]`, and labels, int32 `[size]`.
+      Logits, float32 `[size, classes]`; None if there is no network and they
+      are not known.
     """
+    if teacher.logits:
+      test = teacher.logits.test
+      return test and test.rows(dataset.test_ids)
+    assert teacher.network
+    network = teacher.network
     return self._keep(
       'test logits',
-      (teacher.report['digest'], str(teacher.network.model), dataset.digest),
-      lambda: feed.predict(teacher.network, dataset.test, batch_size),
+      (*_identify(teacher), dataset.digest),
+      lambda: jax.device_get(
+        feed.predict(network, dataset.test, batch_size)[0]
+      ),
     )
 
   def _keep(self, kind: str, key: Hashable, make: Callable[[], _T]) -> _T:
@@ -169,3 +179,9 @@ class Session:
       self._kept.pop(kind, None)
       self._kept[kind] = key, make()
     return self._kept[kind][1]
+
+
+def _identify(teacher: teacher_lib.Teacher) -> tuple[str, str | None]:
+  """Tells teachers apart, also two of one digest that compute otherwise."""
+  network = teacher.network
+  return teacher.report['digest'], network and str(network.model)

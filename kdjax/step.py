@@ -80,7 +80,7 @@ def create_state(
   method: Method,
   optimizer: optax.GradientTransformation,
   images: jax.ShapeDtypeStruct,
-  teacher: Network | None = None,
+  teacher: Network | features.Outputs | None = None,
   ema: bool = False,
   initial: Mapping[str, Any] | None = None,
   num_classes: int | None = None,
@@ -93,7 +93,8 @@ def create_state(
     method: the distillation method.
     optimizer: the optimiser.
     images: shape of a batch of images, `[batch, height, width, channels]`.
-    teacher: the teacher, if the method needs one.
+    teacher: the teacher, if the method needs one; or the shapes of its Outputs,
+      where these are known already.
     ema: whether to keep moving averages of the student's variables.
     initial: what the student begins with, `params` and `batch_stats`; random
       where it lacks something.
@@ -107,7 +108,7 @@ def create_state(
       network gives another number of logits, or the method needs a teacher and
       there is none, or the reverse.
   """
-  _check_teacher(method, teacher)
+  _check_teacher(method, teacher is not None)
   variables = features.init(
     student, jax.random.fold_in(rng, _STUDENT_KEY), images
   )
@@ -119,9 +120,12 @@ def create_state(
   student_shapes = features.output_shapes(
     student, variables, images, method.student_features
   )
-  teacher_shapes = teacher and features.output_shapes(
-    teacher.model, teacher.variables, images, method.teacher_features
-  )
+  if isinstance(teacher, Network):
+    teacher_shapes: features.Outputs | None = features.output_shapes(
+      teacher.model, teacher.variables, images, method.teacher_features
+    )
+  else:
+    teacher_shapes = teacher
   for who, shapes in (('student', student_shapes), ('teacher', teacher_shapes)):
     count = shapes.logits.shape[-1] if shapes else num_classes
     if num_classes is not None and count != num_classes:
@@ -150,6 +154,7 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   *,
   teacher: nn.Module | None = None,
+  teacher_known: bool = False,
   label_smoothing: float = 0.0,
   accumulate: int = 1,
   skip_nonfinite: bool = False,
@@ -162,6 +167,8 @@ def make_train_step(
     method: the distillation method.
     optimizer: the optimiser.
     teacher: the teacher's model, if the method needs one.
+    teacher_known: whether there is no such model, because its `Outputs` are
+      known for all images.
     label_smoothing: share of the probability spread evenly over all classes,
       from 0 to 1 (Szegedy et al., 2016, https://arxiv.org/abs/1512.00567).
     accumulate: number of equal parts that a batch is computed in, one after the
@@ -190,7 +197,7 @@ def make_train_step(
   Raises:
     ValueError: the method needs a teacher and there is none, or the reverse.
   """
-  _check_teacher(method, teacher)
+  _check_teacher(method, teacher is not None or teacher_known)
 
   def train_step(
     state: TrainState,
@@ -438,8 +445,8 @@ def _over_parts(
   )
 
 
-def _check_teacher(method: Method, teacher: Any) -> None:
-  if method.needs_teacher != (teacher is not None):
+def _check_teacher(method: Method, has_teacher: bool) -> None:
+  if method.needs_teacher != has_teacher:
     raise ValueError(
       'this method needs a teacher, and none was given'
       if method.needs_teacher

@@ -19,6 +19,7 @@ from kdjax import (
   feed,
   methods,
   models,
+  precomputed,
   pretrained,
   results,
   step,
@@ -37,17 +38,20 @@ class Teacher(NamedTuple):
   """A frozen teacher.
 
   Attributes:
-    network: its model and variables, for evaluation only.
+    network: its model and variables, for evaluation only; None where only its
+      logits are known.
     report: what a result says of it: `path`, `digest`, `model`, `num_classes`,
       `parameters`, `mean` and `std` of its images; and, as far as they are
       known, else None, `wall_time_s` of its whole training, and of its
       checkpoint `step`, `validation_accuracy`, `data_digest`, `class_names` and
       `image_shape`. That of an ensemble has `members`, the report of each, and
-      `mean` and `std` only there.
+      `mean` and `std` only there; that of known logits has next to nothing.
+    logits: those that are known, if there is no network.
   """
 
-  network: step.Network
+  network: step.Network | None
   report: dict[str, Any]
+  logits: precomputed.Logits | None = None
 
 
 def load(
@@ -60,7 +64,8 @@ def load(
 
   Args:
     path: what `kdjax.pretrained.load` takes; a run must have finished. Several
-      for an ensemble, averaged as the configuration says.
+      for an ensemble, averaged as the configuration says. Or a file of logits
+      (see `kdjax.precomputed`).
     config: configuration of the run that it teaches in; says which checkpoint,
       and the dtype to compute in.
     names: the features that will be wanted of it.
@@ -75,7 +80,8 @@ def load(
   Raises:
     FileNotFoundError: there is no network.
     ValueError: the run has not finished, or the file holds no network that is
-      known here, or none that can be told how its images are normalised.
+      known here, or none that can be told how its images are normalised, or it
+      holds logits and features are wanted.
   """
   if isinstance(path, tuple):
     members = [
@@ -84,6 +90,8 @@ def load(
     ]
     return _join(members, config.teacher.average)
   path = pathlib.Path(path).absolute()
+  if path.suffix == precomputed.SUFFIX:
+    return _load_logits(path, names)
   wall_time = _wall_time(path) if results.is_run(path) else None
   like = None
   if assumed and 'num_classes' in assumed:
@@ -118,6 +126,34 @@ def load(
   # First the dtype: a folded network's convolutions are stored in it.
   model = models.build(**{**card['model'], 'dtype': dtype})
   return Teacher(step.Network(*models.fold(model, variables, names)), report)
+
+
+def _load_logits(path: pathlib.Path, names: Sequence[str]) -> Teacher:
+  """Loads logits that are known already."""
+  if names:
+    raise ValueError(
+      f'{path} holds the logits of a teacher, and the method wants its '
+      f'features {", ".join(names)}: name a network in config.teacher.path, or '
+      'use a method that wants logits only, such as response'
+    )
+  logits = precomputed.read(path)
+  unknown = (
+    'parameters',
+    'wall_time_s',
+    'class_names',
+    'image_shape',
+    'step',
+    'validation_accuracy',
+    'data_digest',
+  )
+  report = {
+    'path': str(path),
+    'digest': logits.digest,
+    'model': 'logits',
+    'num_classes': logits.train.logits.shape[1],
+    **dict.fromkeys(unknown),
+  }
+  return Teacher(None, report, logits)
 
 
 def _of_member(names: Sequence[str], index: int) -> list[str]:
@@ -157,7 +193,8 @@ def _join(members: Sequence[Teacher], average: str) -> Teacher:
     else None,
     'members': reports,
   }
-  network = ensemble.join([member.network for member in members], average)
+  networks = [member.network for member in members if member.network]
+  network = ensemble.join(networks, average)
   return Teacher(step.Network(*network), report)
 
 
@@ -261,6 +298,14 @@ def check_suits(teacher: Teacher, dataset: data.Dataset) -> None:
   Raises:
     ValueError: it knows others.
   """
+  if teacher.logits:
+    found, expected = teacher.report['num_classes'], len(dataset.class_names)
+    if found != expected:
+      raise ValueError(
+        f'{teacher.report["path"]} has logits of {found} classes, '
+        f'{dataset.name} has {expected}'
+      )
+    return
   for report in teacher.report.get('members', [teacher.report]):
     _check_suits(report, dataset)
 
@@ -298,32 +343,44 @@ def check_knows(
   Args:
     teacher: the teacher.
     dataset: the data set, of whose validation images at most 1,000 are used; of
-      the training images where there are none.
+      the training images where there are none, or where those are all that the
+      teacher has logits of.
     batch_size: how many images to compute at once.
   """
   split = dataset.validation if dataset.validation.size else dataset.train
+  if teacher.logits:
+    split = dataset.train
   rows = np.arange(min(_KNOWN_IMAGES, split.size)) * split.size
   rows //= min(_KNOWN_IMAGES, split.size)
-  logits, labels = feed.predict(
-    teacher.network, data.take(split, rows), batch_size
-  )
-  accuracy = float((np.asarray(logits).argmax(axis=-1) == labels).mean())
+  if teacher.network:
+    predicted, labels = feed.predict(
+      teacher.network, data.take(split, rows), batch_size
+    )
+    logits = np.asarray(predicted)
+  else:
+    assert teacher.logits
+    logits = teacher.logits.train.rows(dataset.train_ids[rows])
+    labels = data.labels_of(split, rows)
+  accuracy = float((logits.argmax(axis=-1) == labels).mean())
   logger.info(
-    'the teacher classifies %.1f %% of %d held-out images',
+    'the teacher classifies %.1f %% of %d %s images',
     100 * accuracy,
     len(labels),
+    'training' if split is dataset.train else 'held-out',
   )
   chance = 1 / len(dataset.class_names)
   if accuracy < 2 * chance:
     logger.warning(
       'the teacher in %s classifies %.1f %% of %d images of %s, and guessing '
-      '%.1f %%: are its classes the same, in the same order, and its images '
-      'normalised so (config.teacher.mean, config.teacher.std)?',
+      '%.1f %%: are its classes the same, in the same order, and %s?',
       teacher.report['path'],
       100 * accuracy,
       len(labels),
       dataset.name,
       100 * chance,
+      'its ids those of the images'
+      if teacher.logits
+      else 'its images normalised so (config.teacher.mean, config.teacher.std)',
     )
 
 

@@ -236,7 +236,23 @@ def _find_teacher(
   with devices.together():
     teacher = session.teacher(path, config, names, assumed)
     teacher_lib.check_suits(teacher, dataset)
+    if teacher.logits:
+      # Those of each training image, or an error.
+      teacher.logits.train.rows(dataset.train_ids)
   devices.check_agree({'teacher': teacher.report['digest']})
+  augmented = [
+    f'config.data.{field}={config.data[field]}'
+    for field in ('crop_padding', 'flip', 'random_resized_crop')
+    if config.data[field]
+  ]
+  if teacher.logits and augmented:
+    logger.warning(
+      'the logits in %s are those of whole images, and the student sees others '
+      '(%s): a teacher does best that sees what its student sees '
+      '(https://arxiv.org/abs/2106.05237)',
+      teacher.report['path'],
+      ', '.join(augmented),
+    )
   report = teacher.report
   logger.info('teacher: %s of %s', report['model'], report['path'])
   if report['data_digest'] is None:

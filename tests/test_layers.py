@@ -233,6 +233,7 @@ ALLOWED = {
     'methods',
     'models',
     'models.ensemble',
+    'precomputed',
     'pretrained',
     'results',
     'step',
@@ -267,6 +268,7 @@ ALLOWED = {
     'step',
     'version',
   ),
+  'kdjax.precomputed': ('digests',),
   'kdjax.digests': (),
   # Others' files of weights.
   'kdjax.weights': (

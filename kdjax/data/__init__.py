@@ -14,7 +14,15 @@ from kdjax.data import kept, sources
 from kdjax.data.sources import Files, Split
 from kdjax.data.stream import Arrays, Stream, open_split
 
-__all__ = ['Dataset', 'Split', 'Stream', 'in_memory', 'load', 'take']
+__all__ = [
+  'Dataset',
+  'Split',
+  'Stream',
+  'in_memory',
+  'labels_of',
+  'load',
+  'take',
+]
 
 # So many tell mean and standard deviation well enough.
 _MOMENT_IMAGES = 10_000
@@ -34,6 +42,9 @@ class Dataset(NamedTuple):
     mean: mean of the training pixels scaled to 0 … 1, float32 `[channels]`.
     std: their standard deviation, float32 `[channels]`.
     digest: SHA-256 of all images and labels in their order.
+    train_ids: for each example of `train` its index in the source's training
+      split, before any is split off or left out, int64 `[size]`.
+    test_ids: the same of `test` in the source's test split.
 
   A set whose images are resized may be too large to be read for that. Then its
   digest is that of the names and sizes of its files and of which examples are
@@ -49,6 +60,8 @@ class Dataset(NamedTuple):
   mean: np.ndarray
   std: np.ndarray
   digest: str
+  train_ids: np.ndarray
+  test_ids: np.ndarray
 
   @property
   def image_shape(self) -> tuple[int, ...]:
@@ -110,11 +123,12 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     stream(source.test, None, 'omit'),
   )
   origins = [_origin(split) for split in streams]
+  indices = [split.indices for split in streams]
   if config.streaming:
     splits: Sequence[Split | Stream] = streams
     summary = _keep('summary', origins, lambda: _summarise(streams, origins))
   else:
-    splits = list(map(_decode, streams, origins))
+    splits, indices = zip(*map(_decode, streams, origins), strict=True)
     summary = _summarise(splits, origins)
   train_split, validation_split, test_split = splits
   return Dataset(
@@ -126,6 +140,8 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     summary['mean'],
     summary['std'],
     str(summary['digest']),
+    train_ids=indices[0],
+    test_ids=indices[2],
   )
 
 
@@ -187,7 +203,16 @@ def in_memory(split: Split | Stream) -> Split:
   Returns:
     Its examples, without those that cannot be read.
   """
-  return split if isinstance(split, Split) else _decode(split, _origin(split))
+  if isinstance(split, Split):
+    return split
+  return _decode(split, _origin(split))[0]
+
+
+def labels_of(split: Split | Stream, rows: np.ndarray) -> np.ndarray:
+  """Gives the labels of some rows of a split; a few, for a stream is read."""
+  return (
+    split.labels[rows] if isinstance(split, Split) else split.batch(rows).labels
+  )
 
 
 def take(split: Split | Stream, rows: np.ndarray) -> Split | Stream:
@@ -197,11 +222,12 @@ def take(split: Split | Stream, rows: np.ndarray) -> Split | Stream:
   return dataclasses.replace(split, indices=split.indices[rows])
 
 
-def _decode(stream: Stream, origin: _Origin | None) -> Split:
-  """Reads a stream into memory."""
+def _decode(stream: Stream, origin: _Origin | None) -> tuple[Split, np.ndarray]:
+  """Reads a stream into memory; gives which of its files' examples are left."""
   if isinstance(stream.files, Arrays) and not stream.resize:
     split = stream.files.split
-    return Split(split.images[stream.indices], split.labels[stream.indices])
+    rows = stream.indices
+    return Split(split.images[rows], split.labels[rows]), rows
 
   def decode() -> dict[str, np.ndarray]:
     images = np.empty((stream.size, *stream.image_shape), np.uint8)
@@ -224,12 +250,12 @@ def _decode(stream: Stream, origin: _Origin | None) -> Split:
   images, labels = arrays['images'], arrays['labels']
   present = labels >= 0
   if present.all():
-    return Split(images, labels)
+    return Split(images, labels), stream.indices
   if not present.any():
     raise ValueError(
       f'none of {stream.size} images can be read: {arrays["unreadable"][0]}'
     )
-  return Split(images[present], labels[present])
+  return Split(images[present], labels[present]), stream.indices[present]
 
 
 def _summarise(

@@ -390,6 +390,8 @@ def _disagreements(
     return Missing(title, reason)
   if not run.predictions:
     return Missing(title, 'the run has left no predictions')
+  if 'teacher' not in run.predictions:
+    return Missing(title, "the teacher's logits of them are not known")
   labels = run.predictions['labels']
   student = run.predictions['best'].argmax(-1)
   teacher = run.predictions['teacher'].argmax(-1)

@@ -76,6 +76,7 @@ def stage_maps(
   teacher = teacher_lib.load_again(
     run.path, config, run.result['teacher'], targets
   ).network
+  assert teacher is not None  # One of logits alone gives no features.
 
   def compute(
     student_variables: features.Variables,

@@ -268,6 +268,7 @@ def _share_logits(
       method.needs_teacher
       and not method.teacher_features
       and not config.teacher.replay
+      and not config_lib.has_logits(config)
       and not results.read_result(workdir / one.name)
     ):
       settings = results.as_json(config)

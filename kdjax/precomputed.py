@@ -1,0 +1,165 @@
+"""Logits that a teacher of any kind has computed before, in a file.
+
+An `.npz` with the arrays `ids`, integers `[N]`, each the index of an example in
+the data set's training split, in the order in which the source lists it and
+before a validation split is taken off; `logits`, `[N, classes]`; and perhaps
+`test_ids` and `test_logits`, the same for the test split.
+"""
+
+import os
+import pathlib
+import zipfile
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from kdjax import digests
+
+SUFFIX = '.npz'
+
+
+class Table(NamedTuple):
+  """The logits of some examples of a split.
+
+  Attributes:
+    what: what it is called in messages.
+    ids: index of each example in the split, ascending, int64 `[N]`.
+    logits: float32 `[N, classes]`.
+  """
+
+  what: str
+  ids: np.ndarray
+  logits: np.ndarray
+
+  def rows(self, ids: np.ndarray) -> np.ndarray:
+    """Looks examples up.
+
+    Args:
+      ids: index of each of them in the split.
+
+    Returns:
+      Their logits, float32 `[len(ids), classes]`.
+
+    Raises:
+      ValueError: an example is not in the table.
+    """
+    missing = np.setdiff1d(ids, self.ids)
+    if missing.size:
+      shown = ', '.join(map(str, missing[:5]))
+      raise ValueError(
+        f'{self.what} lacks {missing.size} of the {len(ids)} examples that '
+        f'this run needs: {shown}{", …" if missing.size > 5 else ""}. They are '
+        "indices in the data set's own split, before a validation split is "
+        'taken off'
+      )
+    return self.logits[np.searchsorted(self.ids, ids)]
+
+
+class Logits(NamedTuple):
+  """The logits in a file.
+
+  Attributes:
+    train: those of the training split.
+    test: those of the test split, if the file has them.
+    digest: SHA-256 of all of them.
+  """
+
+  train: Table
+  test: Table | None
+  digest: str
+
+
+def read(path: str | os.PathLike[str]) -> Logits:
+  """Reads the logits in a file.
+
+  Args:
+    path: the `.npz` file.
+
+  Returns:
+    The logits.
+
+  Raises:
+    ValueError: it is damaged, or not as described above.
+    OSError: it cannot be read.
+  """
+  path = pathlib.Path(path)
+  # Opened here: NumPy leaves open a file that is no archive.
+  with path.open('rb') as file:
+    try:
+      with np.load(file, allow_pickle=False) as found:
+        arrays = {name: np.asarray(found[name]) for name in found.files}
+    except (
+      ValueError,
+      TypeError,
+      AttributeError,
+      EOFError,
+      NotImplementedError,
+      zipfile.BadZipFile,
+      zlib.error,
+    ) as error:
+      raise ValueError(
+        f'{path} cannot be read ({error}): expected what numpy.savez has '
+        'written, of numbers only'
+      ) from error
+  train = _table(path, arrays, 'ids', 'logits')
+  if train is None:
+    raise ValueError(
+      f'{path} holds {", ".join(sorted(arrays)) or "nothing"}: expected `ids` '
+      'and `logits`, and perhaps `test_ids` and `test_logits`'
+    )
+  test = _table(path, arrays, 'test_ids', 'test_logits')
+  if test and test.logits.shape[1] != train.logits.shape[1]:
+    raise ValueError(
+      f'{test.what} has {test.logits.shape[1]} classes, and logits '
+      f'{train.logits.shape[1]}'
+    )
+  tables = {'train': train, 'test': test}
+  return Logits(
+    train,
+    test,
+    digests.digest(
+      {
+        name: {'ids': table.ids, 'logits': table.logits}
+        for name, table in tables.items()
+        if table
+      }
+    ),
+  )
+
+
+def _table(
+  path: pathlib.Path, arrays: dict[str, np.ndarray], ids_name: str, name: str
+) -> Table | None:
+  if ids_name not in arrays and name not in arrays:
+    return None
+  what = f'{name} in {path}'
+  if ids_name not in arrays or name not in arrays:
+    raise ValueError(f'{path} has only one of `{ids_name}` and `{name}`')
+  ids, logits = arrays[ids_name], arrays[name]
+  if (
+    ids.ndim != 1
+    or ids.dtype.kind not in 'iu'
+    or logits.ndim != 2
+    or logits.dtype.kind != 'f'
+    or len(ids) != len(logits)
+  ):
+    raise ValueError(
+      f'{what} is {logits.dtype}{list(logits.shape)}, and {ids_name} '
+      f'{ids.dtype}{list(ids.shape)}: expected floats [N, classes] and '
+      'integers [N]'
+    )
+  with np.errstate(over='ignore'):
+    logits = logits.astype(np.float32)
+  bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+  if bad.size:
+    raise ValueError(
+      f'{what} has values that are not finite, for example of id {ids[bad[0]]}'
+    )
+  ids = ids.astype(np.int64)
+  order = np.argsort(ids, kind='stable')
+  ids = ids[order]
+  twice = ids[1:][ids[1:] == ids[:-1]]
+  if twice.size:
+    raise ValueError(f'{ids_name} in {path} has {twice[0]} twice')
+  return Table(what, ids, logits[order])

@@ -1,0 +1,313 @@
+"""Teachers of which nothing is known but their logits."""
+
+import io
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from kdjax import data, logs, measure, precomputed, results, train
+from kdjax import teacher as teacher_lib
+from kdjax.data import batches
+from kdjax.session import Session
+from kdjax.step import data_key, predict
+
+IDS = np.array([4, 2, 9])
+LOGITS = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+
+
+def save(path, **arrays):
+  np.savez(path, **{'ids': IDS, 'logits': LOGITS} | arrays)
+  return path
+
+
+# What is on disk
+
+
+def test_examples_are_found_by_their_ids(tmp_path):
+  found = precomputed.read(
+    save(tmp_path / 'a.npz', test_ids=IDS[:1], test_logits=LOGITS[2:])
+  )
+  np.testing.assert_array_equal(
+    found.train.rows(np.array([2, 4, 2])), LOGITS[[1, 0, 1]]
+  )
+  np.testing.assert_array_equal(found.test.rows(np.array([4])), LOGITS[2:])
+  assert precomputed.read(save(tmp_path / 'b.npz')).test is None
+
+
+def test_the_digest_knows_logits_and_not_their_order(tmp_path):
+  digest = precomputed.read(save(tmp_path / 'a.npz')).digest
+  turned = save(
+    tmp_path / 'b.npz', ids=IDS[::-1].astype('u2'), logits=LOGITS[::-1]
+  )
+  assert precomputed.read(turned).digest == digest
+  for number, changes in enumerate(
+    (
+      {'ids': IDS + 1},
+      {'logits': LOGITS + 1},
+      {'test_ids': IDS, 'test_logits': LOGITS},
+    )
+  ):
+    path = save(tmp_path / f'{number}.npz', **changes)
+    assert precomputed.read(path).digest != digest
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'ids': np.array([4, 2, 4])}, 'ids in .*a.npz has 4 twice'),
+    ({'ids': np.array([4.0, 2.0, 9.0])}, r'ids float64\[3\]: expected floats'),
+    ({'ids': IDS[:2]}, r'logits in .* is float32\[3, 5\], and ids int64\[2\]'),
+    ({'logits': LOGITS[:, 0]}, r'is float32\[3\]'),
+    ({'logits': IDS[:, None]}, r'is int64\[3, 1\]'),
+    ({'logits': np.where(LOGITS[1, 1] == LOGITS, np.nan, LOGITS)}, 'of id 2$'),
+    ({'logits': LOGITS * np.float64(1e300)}, 'not finite'),
+    (
+      {'logits': np.array([[1], ['a']], object)},
+      'a.npz cannot be read',
+    ),
+    ({'test_ids': IDS}, 'only one of `test_ids` and `test_logits`'),
+    ({'test_ids': IDS, 'test_logits': LOGITS[:, :4]}, 'has 4 classes, and log'),
+  ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path, changes, message):
+  with pytest.raises(ValueError, match=message):
+    precomputed.read(save(tmp_path / 'a.npz', **changes))
+
+
+def test_other_arrays_are_refused(tmp_path):
+  np.savez(tmp_path / 'a.npz', images=LOGITS)
+  with pytest.raises(ValueError, match=r'a.npz holds images: expected `ids`'):
+    precomputed.read(tmp_path / 'a.npz')
+
+
+def test_no_damage_goes_unseen(tmp_path):
+  """Cut off anywhere, or with any byte changed: right, or an error."""
+  content = save(tmp_path / 'a.npz').read_bytes()
+  digest = precomputed.read(tmp_path / 'a.npz').digest
+  rng = np.random.default_rng(0)
+  damaged = [content[:size] for size in range(0, len(content), 29)]
+  for place in rng.integers(len(content), size=150):
+    changed = bytearray(content)
+    changed[place] ^= 1 << rng.integers(8)
+    damaged.append(bytes(changed))
+  array = io.BytesIO()
+  np.save(array, IDS)
+  damaged += [b'', b'text', array.getvalue()]
+  right = refused = 0
+  for bad in damaged:
+    (tmp_path / 'b.npz').write_bytes(bad)
+    try:
+      right += precomputed.read(tmp_path / 'b.npz').digest == digest
+    except ValueError as error:
+      refused += 'b.npz' in str(error)
+  assert right + refused == len(damaged)
+  assert refused > len(damaged) / 2
+
+
+def test_examples_that_are_missing_are_counted_and_named(tmp_path):
+  table = precomputed.read(save(tmp_path / 'a.npz')).train
+  with pytest.raises(ValueError, match=r'lacks 2 of the 3 .*needs: 0, 3. They'):
+    table.rows(np.array([0, 3, 4]))
+
+
+# In a run
+
+
+def config(**changes):
+  """Without crops and flips, so that a file can have all that is seen."""
+  run = tiny.config('response')
+  run.student.update(name='small_cnn:SmallCNN', width=4)
+  run.teacher.update(name='small_cnn:SmallCNN', width=8)
+  run.data.update(train_limit=150, crop_padding=0)
+  run.train.epochs = 2
+  run.teacher.train.epochs = 3
+  run.log.update(tensorboard=False, every_steps=1)
+  with run.unlocked():
+    run.update_from_flattened_dict(changes)
+  return run
+
+
+def losses(workdir):
+  return [
+    record['loss']
+    for record in logs.read_records(workdir)
+    if record['kind'] == 'train'
+  ]
+
+
+@pytest.fixture(scope='module')
+def session():
+  return Session()
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory, session):
+  """A run whose logits were kept, and files of logits of the same teacher.
+
+  `replayed.npz` has the very bits of the run; `all.npz` has every example of
+  the source, computed otherwise, and those of the test split.
+  """
+  root = tmp_path_factory.mktemp('precomputed')
+  run = config(**{'teacher.replay': str(root / 'replay')})
+  train.train_and_evaluate(run, root / 'live', session)
+  dataset = session.dataset(run.data)
+  network = teacher_lib.load(root / 'teacher', run).network
+
+  source = data.sources.load('digits', None)
+  logits = np.array(predict(network, source.train.images, 100))
+  np.savez(
+    root / 'all.npz',
+    ids=np.arange(source.train.size),
+    logits=logits,
+    test_ids=np.arange(source.test.size),
+    test_logits=predict(network, source.test.images, 100),
+  )
+  key = data_key(jax.random.key(run.seed))
+  for epoch in range(2):
+    order = np.asarray(batches.epoch_order(key, epoch, 150))
+    with np.load(root / 'replay' / f'epoch_{epoch:04d}.npz') as kept:
+      seen = kept['logits'].reshape(-1, 10)
+    logits[dataset.train_ids[order[: len(seen)]]] = seen
+  ids = dataset.train_ids[::-1]
+  np.savez(root / 'replayed.npz', ids=ids, logits=logits[ids])
+  return root
+
+
+def taught_by(root, name, **changes):
+  return config(**{'teacher.path': str(root / name)} | changes)
+
+
+def test_rows_know_which_examples_of_the_source_they_are(session):
+  source = data.sources.load('digits', None)
+  dataset = session.dataset(config().data)
+  for split, ids, whole in (
+    (dataset.train, dataset.train_ids, source.train),
+    (dataset.test, dataset.test_ids, source.test),
+  ):
+    assert len(ids) == split.size
+    np.testing.assert_array_equal(whole.images[ids], split.images)
+  assert (np.diff(dataset.train_ids) > 0).all()
+
+
+def test_known_logits_teach_as_the_teacher_itself(root, session):
+  result = train.train_and_evaluate(
+    taught_by(root, 'replayed.npz'), root / 'same bits', session
+  )
+  assert losses(root / 'same bits') == losses(root / 'live')
+  live = results.read_result(root / 'live')
+  assert result['last']['digest'] == live['last']['digest']
+  teacher = result['teacher']
+  assert teacher['model'] == 'logits'
+  assert (teacher['parameters'], teacher['wall_time_s']) == (None, None)
+  assert teacher['test'] == {}
+  assert 'agreement' not in result['last']['test']
+  assert 'teacher' not in results.read_predictions(root / 'same bits')
+  lines = results.table(result).splitlines()
+  assert lines[2].split() == ['teacher', 'logits', *'-------']
+
+
+def test_those_of_the_test_split_are_compared_with(root, session):
+  result = train.train_and_evaluate(
+    taught_by(root, 'all.npz'), root / 'with test', session
+  )
+  live = results.read_result(root / 'live')
+  np.testing.assert_allclose(
+    losses(root / 'with test'), losses(root / 'live'), rtol=1e-5
+  )
+  for row in ('teacher', 'last'):
+    for name, value in live[row]['test'].items():
+      assert result[row]['test'][name] == pytest.approx(value, abs=1e-4), name
+  again, _ = measure.evaluate(root / 'with test')
+  assert again['teacher'] == result['teacher']
+
+
+def test_a_run_goes_on_with_them_and_a_stream_sees_the_same(
+  root, session, monkeypatch
+):
+  """Streamed, and cut off in the middle of the second epoch."""
+  changes = {'data.streaming': True, 'checkpoint.every_steps': 3}
+  run = taught_by(root, 'all.npz', **changes)
+
+  step = train.program.Program.run
+
+  def cut(self, state, done):
+    if done == 6:
+      raise InterruptedError
+    return step(self, state, done)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train.program.Program, 'run', cut)
+    with pytest.raises(InterruptedError):
+      train.train_and_evaluate(run, root / 'cut', Session())
+  result = train.train_and_evaluate(run, root / 'cut', Session())
+  whole = results.read_result(root / 'with test')
+  assert result['last']['digest'] == whole['last']['digest']
+
+
+def test_several_steps_at_once_see_the_same(root, session):
+  run = taught_by(root, 'all.npz', **{'device.steps_per_dispatch': 2})
+  train.train_and_evaluate(run, root / 'several', session)
+  np.testing.assert_allclose(
+    losses(root / 'several'), losses(root / 'with test'), rtol=1e-4
+  )
+
+
+def test_a_teacher_of_whole_images_is_warned_of_where_others_are_seen(
+  root, session, caplog
+):
+  run = taught_by(root, 'all.npz', **{'data.crop_padding': 1})
+  run.train.max_steps = 1
+  train.train_and_evaluate(run, root / 'cropped', session)
+  assert 'student sees others (config.data.crop_padding=1)' in caplog.text
+
+
+def test_logits_of_other_examples_are_noticed(root, session, caplog):
+  with np.load(root / 'all.npz') as arrays:
+    arrays = dict(arrays)
+  arrays['ids'] = np.roll(arrays['ids'], 1)
+  np.savez(root / 'shifted.npz', **arrays)
+  teacher = session.teacher(str(root / 'shifted.npz'), config())
+  dataset = session.dataset(config().data)
+  teacher_lib.check_knows(teacher, dataset, 100)
+  assert 'its ids those of the images?' in caplog.text
+  caplog.clear()
+  teacher = session.teacher(str(root / 'all.npz'), config())
+  teacher_lib.check_knows(teacher, dataset, 100)
+  assert not [line for line in caplog.records if line.levelname == 'WARNING']
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'data.train_limit': 0}, 'lacks 1143 of the 1293 examples that this run'),
+    ({'method.name': 'feature'}, 'the method wants its features stage1, stag'),
+    ({'teacher.replay': 'there'}, "teacher.replay is 'there', which cannot be"),
+    ({'teacher.head': 'fresh'}, "teacher.head is 'fresh', which cannot be"),
+    (
+      {'data.corrupt': 'skip', 'data.streaming': True},
+      "data.corrupt is 'skip', which .* logits .* and data that are streamed",
+    ),
+    (
+      {'teacher.path': '', 'teacher.ensemble': ('a', 'b.npz')},
+      'a file of logits cannot be a member',
+    ),
+    ({'teacher.path': 'no.npz'}, 'No such file'),
+  ],
+)
+def test_a_run_that_they_cannot_teach_is_refused(
+  root, session, changes, message
+):
+  run = taught_by(root, 'replayed.npz', **changes)
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
+    train.train_and_evaluate(run, root / 'refused', session)
+  assert not (root / 'refused').exists()
+
+
+def test_logits_of_other_classes_are_refused(root, session):
+  np.savez(root / 'five.npz', ids=np.arange(1500), logits=np.zeros((1500, 5)))
+  with pytest.raises(ValueError, match=r'five.npz has logits of 5 classes'):
+    train.train_and_evaluate(
+      taught_by(root, 'five.npz'), root / 'refused', session
+    )
