@@ -115,12 +115,13 @@ def _read_all(path: pathlib.Path, found: names.Found) -> dict[str, np.ndarray]:
     arrays[name] = array
   if not_finite:
     raise ValueError(
-      f'{path}: NaN or infinite values in {stored.listed(not_finite)}: the network '
-      'diverged, or the file is damaged'
+      f'{path}: NaN or infinite values in {stored.listed(not_finite)}: the '
+      'network diverged, or the file is damaged'
     )
   if negative:
     raise ValueError(
-      f'{path}: negative variances in {stored.listed(negative)}: the file is damaged'
+      f'{path}: negative variances in {stored.listed(negative)}: the file is '
+      'damaged'
     )
   return arrays
 

@@ -1,6 +1,7 @@
 """ResNets from files of others, and written for others."""
 
 import functools
+import re
 import zipfile
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 import reference
 import safetensors.numpy
 import torch_files
-from torch_files import Call, Global, Raw
+from torch_files import Call, Global, Raw, Tensor
 
 from kdjax import features, models, weights
 from kdjax.models import resnet
@@ -322,6 +323,143 @@ def test_one_dictionary_under_two_names_is_one_network(tmp_path):
   path = tmp_path / 'weights.pth'
   torch_files.write_zip(path, state, pickled=pickled)
   assert 'prefix taken off: best.' in weights.load(path).recognised
+
+
+# What else PyTorch and trainers write
+
+
+BESIDE = {
+  'arguments': Call(
+    Global('argparse', 'Namespace'), (), b'\x81', {'lr': 0.1, 'path': 'data'}
+  ),
+  'a number of NumPy': Call(
+    Global('numpy._core.multiarray', 'scalar'),
+    (Call(Global('numpy', 'dtype'), ('f8', False, True), state=(3, '<')), b'1'),
+  ),
+  'an array of NumPy': Call(
+    Global('numpy.core.multiarray', '_reconstruct'),
+    (Global('numpy', 'ndarray'), (0,), b'b'),
+    state=(1, (2,), None, False, b'12'),
+  ),
+  'a device': Call(Global('torch', 'device'), ('cuda', 0)),
+  'a size': Call(Global('torch', 'Size'), ((1, 2),)),
+  'a dtype': Global('torch', 'float16'),
+  'a set': Call(Global('builtins', 'set'), ([1, 2],)),
+  'a set of protocol 4': Raw(b'\x8f(K\1K\2\x90'),
+  'a default': Raw(
+    b'ccollections\ndefaultdict\ncbuiltins\ndict\n\x85R(X\1\0\0\0aK\1u'
+  ),
+  'milestones': Call(Global('collections', 'Counter'), ({30: 1},)),
+  'a path': Call(Global('pathlib', 'PosixPath'), ('a', 'b')),
+  'losses': [0.5] * 100_001,
+  'a long number': 2**80,
+  'bytes': Raw(b'C\3abc'),
+  'a number of Python 2': Raw(b'I140735340871680\n'),
+  'a tensor that was expanded': Tensor(
+    np.zeros(1, np.int64), 0, (5, 6), (0, 0)
+  ),
+  'a slice': Call(Global('builtins', 'slice'), (None, 1, None)),
+}
+
+
+@pytest.mark.parametrize('beside', BESIDE)
+@pytest.mark.parametrize('suffix', ['pth', 'legacy'])
+def test_what_trainers_save_beside_the_weights(tmp_path, beside, suffix):
+  state = state_of()
+  content = {beside: BESIDE[beside], 'model': state}
+  imported = load(tmp_path, content, f'weights.{suffix}')
+  assert_same(imported.variables, reference.flax_variables(state))
+  # What is in a list of numbers has no names.
+  ignored = f'ignored: {beside}' in imported.recognised
+  assert ignored == (beside != 'losses')
+
+
+def rebuilt(function, *more, wrap=lambda tensor: tensor):
+  """Pickles an array as one of PyTorch's functions makes it."""
+
+  def tensor(array):
+    flat = np.ascontiguousarray(array)
+    stride = tuple(s // array.itemsize for s in flat.strides)
+    name = Global('torch._utils', function)
+    return wrap(Tensor(flat.ravel(), 0, array.shape, stride, name, more))
+
+  return tensor
+
+
+@pytest.mark.parametrize(
+  'tensor',
+  [
+    # Before 0.4.
+    rebuilt('_rebuild_tensor'),
+    rebuilt(
+      '_rebuild_tensor',
+      wrap=lambda tensor: Call(
+        Global('torch.nn.parameter', 'Parameter'),
+        *((tensor,), b'\x81', (True, False, torch_files.ORDERED_DICT)),
+      ),
+    ),
+    rebuilt('_rebuild_tensor_v2', False, {}, {'metadata': 1}),
+    rebuilt('_rebuild_tensor_v3', False, {}, Global('torch', 'float32')),
+    *(
+      rebuilt(
+        *('_rebuild_tensor_v2', False, {}),
+        wrap=lambda tensor, name=name, more=more: Call(
+          Global('torch._utils', name), (tensor, True, {}, *more)
+        ),
+      )
+      for name, more in [
+        ('_rebuild_parameter', ()),
+        ('_rebuild_parameter_with_state', ({},)),
+      ]
+    ),
+  ],
+)
+def test_tensors_as_versions_of_pytorch_describe_them(tmp_path, tensor):
+  state = state_of()
+  content = {
+    name: tensor(array)
+    for name, array in state.items()
+    if array.dtype == np.float32
+  }
+  imported = load(tmp_path, content)
+  assert_same(imported.variables, reference.flax_variables(state))
+
+
+def test_strided_and_shared_tensors(tmp_path):
+  state = state_of()
+  kernel = state['layer4.0.conv1.weight']
+  last = np.ascontiguousarray(kernel.transpose(0, 2, 3, 1))  # channels_last
+  out, height, width, size = last.shape
+  both = np.concatenate([state['bn1.weight'], state['bn1.bias']])
+  content = {
+    **state,
+    'layer4.0.conv1.weight': Tensor(
+      last.ravel(),
+      0,
+      (out, size, height, width),
+      (height * width * size, 1, width * size, size),
+    ),
+    'bn1.weight': Tensor(both, 0, (2,), (1,)),
+    'bn1.bias': Tensor(both, 2, (2,), (1,)),
+  }
+  for suffix in ('pth', 'legacy'):
+    imported = load(tmp_path, content, f'weights.{suffix}')
+    assert_same(imported.variables, reference.flax_variables(state))
+
+
+def test_dictionaries_as_python_2_wrote_them(tmp_path):
+  state = state_of()
+  pairs = [[name, array] for name, array in state.items()]
+  content = Call(torch_files.ORDERED_DICT, (pairs,), state={'_metadata': {}})
+  path = tmp_path / 'weights.pth'
+  torch_files.write_zip(path, content)
+  writer = torch_files.Writer()
+  code = writer.pickle(content)
+  # Its strings are bytes: a short one is U, its length, its characters.
+  short = re.sub(rb'X(.)\0\0\0', rb'U\1', code, flags=re.DOTALL)
+  assert short != code
+  torch_files.write_zip(path, content, pickled=short)
+  assert_same(weights.load(path).variables, reference.flax_variables(state))
 
 
 # What a file is
