@@ -23,7 +23,7 @@ def outcomes(request, tmp_path_factory):
   done = subprocess.run(
     [sys.executable, hostile.__file__, str(folder), str(number)],
     cwd=folder,
-    env=os.environ | {'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}'},
+    env=os.environ | {'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path])},
     capture_output=True,
     text=True,
     check=False,
