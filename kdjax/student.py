@@ -129,23 +129,22 @@ def load_student(
   path = pathlib.Path(path)
   if path.suffix in programs.SUFFIXES:
     return Student(*programs.load(path))
-  return of_network(*pretrained.load(path, checkpoint, ema)[:2])
+  network, card, _ = pretrained.load(path, checkpoint, ema)
+  check_normalized(network)
+  return of_network(network, card)
 
 
 def of_network(network: step.Network, card: Mapping[str, Any]) -> Student:
   """Makes a function of a network, folded (see `kdjax.models.fold`).
 
   Args:
-    network: its model and variables.
+    network: its model and variables; without `normalization` it is given
+      pixels.
     card: what is known of it (see `kdjax.pretrained.Pretrained`).
 
   Returns:
     The function.
-
-  Raises:
-    ValueError: nothing is known of how its images are normalised.
   """
-  check_normalized(network)
   model, variables = models.fold(*network)
   compiled = jax.jit(
     functools.partial(classify, model),

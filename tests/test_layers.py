@@ -116,6 +116,13 @@ ALLOWED = {
   'kdjax.export.orbax': ('checkpoint', 'step'),
   'kdjax.export.safetensors': ('digests', 'pretrained', 'step', 'weights'),
   'kdjax.export.stablehlo': ('models', 'programs', 'step', 'student'),
+  'kdjax.convert': (
+    'command',
+    'digests',
+    'export.orbax',
+    'export.safetensors',
+    'pretrained',
+  ),
   'kdjax.predict': (),
   'kdjax.predict.__main__': ('command', 'logs', 'predict.execute', 'student'),
   'kdjax.predict.execute': (
@@ -366,6 +373,7 @@ DEFINE_FLAGS = (
   'kdjax.benchmark.__main__',
   'kdjax.sweep.__main__',
   'kdjax.report.__main__',
+  'kdjax.convert',
   'kdjax.export.__main__',
   'kdjax.predict.__main__',
 )

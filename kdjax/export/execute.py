@@ -115,15 +115,16 @@ def export(
     'largest difference',
   )
   lines: list[tuple[str, ...]] = [header]
-  if run and (teacher := _teacher(run)):
-    tested = teacher.report['test']['accuracy']
+  teacher = run and _teacher(run)
+  # One of which only logits are known takes no time.
+  if teacher and teacher.network:
     lines.append(
       _line(
         f'teacher {teacher.report["model"]}',
         student.of_network(teacher.network, card),
         _variable_bytes(teacher.network),
         teacher.report['parameters'],
-        None if images else tested,
+        None if images else teacher.report['test']['accuracy'],
       )
     )
   parameters = optax.tree.size(network.variables['params'])
