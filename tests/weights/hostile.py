@@ -177,9 +177,12 @@ PICKLES = {
       (False, {}, 'float32'),
     )
   },
-  'a tensor set anew': Call(
-    Global('torch._utils', '_rebuild_parameter'), (X, True, {}), b'R', (X, 0)
-  ),
+  'a tensor set anew': {
+    'x': Call(
+      *(Global('torch._utils', '_rebuild_parameter'), (X, True, {})),
+      state=(X, 0),
+    )
+  },
   'a parameter of nothing': Call(
     Global('torch._utils', '_rebuild_parameter'), (1, True, {})
   ),
