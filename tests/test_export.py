@@ -351,6 +351,35 @@ def test_what_cannot_be_is_refused(
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('platforms', [['cpu', 'gpu'], ['tpu'], []])
+def test_a_program_is_for_this_platform_too(bfloat16, tmp_path, platforms):
+  with pytest.raises(ValueError, match='cpu among them'):
+    execute.export(
+      bfloat16[0], ['stablehlo'], tmp_path / 'x.stablehlo', platforms=platforms
+    )
+
+
+def test_what_is_no_resnet_has_no_names_in_pytorch(bfloat16, tmp_path):
+  card = pretrained.load(bfloat16[0]).card
+  arguments = {'name': 'small_cnn:SmallCNN', 'num_classes': 3}
+  model = models.build(**arguments)
+  images = jnp.zeros((1, *card['preprocessing']['image_shape']))
+  variables = features.init(model, jax.random.key(0), images)
+  checkpoint.save_network(
+    tmp_path / 'cnn',
+    step.Network(model, variables),
+    {**card, 'model': arguments},
+  )
+  with pytest.raises(ValueError, match=r'SmallCNN cannot .* Choose another'):
+    execute.export(
+      tmp_path / 'cnn', ['safetensors'], tmp_path / 'x.safetensors'
+    )
+  execute.export(tmp_path / 'cnn', ['stablehlo'], tmp_path / 'x.stablehlo')
+  assert kdjax.load_student(tmp_path / 'x.stablehlo').class_names == tuple(
+    'abc'
+  )
+
+
 def test_weights_alone_are_refused(bfloat16, tmp_path):
   weights.save(tmp_path / 'x.safetensors', bfloat16[1].variables, {})
   with pytest.raises(ValueError, match='how images are normalised'):

@@ -94,7 +94,11 @@ ALLOWED = {
     'report.tables',
   ),
   'kdjax.export': (),
-  'kdjax.export.__main__': ('command', 'export.execute'),
+  'kdjax.export.__main__': (
+    'command',
+    'export.execute',
+    'export.stablehlo',
+  ),
   'kdjax.export.execute': (
     'checkpoint',
     'data',

@@ -8,7 +8,7 @@ import pathlib
 from absl import app, flags
 
 from kdjax.command import command
-from kdjax.export import execute
+from kdjax.export import execute, stablehlo
 
 _WORKDIR = flags.DEFINE_string(
   'workdir',
@@ -34,7 +34,7 @@ _EMA = flags.DEFINE_bool(
 _PLATFORMS = flags.DEFINE_list(
   'platforms',
   ['cpu', 'cuda', 'tpu'],
-  'What a StableHLO program can run on: cpu, cuda, rocm, tpu.',
+  f'What a StableHLO program can run on: {", ".join(stablehlo.PLATFORMS)}.',
 )
 _IMAGES = flags.DEFINE_integer(
   'images',

@@ -30,7 +30,7 @@ def write(
     platforms: ignored: its runtime decides.
 
   Raises:
-    ValueError: what converts it is not installed.
+    ValueError: what converts it is not installed, or cannot.
   """
   del platforms
   try:
@@ -41,15 +41,22 @@ def write(
       "'kdjax[onnx]'"
     ) from error
   model = network.model
-  if model.dtype != jnp.float32:
+  if getattr(model, 'dtype', None) == jnp.bfloat16:
     model = model.clone(dtype=jnp.float32)
-  converted = jax2onnx.to_onnx(
-    functools.partial(student.classify, *models.fold(model, network.variables)),
-    inputs=[
-      jax.ShapeDtypeStruct(('size', *student.image_shape(card)), np.uint8)
-    ],
-    model_name='student',
-    input_names=['images'],
-    output_names=['probabilities'],
-  )
+  images = jax.ShapeDtypeStruct(('size', *student.image_shape(card)), np.uint8)
+  try:
+    converted = jax2onnx.to_onnx(
+      functools.partial(
+        student.classify, *models.fold(model, network.variables)
+      ),
+      inputs=[images],
+      model_name='student',
+      input_names=['images'],
+      output_names=['probabilities'],
+    )
+  # It raises errors of many kinds.
+  except Exception as error:
+    raise ValueError(
+      f'jax2onnx cannot convert {card["model"]["name"]}: {error}'
+    ) from error
   programs.write(path, converted.SerializeToString(), card)

@@ -29,4 +29,10 @@ def write(
   del platforms
   arrays = {name: network.variables[name] for name in ('params', 'batch_stats')}
   content = {**card, pretrained.DIGEST: digests.digest(arrays)}
-  weights.save(path, arrays, {pretrained.CARD: json.dumps(content)})
+  try:
+    weights.save(path, arrays, {pretrained.CARD: json.dumps(content)})
+  except ValueError as error:
+    raise ValueError(
+      f'{card["model"]["name"]} cannot be written with the names of '
+      f"torchvision's ResNets: {error}. Choose another format"
+    ) from error

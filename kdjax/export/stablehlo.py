@@ -12,6 +12,9 @@ from jax import export
 from kdjax import models, programs, student
 from kdjax.step import Network
 
+PLATFORMS = 'cpu', 'cuda', 'rocm', 'tpu'
+"""What a program can run on."""
+
 
 def write(
   path: pathlib.Path,
@@ -25,8 +28,19 @@ def write(
     path: the file; its card is beside it.
     network: its model and variables.
     card: what is known of it, as JSON.
-    platforms: what it can run on: 'cpu', 'cuda', 'rocm', 'tpu'.
+    platforms: what it can run on, some of `PLATFORMS`, that of this device
+      among them.
+
+  Raises:
+    ValueError: they are others.
   """
+  here = export.default_export_platform()
+  if here not in platforms or not set(platforms) <= set(PLATFORMS):
+    raise ValueError(
+      f'cannot export a program for {", ".join(platforms) or "nothing"}: '
+      f'expected some of {", ".join(PLATFORMS)}, and {here} among them, where '
+      'it is compared with the network'
+    )
   model, variables = models.fold(*network)
   function = jax.jit(functools.partial(student.classify, model, variables))
   shape = f'size, {", ".join(map(str, student.image_shape(card)))}'
