@@ -516,17 +516,18 @@ class Program:
 
   def _epoch_shapes(self) -> _Epoch:
     """Gives the shapes and dtypes of what `_begin_epoch` gives."""
-
-    def shapes() -> _Epoch:
-      logits = None
-      if self._gives_logits:
-        logits = jnp.zeros(
-          (self.plan.steps_per_epoch, self.plan.batch_size, self._classes)
-        )
-      order = None if self._stream else jnp.zeros(self._size, jnp.int32)
-      return _Epoch(order, logits)
-
-    return jax.eval_shape(shapes)
+    order: Any = None
+    logits: Any = None
+    if self._gives_logits:
+      logits = jax.ShapeDtypeStruct(
+        (self.plan.steps_per_epoch, self.plan.batch_size, self._classes),
+        jnp.float32,
+        # Else XLA might divide them as it divides the batch.
+        sharding=devices.replicated(),
+      )
+    if not self._stream:
+      order = jax.ShapeDtypeStruct((self._size,), jnp.int32)
+    return _Epoch(order, logits)
 
   def student(self, state: step.TrainState, ema: bool = False) -> step.Network:
     """Gives the student in a state, or its moving average."""

@@ -44,6 +44,9 @@ def root(tmp_path_factory):
   """
   root = tmp_path_factory.mktemp('topologies')
   session = Session()
+  (root / 'one').mkdir()
+  logits = np.random.default_rng(0).normal(size=(1500, 10))
+  np.savez(root / 'one' / 'logits.npz', ids=np.arange(1500), logits=logits)
   topology.run_all(root / 'one', session)
   finish(start(root / 'eight', 8, root / 'one'))
   with socket.socket() as free:
@@ -91,6 +94,13 @@ def test_result_does_not_depend_on_the_devices(root, kind, method):
   np.testing.assert_allclose(losses(other), expected, rtol=1e-5)
   largest, scale = difference(one, other)
   assert 0 < largest < 1e-4 * scale
+
+
+@pytest.mark.parametrize('kind', TOPOLOGIES)
+def test_logits_that_are_known_are_divided_as_the_images_are(root, kind):
+  expected = losses(root / 'one' / 'known')
+  assert len(expected) == 5
+  np.testing.assert_allclose(losses(root / kind / 'known'), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
   python tests/topology.py WORKDIR OTHER [ADDRESS COUNT INDEX]
 
-The runs go to WORKDIR, taught by the finished run `one/scratch` beside it. Then
+The runs go to WORKDIR, taught by the finished run `one/scratch` beside it, and
+one by the logits in `one/logits.npz`. Then
 a copy of OTHER's run in the mode feature is continued from half its length. Of
 several processes one is then told to stop in the middle of another run.
 WORKDIR/errorsINDEX.json receives what was refused, and WORKDIR/exchanged.json
@@ -42,7 +43,18 @@ def config(method, workdir):
   return config
 
 
+def taught_by_logits(workdir):
+  known = config('response', workdir)
+  known.student.name = 'small_cnn:SmallCNN'
+  known.train.epochs = 1
+  known.teacher.path = str(workdir.parent / 'one' / 'logits.npz')
+  return known
+
+
 def run_all(workdir, session):
+  train.train_and_evaluate(
+    taught_by_logits(workdir), workdir / 'known', session
+  )
   for method in METHODS:
     train.train_and_evaluate(config(method, workdir), workdir / method, session)
 
