@@ -43,7 +43,8 @@ class Dataset(NamedTuple):
     std: their standard deviation, float32 `[channels]`.
     digest: SHA-256 of all images and labels in their order.
     train_ids: for each example of `train` its index in the source's training
-      split, before any is split off or left out, int64 `[size]`.
+      split, before any is split off or left out, int64 `[size]`. In memory one
+      that stands in for another has its own.
     test_ids: the same of `test` in the source's test split.
 
   A set whose images are resized may be too large to be read for that. Then its
@@ -232,30 +233,34 @@ def _decode(stream: Stream, origin: _Origin | None) -> tuple[Split, np.ndarray]:
   def decode() -> dict[str, np.ndarray]:
     images = np.empty((stream.size, *stream.image_shape), np.uint8)
     labels = np.empty(stream.size, np.int32)
+    rows = np.empty(stream.size, np.int64)
     unreadable: list[str] = []
     first = 0
     for batch in stream.batches():
-      after = first + len(batch.labels)
-      images[first:after], labels[first:after] = batch.images, batch.labels
+      here = slice(first, first + len(batch.labels))
+      images[here], labels[here] = batch.images, batch.labels
+      rows[here] = batch.rows
       unreadable += batch.unreadable
-      first = after
+      first = here.stop
     return {
       'images': images,
       'labels': labels,
+      'rows': rows,
       'unreadable': np.array(unreadable, np.str_),
     }
 
-  arrays = _keep('decoded', [origin], decode)
+  arrays = _keep('decoded with rows', [origin], decode)
   stream.warn(arrays['unreadable'].tolist())
   images, labels = arrays['images'], arrays['labels']
+  ids = stream.indices[arrays['rows']]
   present = labels >= 0
   if present.all():
-    return Split(images, labels), stream.indices
+    return Split(images, labels), ids
   if not present.any():
     raise ValueError(
       f'none of {stream.size} images can be read: {arrays["unreadable"][0]}'
     )
-  return Split(images[present], labels[present]), stream.indices[present]
+  return Split(images[present], labels[present]), ids[present]
 
 
 def _summarise(

@@ -63,11 +63,14 @@ class Batch(NamedTuple):
     images: uint8 `[batch, height, width, channels]`.
     labels: int32 `[batch]`; -1 where there is no example, because its image
       cannot be read or the split has no more.
+    rows: which of the split's each one is, int64 `[batch]`; of one that stands
+      in for another, its own.
     unreadable: of each image that cannot be read, which one and why.
   """
 
   images: np.ndarray
   labels: np.ndarray
+  rows: np.ndarray
   unreadable: tuple[str, ...]
 
 
@@ -155,6 +158,7 @@ class Stream:
     """
     pixels = np.zeros((len(rows), *self.image_shape), np.uint8)
     labels = np.full(len(rows), -1, np.int32)
+    found = np.array(rows, np.int64)
     unreadable: list[str] = []
 
     def read(place: int, row: int, file: Any, label: int) -> bool:
@@ -170,7 +174,7 @@ class Stream:
           ) from error
         unreadable.append(str(error))
         return False
-      labels[place] = label
+      labels[place], found[place] = label, row
       return True
 
     examples = self.files.read([int(index) for index in self.indices[rows]])
@@ -185,7 +189,7 @@ class Stream:
         raise UnreadableError(
           f'no image of the {self.size} can be read: {unreadable[0]}'
         )
-    return Batch(pixels, labels, tuple(dict.fromkeys(unreadable)))
+    return Batch(pixels, labels, found, tuple(dict.fromkeys(unreadable)))
 
   def batches(self, rows: np.ndarray | None = None) -> Iterator[Batch]:
     """Reads many examples with the threads of this process.
@@ -364,7 +368,9 @@ class Batches:
     self._stream.warn(batch.unreadable)
     # A worker's arrays lie in shared memory that goes with them.
     return batch._replace(
-      images=np.array(batch.images), labels=np.array(batch.labels)
+      images=np.array(batch.images),
+      labels=np.array(batch.labels),
+      rows=np.array(batch.rows),
     )
 
   def __enter__(self) -> Self:

@@ -303,6 +303,9 @@ def test_unreadable_images_are_skipped_and_named_once(root, caplog):
     resident.train.images[:8], resident.train.images[[8] * 8]
   )
   assert resident.test.size == 23
+  ids = np.arange(24)
+  np.testing.assert_array_equal(resident.train_ids, np.maximum(ids, 8))
+  np.testing.assert_array_equal(resident.test_ids, np.delete(ids, 18))
 
   caplog.clear()
   streamed = load(streaming=True, **fields)
