@@ -11,7 +11,7 @@ from typing import Any
 import optax
 from absl import app, flags
 
-from kdjax import digests, pretrained
+from kdjax import checkpoint, digests, pretrained
 from kdjax.command import command
 from kdjax.export import orbax, safetensors
 
@@ -57,6 +57,11 @@ def main(argv: list[str]) -> None:
     if destination.exists() and not _OVERWRITE.value:
       raise FileExistsError(
         f'{destination} exists: replace it with --overwrite'
+      )
+    if destination.is_dir() and not checkpoint.is_network(destination):
+      raise FileExistsError(
+        f'{destination} is a directory that kdjax did not make: remove it, or '
+        'choose another DESTINATION'
       )
     found = pretrained.load(source, _CHECKPOINT.value, _EMA.value)
     print('\n'.join(found.recognised or [f'{source}: written by kdjax']))

@@ -86,6 +86,7 @@ def test_a_directory_is_orbax_and_goes_back(source):
   ('destination', 'flags', 'message'),
   [
     ('plain.safetensors', [], 'exists: replace it with --overwrite'),
+    ('', ['--overwrite'], 'a directory that kdjax did not make'),
     ('x', ['--mean=imagenet', '--std=imagenet'], 'images of 1 channels'),
     ('x', ['--class_names=README.md'], 'and the network knows 3'),
   ],

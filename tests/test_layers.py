@@ -121,6 +121,7 @@ ALLOWED = {
   'kdjax.export.safetensors': ('digests', 'pretrained', 'step', 'weights'),
   'kdjax.export.stablehlo': ('models', 'programs', 'step', 'student'),
   'kdjax.convert': (
+    'checkpoint',
     'command',
     'digests',
     'export.orbax',
