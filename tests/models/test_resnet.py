@@ -130,10 +130,6 @@ def through_files(state):
     imported = weights.load(path)
     path = path.with_suffix('.safetensors')
     weights.save(path, imported.variables, {})
-    read = weights.read(path).tensors
-    assert set(read) == set(state)
-    for key, tensor in read.items():
-      np.testing.assert_array_equal(tensor.read(), state[key])
     again = weights.load(path)
   assert again.model == imported.model
   assert again.channels == imported.channels == 3
