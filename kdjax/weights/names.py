@@ -183,7 +183,7 @@ def find(file: stored.Stored) -> Found:
     f'{file.format}, {naming.whose}',
     f'{model["name"]}, {model["stem"]} stem, width {model["width"]}, '
     f'{f"{head} classes" if head is not None else "no classifier"}, '
-    f'{network.channels} channels',
+    f'{network.channels} channel{"" if network.channels == 1 else "s"}',
   ]
   if root:
     notes.append(f'prefix taken off: {stored.listed([root])}')
