@@ -156,6 +156,8 @@ def outputs_of(name, stem):
     evaluated, unchanged = features.forward(
       model, variables, eval_images, names=STAGES, train=False
     )
+    if (name, stem) not in TRAINED:
+      return evaluated, unchanged
     trained, changed = features.forward(
       model, variables, train_images, train=True
     )
@@ -169,10 +171,14 @@ def outputs_of(name, stem):
   return variables['batch_stats'], *jax.device_get(outputs)
 
 
-each_reference = pytest.mark.parametrize(
-  ('name', 'stem'),
-  [tuple(model.split('/')) for model in REFERENCES['models'].tolist()],
-)
+EVALUATED = [tuple(model.split('/')) for model in REFERENCES['models'].tolist()]
+# A stem or a block trains alike in all of them.
+TRAINED = [
+  model
+  for model in EVALUATED
+  if model not in (('resnet34', 'cifar'), ('resnet101', 'cifar'))
+]
+each_trained = pytest.mark.parametrize(('name', 'stem'), TRAINED)
 
 
 @pytest.mark.parametrize('model', ['resnet18/imagenet', 'resnet50/cifar'])
@@ -183,7 +189,7 @@ def test_variables_are_named_and_shaped_like_pytorchs(model):
   assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, expected)
 
 
-@each_reference
+@pytest.mark.parametrize(('name', 'stem'), EVALUATED)
 def test_evaluation_mode_gives_pytorchs_logits_and_stages(name, stem):
   before, outputs, after, *_ = outputs_of(name, stem)
   key = f'{name}/{stem}'
@@ -198,7 +204,7 @@ def test_evaluation_mode_gives_pytorchs_logits_and_stages(name, stem):
   jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
-@each_reference
+@each_trained
 def test_training_mode_gives_pytorchs_logits(name, stem):
   *_, logits, _ = outputs_of(name, stem)
   # Batch statistics amplify rounding errors layer by layer: those of PyTorch
@@ -209,7 +215,7 @@ def test_training_mode_gives_pytorchs_logits(name, stem):
   )
 
 
-@each_reference
+@each_trained
 def test_training_mode_updates_running_statistics_as_pytorch_does(name, stem):
   before, *_, after = outputs_of(name, stem)
   key = f'{name}/{stem}'
