@@ -27,7 +27,6 @@ from kdjax.weights import names, safetensors_file, stored, torch_file
 from kdjax.weights.stored import Stored, Tensor
 
 __all__ = [
-  'SUFFIXES',
   'Imported',
   'Stored',
   'Tensor',
@@ -36,9 +35,6 @@ __all__ = [
   'save',
   'to_torchvision',
 ]
-
-SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.ckpt', '.pth.tar')
-"""How names of files of weights end; what they are is told by their content."""
 
 
 class Imported(NamedTuple):
