@@ -237,8 +237,10 @@ def _find_teacher(
     teacher = session.teacher(path, config, names, assumed)
     teacher_lib.check_suits(teacher, dataset)
     if teacher.logits:
-      # Those of each training image, or an error.
+      # Those of each image, or an error.
       teacher.logits.train.rows(dataset.train_ids)
+      if teacher.logits.test:
+        teacher.logits.test.rows(dataset.test_ids)
   devices.check_agree({'teacher': teacher.report['digest']})
   augmented = [
     f'config.data.{field}={config.data[field]}'

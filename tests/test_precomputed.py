@@ -296,6 +296,18 @@ def test_a_run_that_they_cannot_teach_is_refused(
   assert not (root / 'refused').exists()
 
 
+def test_logits_of_a_part_of_the_test_split_are_refused(root, session):
+  with np.load(root / 'all.npz') as arrays:
+    arrays = dict(arrays)
+  arrays['test_ids'] += 1
+  np.savez(root / 'part.npz', **arrays)
+  with pytest.raises(ValueError, match=r'test_logits in .*needs: 0\. They'):
+    train.train_and_evaluate(
+      taught_by(root, 'part.npz'), root / 'refused', session
+    )
+  assert not (root / 'refused').exists()
+
+
 def test_logits_of_other_classes_are_refused(root, session):
   np.savez(root / 'five.npz', ids=np.arange(1500), logits=np.zeros((1500, 5)))
   with pytest.raises(ValueError, match=r'five.npz has logits of 5 classes'):
