@@ -273,6 +273,12 @@ def recognise(
   Raises:
     ValueError: none that is known; what differs is named.
   """
+  if empty := [
+    (original or {}).get(key, key)
+    for key, shape in shapes.items()
+    if 0 in shape
+  ]:
+    raise ValueError(f'tensors without elements: {stored.listed(empty)}')
   blocks = [0, 0, 0, 0]
   for key in shapes:
     if match := re.match(r'layer(\d{1,4})\.(\d{1,4})\.', key):

@@ -654,6 +654,13 @@ def test_values_that_cannot_be(tmp_path, value, message):
       lambda s: s.update({'linear.bias': s['fc.bias']}),
       r'fc\.bias, linear\.bias are the same tensor',
     ),
+    (
+      # A classifier of no classes.
+      lambda s: s.update(
+        {name: s[name][:0] for name in list(s) if 'fc' in name}
+      ),
+      r'tensors without elements: fc\.weight, fc\.bias$',
+    ),
   ],
 )
 def test_another_network_is_refused_by_what_differs(tmp_path, change, message):
