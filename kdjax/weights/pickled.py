@@ -14,7 +14,7 @@ number of operations, which has one too.
 import dataclasses
 import pickletools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -27,6 +27,8 @@ MAX_BYTES = 2**26
 _MAX_OPERATIONS = 2_000_000
 # Larger integers can be chosen so that a dictionary of them takes hours.
 _MAX_KEY = 2**60
+# So many characters are compared in the time of an operation.
+_LONG_KEY = 1000
 
 _STORAGES: Mapping[str, np.dtype] = {
   'DoubleStorage': np.dtype('<f8'),
@@ -188,7 +190,8 @@ def load(file: Any) -> Any:
     ValueError: it is damaged, or holds what is not data.
   """
   machine = _Machine()
-  for _ in range(_MAX_OPERATIONS):
+  while True:
+    machine.spend(1)
     code = file.read(1)
     if not code:
       raise ValueError('its pickle ends too soon: the file is truncated')
@@ -208,10 +211,6 @@ def load(file: Any) -> Any:
     except ValueError as error:
       raise ValueError(f'its pickle is damaged: {error}') from error
     _OPERATIONS[opcode.name](machine, argument)
-  raise ValueError(
-    f'its pickle has more than {_MAX_OPERATIONS} operations: save '
-    'model.state_dict() alone'
-  )
 
 
 def _line(file: Any) -> str:
@@ -248,6 +247,19 @@ class _Machine:
     self.stack: list[Any] = []
     self.marks: list[int] = []
     self.memo: dict[int, Any] = {}
+    self.operations = 0
+
+  def spend(self, operations: int) -> None:
+    """Counts operations, and what takes as long as so many.
+
+    What is in the memo can be used again and again, whatever its length.
+    """
+    self.operations += operations
+    if self.operations > _MAX_OPERATIONS:
+      raise ValueError(
+        f'its pickle has more than {_MAX_OPERATIONS} operations: save '
+        'model.state_dict() alone'
+      )
 
   def push(self, value: Any) -> None:
     self.stack.append(value)
@@ -280,7 +292,19 @@ class _Machine:
       return
     if not isinstance(target, dict) or len(items) % 2:
       raise ValueError('its pickle sets items of no dictionary')
-    _update(target, zip(items[::2], items[1::2], strict=True))
+    self.update(target, zip(items[::2], items[1::2], strict=True))
+
+  def update(self, target: dict, items: Iterable[Any]) -> None:
+    for key, value in items:
+      if isinstance(key, str):
+        # One that is there already is compared.
+        self.spend(len(key) // _LONG_KEY)
+      elif not isinstance(key, int) or abs(key) > _MAX_KEY:
+        raise ValueError(
+          'a dictionary has keys that are neither names nor small integers: '
+          'save model.state_dict() alone'
+        )
+      target[key] = value
 
   def extend(self, items: list[Any]) -> None:
     target = self.top()
@@ -293,7 +317,7 @@ class _Machine:
     function, arguments = self.pop_tuple(2)
     if not isinstance(function, Global) or not isinstance(arguments, tuple):
       raise ValueError('its pickle calls what is no function')
-    self.push(_call(function.name, arguments))
+    self.push(_call(self, function.name, arguments))
 
   def build(self) -> None:
     """Passes over attributes, such as the version of a state dictionary."""
@@ -317,20 +341,10 @@ class _Machine:
     self.push(self.memo[index])
 
 
-def _update(target: dict, items: Any) -> None:
-  for key, value in items:
-    if not isinstance(key, str) and not (
-      isinstance(key, int) and abs(key) <= _MAX_KEY
-    ):
-      raise ValueError(
-        'a dictionary has keys that are neither names nor small integers: save '
-        'model.state_dict() alone'
-      )
-    target[key] = value
-
-
-def _call(name: str, arguments: tuple) -> Any:
+def _call(machine: _Machine, name: str, arguments: tuple) -> Any:
   """Gives what stands for the result of a function, which is not called."""
+  machine.spend(len(arguments))
+  machine.spend(sum(len(a) for a in arguments if isinstance(a, list | tuple)))
   if name == _ORDERED_DICT:
     result: dict = {}
     for pairs in arguments[:1]:  # As Python 2 wrote them.
@@ -338,7 +352,7 @@ def _call(name: str, arguments: tuple) -> Any:
         isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
       ):
         raise ValueError('an ordered dictionary is not made of pairs')
-      _update(result, pairs)
+      machine.update(result, pairs)
     return result
   if name in _REBUILD_TENSOR:
     return _view(name, arguments)
@@ -354,7 +368,7 @@ def _call(name: str, arguments: tuple) -> Any:
         tuple(inner_arguments),
         _,
       ) if kind in _TENSOR_TYPES and inner != _REBUILD_SUBCLASS:
-        return _call(inner, inner_arguments)
+        return _call(machine, inner, inner_arguments)
     raise ValueError('a tensor is of a class that is not known')
   return _OPAQUE
 

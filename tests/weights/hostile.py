@@ -142,6 +142,24 @@ PICKLES = {
   'a list without end': Raw(b']' * 2_100_000),
   'a long name': {'a' * 100_000: X},
   'a name of names': {'a' * 300: {'b' * 300: X}},
+  'pairs again and again': Raw(
+    b'ccollections\nOrderedDict\nq\0](K\x01K\x02\x86q\1'
+    + b'h\1' * 99_999
+    + b'e\x85q\2'
+    + b'h\0h\2R0' * 2_000
+  ),
+  'arguments again and again': Raw(
+    b'cargparse\nNamespace\nq\0(' + b'N' * 100_000 + b'tq\1'
+    b'' + b'h\0h\1R0' * 2_000
+  ),
+  'long keys again and again': Raw(
+    b'}'
+    + b''.join(
+      b'X' + (10**6).to_bytes(4, 'little') + b'a' * 10**6 + memo + b'K\1s'
+      for memo in (b'q\0', b'q\1')
+    )
+    + b'h\0K\1sh\1K\1s' * 2_000
+  ),
   'many entries': {f'{i}': 0 for i in range(100_001)},
   'a number of gigabytes': with_length(b'\x8b', 2**31 - 1, 4),
   'a negative length': with_length(b'\x8b', 2**31, 4),
