@@ -1,5 +1,6 @@
 """Every field of a run's configuration, once, with its unit and meaning."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -337,6 +338,10 @@ def _is_logits(path: str) -> bool:
   return path.endswith('.npz')
 
 
+def _is_finite(value: Any) -> bool:
+  return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _one_of(*values: str) -> tuple[Callable[[Any], bool], str]:
   return (lambda value: value in values, ' or '.join(map(repr, values)))
 
@@ -383,6 +388,14 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
   'teacher.ensemble': (
     lambda value: all(isinstance(path, str) and path for path in value),
     'a tuple of paths; ensembles have no ensembles as members',
+  ),
+  'teacher.mean': (
+    lambda value: all(map(_is_finite, value)),
+    'a tuple of finite numbers',
+  ),
+  'teacher.std': (
+    lambda value: all(_is_finite(one) and one > 0 for one in value),
+    'a tuple of finite numbers above 0',
   ),
   'teacher.average': _one_of('probabilities', 'logits'),
   'teacher.checkpoint': _one_of('best', 'last'),

@@ -1,6 +1,7 @@
 """Configurations: the files in configs/, inheritance and checks."""
 
 import importlib.util
+import math
 import pathlib
 
 import pytest
@@ -217,6 +218,10 @@ def test_a_teacher_with_a_fresh_head_begins_with_what_path_names():
     ('student', {'head': 'none'}, r"student\.head is 'none'"),
     ('teacher', {'head': 'fresh'}, r'names no network'),
     ('teacher', {'mean': (0.5,)}, r'as many numbers in both'),
+    ('teacher', {'mean': ('a',), 'std': (1.0,)}, r"mean is \('a',\): expected"),
+    ('teacher', {'mean': (math.nan,), 'std': (1.0,)}, 'finite numbers$'),
+    ('teacher', {'mean': (0.5,), 'std': (math.inf,)}, 'finite numbers above 0'),
+    ('teacher', {'mean': (0.5,), 'std': (0.0,)}, r'std is \(0\.0,\): expected'),
   ],
 )
 def test_a_beginning_that_makes_no_sense_is_refused(section, fields, message):
