@@ -57,8 +57,11 @@ class Session:
     Returns:
       As `kdjax.teacher.load`, which says what it raises.
     """
+    # An ensemble of one is another network than that one.
     key = (
-      tuple(map(os.path.abspath, path if isinstance(path, tuple) else [path])),
+      tuple(map(os.path.abspath, path))
+      if isinstance(path, tuple)
+      else os.path.abspath(path),
       config.teacher.average,
       config.teacher.checkpoint,
       config.teacher.dtype or config.student.dtype,

@@ -230,6 +230,13 @@ def test_an_ensemble_that_makes_no_sense_is_refused(changes, message):
     config_lib.validate(config('response', **changes))
 
 
+def test_an_ensemble_of_one_is_not_that_one(root, session, trained):
+  run, path = config('response'), str(root / 'teacher')
+  alone = session.teacher(path, run)
+  digest = session.teacher((path,), run).report['digest']
+  assert digest != alone.report['digest']
+
+
 def test_a_member_that_is_missing_is_named(root, session, trained):
   run = of_members(root, 'teacher', 'nothing')
   with pytest.raises(FileNotFoundError, match='any_teacher0/nothing'):
