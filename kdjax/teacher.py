@@ -32,6 +32,8 @@ _Path = str | os.PathLike[str]
 
 # So many show whether a teacher knows a data set.
 _KNOWN_IMAGES = 1000
+# It does if it is so much better than guessing, where 1 is to be always right.
+_KNOWS = 0.2
 
 
 class Teacher(NamedTuple):
@@ -47,11 +49,13 @@ class Teacher(NamedTuple):
       `image_shape`. That of an ensemble has `members`, the report of each, and
       `mean` and `std` only there; that of known logits has next to nothing.
     logits: those that are known, if there is no network.
+    members: those of an ensemble.
   """
 
   network: step.Network | None
   report: dict[str, Any]
   logits: precomputed.Logits | None = None
+  members: tuple['Teacher', ...] = ()
 
 
 def load(
@@ -195,7 +199,7 @@ def _join(members: Sequence[Teacher], average: str) -> Teacher:
   }
   networks = [member.network for member in members if member.network]
   network = ensemble.join(networks, average)
-  return Teacher(step.Network(*network), report)
+  return Teacher(step.Network(*network), report, members=tuple(members))
 
 
 def _wall_time(path: pathlib.Path) -> float:
@@ -317,7 +321,8 @@ def _check_suits(report: Mapping[str, Any], dataset: data.Dataset) -> None:
       f'the network in {report["path"]} knows {report["num_classes"]} classes, '
       f'{dataset.name} has {classes}. Make it a teacher of those first, by '
       'configs/finetune_teacher.py, or in the same command with '
-      '--config.teacher.head=fresh'
+      '--config.teacher.head=fresh, config.teacher.train.epochs and '
+      '.learning_rate as that file has them'
     )
   for what, known, present in (
     ('images of shape', report['image_shape'], dataset.image_shape),
@@ -341,12 +346,16 @@ def check_knows(
   else.
 
   Args:
-    teacher: the teacher.
+    teacher: the teacher. Of an ensemble also each member is measured that
+      comes from elsewhere: the others may outvote it.
     dataset: the data set, of whose validation images at most 1,000 are used; of
       the training images where there are none, or where those are all that the
       teacher has logits of.
     batch_size: how many images to compute at once.
   """
+  for member in teacher.members:
+    if member.report['data_digest'] is None:
+      check_knows(member, dataset, batch_size)
   split = dataset.validation if dataset.validation.size else dataset.train
   if teacher.logits:
     split = dataset.train
@@ -363,13 +372,14 @@ def check_knows(
     labels = data.labels_of(split, rows)
   accuracy = float((logits.argmax(axis=-1) == labels).mean())
   logger.info(
-    'the teacher classifies %.1f %% of %d %s images',
+    'the teacher in %s classifies %.1f %% of %d %s images',
+    teacher.report['path'],
     100 * accuracy,
     len(labels),
     'training' if split is dataset.train else 'held-out',
   )
   chance = 1 / len(dataset.class_names)
-  if accuracy < 2 * chance:
+  if accuracy < chance + _KNOWS * (1 - chance):
     logger.warning(
       'the teacher in %s classifies %.1f %% of %d images of %s, and guessing '
       '%.1f %%: are its classes the same, in the same order, and %s?',

@@ -237,6 +237,22 @@ def test_an_ensemble_of_one_is_not_that_one(root, session, trained):
   assert digest != alone.report['digest']
 
 
+def test_a_member_that_knows_nothing_is_noticed(root, session, saved, caplog):
+  run = of_members(
+    root,
+    'teacher',
+    'orbax',
+    **{'teacher.mean': (9.0,), 'teacher.std': (0.1,)},
+  )
+  assumed = {'num_classes': 10, 'image_shape': [8, 8, 1]}
+  members = tuple(run.teacher.ensemble)
+  teacher = teacher_lib.load(members, run, assumed=assumed)
+  teacher_lib.check_knows(teacher, session.dataset(run.data), 100)
+  assert f'the teacher in {root / "orbax"} classifies' in caplog.text
+  # That one has its own mean.
+  assert f'the teacher in {root / "teacher"} classifies' not in caplog.text
+
+
 def test_a_member_that_is_missing_is_named(root, session, trained):
   run = of_members(root, 'teacher', 'nothing')
   with pytest.raises(FileNotFoundError, match='any_teacher0/nothing'):
