@@ -130,8 +130,8 @@ def default() -> ConfigDict:
       'average': 'probabilities',
       # 'fresh' begins that training with what `path` names and a new last
       # layer: for a network that knows other classes. Set `train.epochs`
-      # and `.learning_rate` below as configs/finetune_teacher.py has them: those
-      # here are for random weights.
+      # and `.learning_rate` below as in configs/finetune_teacher.py: those here
+      # are for random weights.
       'head': 'keep',
       # Mean and standard deviation of each channel of its images, scaled to
       # 0 … 1, where `path` does not say: () for ImageNet's if it knows 1,000

@@ -1,11 +1,15 @@
 """Teachers of which nothing is known but their logits."""
 
 import io
+import struct
+import tracemalloc
+import zipfile
 
 import jax
 import numpy as np
 import pytest
 import tiny
+from numpy.lib import format as npy
 
 from kdjax import data, logs, measure, precomputed, results, train
 from kdjax import teacher as teacher_lib
@@ -74,6 +78,99 @@ def test_the_digest_knows_logits_and_not_their_order(tmp_path):
 def test_what_makes_no_sense_is_refused(tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
     precomputed.read(save(tmp_path / 'a.npz', **changes))
+
+
+def header(text):
+  """An array's header, and 100 bytes."""
+  return npy.magic(1, 0) + struct.pack('<H', len(text)) + text + bytes(100)
+
+
+def described(shape, dtype="'<f4'"):
+  text = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}}}"
+  return header(text.encode())
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (described(f'({10**13},)'), r'float32\[10000000000000\] and has \d+ bytes'),
+    (described(f'({10**23},)'), r'float32\[10{23}\] and has'),
+    (described('(-5, -5)'), ''),
+    (described(f'({10**13},)', "'S0'"), r'is of \|S0'),
+    (described('(1,)', f"('<f4', ({10**8},))"), 'is of '),
+    (header(b'-' * 900), ''),
+    (header(b'-' * 9000), 'Header info length'),
+    (header(b'['), ''),
+    (header(b'\\'), ''),
+    (npy.magic(2, 0) + b'\xff' * 4, 'of another version'),
+    (b'', 'magic'),
+  ],
+)
+@pytest.mark.filterwarnings('default')
+def test_a_hostile_header_is_refused(tmp_path, content, message):
+  with zipfile.ZipFile(tmp_path / 'a.npz', 'w') as archive:
+    archive.writestr('ids.npy', content)
+  with pytest.raises(ValueError, match=rf'a\.npz cannot be read \(.*{message}'):
+    precomputed.read(tmp_path / 'a.npz')
+
+
+def entry_of(content, offset, value):
+  """Changes what the archive says of its first array."""
+  start = content.index(b'PK\1\2') + offset
+  return content[:start] + value + content[start + len(value) :]
+
+
+@pytest.mark.parametrize(
+  ('offset', 'value', 'message'),
+  [
+    (8, b'\1\0', 'is encrypted'),
+    (10, b'\x0e\0', 'compressed otherwise'),
+    (10, b'\x63\0', 'compressed otherwise'),
+    (16, b'abcd', 'Bad CRC'),
+    (20, b'\xf0\xff\xff\x7f' * 2, 'more than the file has'),
+    (24, b'\xf0\xff\xff\x7f', r'and has 2147483632 bytes'),
+  ],
+)
+def test_a_hostile_archive_is_refused(tmp_path, offset, value, message):
+  path = save(tmp_path / 'a.npz')
+  path.write_bytes(entry_of(path.read_bytes(), offset, value))
+  with pytest.raises(ValueError, match=rf'a\.npz cannot be read \(.*{message}'):
+    precomputed.read(path)
+
+
+def test_nothing_large_is_read_of_a_hostile_archive(tmp_path):
+  """Zeros in an array that is not used, or in one that cannot be so long."""
+  path = tmp_path / 'a.npz'
+  np.savez_compressed(path, ids=IDS, logits=LOGITS, more=np.zeros(2**25, 'u1'))
+  tracemalloc.start()
+  precomputed.read(path)
+  path = tmp_path / 'b.npz'
+  size = 2**32 - 100
+  text = described(f'({size},)', "'|i1'")[:-100]
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr('ids.npy', text + bytes(1000))
+  value = struct.pack('<I', size + len(text))
+  path.write_bytes(entry_of(path.read_bytes(), 24, value))
+  with pytest.raises(ValueError, match='bytes, more than can be'):
+    precomputed.read(path)
+  _, most = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert most < 2**22
+
+
+def test_ids_that_are_no_indices_are_refused(tmp_path):
+  ids = np.array([1, 2, 2**63 + 1], np.uint64)
+  with pytest.raises(ValueError, match='has 9223372036854775809, which is no'):
+    precomputed.read(save(tmp_path / 'a.npz', ids=ids))
+
+
+def test_compressed_arrays_are_read_as_others(tmp_path):
+  logits = np.zeros((100_000, 10), order='F')
+  logits[1] = 1
+  path = tmp_path / 'a.npz'
+  np.savez_compressed(path, ids=np.arange(100_000), logits=logits)
+  found = precomputed.read(path).train
+  np.testing.assert_array_equal(found.logits, logits)
 
 
 def test_other_arrays_are_refused(tmp_path):
