@@ -1,5 +1,6 @@
 """What a student begins with, where it is not random."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,12 +10,14 @@ import jax.numpy as jnp
 import ml_collections
 
 from kdjax import config as config_lib
-from kdjax import data, digests, features, models, pretrained
+from kdjax import data, digests, features, models, pretrained, results
 from kdjax import variables as variables_lib
 from kdjax.logs import logger
 
 # The last layer of a model that does not say otherwise in an attribute `head`.
 _HEAD = 'fc'
+# What weights tell of a student, where its configuration leaves it out.
+_FOUND = 'name', 'stem', 'width'
 
 
 class Initial(NamedTuple):
@@ -24,51 +27,36 @@ class Initial(NamedTuple):
     variables: `params` and `batch_stats`; without the last layer if that is to
       be random.
     report: what a result says of it: `path`, `digest` and `model`.
+    student: the network that they are of: `name`, `stem` and `width`.
   """
 
   variables: Mapping[str, Any]
   report: dict[str, Any]
+  student: dict[str, Any]
 
 
-def load(
-  config: ml_collections.ConfigDict,
-) -> tuple[ml_collections.ConfigDict, Initial | None]:
+def load(student: ml_collections.ConfigDict) -> Initial:
   """Loads what `config.student.init_from` names.
 
   Args:
-    config: a run's configuration.
+    student: the section `student` of a run's configuration.
 
   Returns:
-    The configuration, with the student's name, stem and width as they were
-    found where it leaves them out; and the weights, None where it names none.
+    The weights.
 
   Raises:
     FileNotFoundError: there is no network.
-    ValueError: it is another network than the configuration's, or one that is
-      not known here.
+    ValueError: it is one that is not known here.
   """
-  student = config.student
-  if not student.init_from:
-    return config, None
   fresh = student.head == 'fresh'
   found = pretrained.load(student.init_from, headless=fresh)
   for line in found.recognised:
     logger.info('%s: %s', student.init_from, line)
   model = found.card['model']
-  fields = [name for name in ('name', 'stem', 'width') if name in model]
-  if wrong := [
-    name for name in fields if student[name] not in ('', 0, model[name])
-  ]:
-    flags = ' '.join(f'--config.student.{name}={model[name]}' for name in wrong)
-    raise ValueError(
-      f'the network in {student.init_from} is another than config.student: '
-      f'give {flags}'
-    )
-  config = config.copy_and_resolve_references()
-  config.student.update({name: model[name] for name in fields})
+  # A session keeps them, which is no reason to fill a device.
   variables = {
-    'params': dict(found.network.variables['params']),
-    'batch_stats': found.network.variables['batch_stats'],
+    name: dict(jax.device_get(found.network.variables[name]))
+    for name in ('params', 'batch_stats')
   }
   report = {
     'path': str(student.init_from),
@@ -78,7 +66,74 @@ def load(
   if fresh:
     head = getattr(found.network.model, 'head', _HEAD)
     variables['params'].pop(head, None)
-  return config, Initial(variables, report)
+  return Initial(
+    variables, report, {name: model[name] for name in _FOUND if name in model}
+  )
+
+
+def is_complete(student: ml_collections.ConfigDict) -> bool:
+  """Whether a configuration leaves nothing out that weights would tell.
+
+  Args:
+    student: the section `student` of a run's configuration.
+  """
+  return not student.init_from or all(student[name] for name in _FOUND)
+
+
+def complete(
+  config: ml_collections.ConfigDict, student: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+  """Fills in what a configuration leaves out of its student.
+
+  Args:
+    config: a run's configuration.
+    student: `name`, `stem` and `width`.
+
+  Returns:
+    The configuration with them, where it has none of its own.
+  """
+  config = config.copy_and_resolve_references()
+  for name in _FOUND:
+    if not config.student[name] and name in student:
+      config.student[name] = student[name]
+  return config
+
+
+def check_began_with(
+  workdir: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  began: Mapping[str, Any] | None,
+  initial: Initial | None,
+) -> None:
+  """Checks that a run goes on with what it began with.
+
+  Args:
+    workdir: its directory.
+    config: its configuration.
+    began: what it recorded: a report of weights; None of random ones.
+    initial: what its configuration names; None where that is gone, too.
+
+  Raises:
+    ValueError: it began with something else.
+  """
+  if is_gone(config, initial) and began:
+    return
+  results.check_same_digest(
+    workdir,
+    'config.student.init_from',
+    began['digest'] if began else None,
+    initial.report['digest'] if initial else None,
+  )
+
+
+def is_gone(config: ml_collections.ConfigDict, initial: Initial | None) -> bool:
+  """Whether a run began with weights that are not there any more.
+
+  Args:
+    config: its configuration.
+    initial: what was found.
+  """
+  return bool(config.student.init_from) and initial is None
 
 
 def check(
@@ -92,9 +147,20 @@ def check(
     dataset: its data set.
 
   Raises:
-    ValueError: an array is missing, or is one too many, or has another shape;
-      the message names them.
+    ValueError: they are of another network; or an array is missing, or is one
+      too many, or has another shape. The message names them.
   """
+  student = initial.student
+  if wrong := [
+    name for name in student if config.student[name] != student[name]
+  ]:
+    flags = ' '.join(
+      f'--config.student.{name}={student[name]}' for name in wrong
+    )
+    raise ValueError(
+      f'the network in {initial.report["path"]} is another than '
+      f'config.student: give {flags}'
+    )
   model = models.build(
     **config_lib.model_arguments(config, len(dataset.class_names))
   )

@@ -26,6 +26,7 @@ from kdjax import (
   step,
 )
 from kdjax import config as config_lib
+from kdjax import initial as initial_lib
 from kdjax.program import Plan, Program
 from kdjax.teacher import Teacher
 
@@ -40,6 +41,7 @@ def train(
   workdir: pathlib.Path,
   dataset: data.Dataset,
   teacher: Teacher | None,
+  initial: initial_lib.Initial | None,
   run: Program,
 ) -> float:
   """Trains to the end, from the newest sound checkpoint if there is one.
@@ -49,6 +51,8 @@ def train(
     workdir: its directory.
     dataset: its data set.
     teacher: its teacher, if its method needs one.
+    initial: what its student begins with, if that is not random; a run that has
+      begun goes on without it where that is gone.
     run: its program.
 
   Returns:
@@ -62,7 +66,7 @@ def train(
     signals.Interrupted: SIGTERM or SIGINT came; the state is saved.
   """
   start_time = time.perf_counter()
-  metadata = _metadata(config, dataset, teacher)
+  metadata = _metadata(config, dataset, teacher, initial)
   plan = run.plan
 
   with (
@@ -81,6 +85,9 @@ def train(
         results.check_same_digest(
           workdir, what, saved[digest], metadata[digest]
         )
+      # An older checkpoint does not say.
+      metadata['init_from'] = began = saved.get('init_from')
+      initial_lib.check_began_with(workdir, config, began, initial)
       start_time -= saved['wall_time_s']
       logger.info('continuing %s from step %d', workdir, done)
       if done == plan.total_steps:
@@ -477,6 +484,7 @@ def _metadata(
   config: ml_collections.ConfigDict,
   dataset: data.Dataset,
   teacher: Teacher | None,
+  initial: initial_lib.Initial | None,
 ) -> dict[str, Any]:
   """What every checkpoint of the run says of it."""
   return {
@@ -490,4 +498,5 @@ def _metadata(
     },
     'data_digest': dataset.digest,
     'teacher_digest': teacher and teacher.report['digest'],
+    'init_from': initial and initial.report,
   }

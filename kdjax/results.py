@@ -27,7 +27,8 @@ _SHOWN = (
 
 # Fields that change what a run writes, where it reads or when it gives up, not
 # what it computes.
-# Which teacher a run has is known by its digest, wherever it is.
+# Which teacher a run has, and what it began with, is known by its digest,
+# wherever it is.
 _FREE = (
   'log',
   'checkpoint',
@@ -37,6 +38,7 @@ _FREE = (
   'data.workers',
   'data.corrupt',
   'train.nonfinite',
+  'student.init_from',
   'eval.batch_size',
   'teacher.path',
   'teacher.ensemble',
@@ -131,7 +133,7 @@ def check_same_digest(
 
   Args:
     workdir: the run directory.
-    what: what is compared, 'data' or 'teacher'.
+    what: what is compared, such as 'data' or 'teacher'.
     expected: the SHA-256 that the run recorded; None where it has no such
       thing.
     found: that of what there is now.

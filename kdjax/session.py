@@ -75,6 +75,18 @@ class Session:
       'teacher', key, lambda: teacher_lib.load(path, config, names, assumed)
     )
 
+  def initial(self, student: ml_collections.ConfigDict) -> initial_lib.Initial:
+    """Loads what a student begins with.
+
+    Args:
+      student: the section `student` of a run's configuration.
+
+    Returns:
+      As `kdjax.initial.load`, which says what it raises.
+    """
+    key = os.path.abspath(student.init_from), student.head
+    return self._keep('initial', key, lambda: initial_lib.load(student))
+
   def program(
     self,
     config: ml_collections.ConfigDict,

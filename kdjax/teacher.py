@@ -25,6 +25,7 @@ from kdjax import (
   step,
 )
 from kdjax import config as config_lib
+from kdjax import initial as initial_lib
 from kdjax.logs import logger
 from kdjax.models import ensemble
 
@@ -395,7 +396,9 @@ def check_knows(
 
 
 def check_sibling(
-  path: pathlib.Path, config: ml_collections.ConfigDict
+  path: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  initial: initial_lib.Initial | None,
 ) -> None:
   """Checks that a teacher found beside a run is the one it would train.
 
@@ -406,11 +409,19 @@ def check_sibling(
   Args:
     path: the run directory of the teacher.
     config: configuration that the run would train it with.
+    initial: the weights that it would begin with, unless those are gone.
 
   Raises:
     ValueError: it is another one; the message names the fields that differ.
   """
   differing = results.differences(path, config)
+  if not initial_lib.is_gone(config, initial):
+    result = results.read_result(path)
+    began = result and result['student'].get('init_from')
+    differing |= results.compare(
+      {'student.init_from': began and began['digest']},
+      {'student.init_from': initial and initial.report['digest']},
+    )
   shown = '\n  '.join(differing.values())
   recipe = [
     field

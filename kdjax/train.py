@@ -10,8 +10,8 @@ import flax
 import jax
 import ml_collections
 
-from kdjax import config as config_lib
 from kdjax import (
+  checkpoint,
   data,
   devices,
   lock,
@@ -23,6 +23,7 @@ from kdjax import (
   program,
   results,
 )
+from kdjax import config as config_lib
 from kdjax import initial as initial_lib
 from kdjax import teacher as teacher_lib
 from kdjax.initial import Initial
@@ -66,14 +67,78 @@ def train_and_evaluate(
     kdjax.signals.Interrupted: SIGTERM or SIGINT came; the run is saved.
   """
   workdir = pathlib.Path(workdir)
+  session = session or Session()
   with devices.together():
     config_lib.validate(config)
-    config, initial = initial_lib.load(config)
+    config = complete(config, workdir, session)
   devices.check_agree(_facts(config, workdir))
   results.check_same_run(workdir, config)
-  if results.read_result(workdir):
+  if result := results.read_result(workdir):
+    with devices.together():
+      initial_lib.check_began_with(
+        workdir,
+        config,
+        result['student'].get('init_from'),
+        _load_initial(config, workdir, session),
+      )
     return _evaluate(workdir, config)
-  return _run(config, workdir, session or Session(), initial)
+  return _run(config, workdir, session)
+
+
+def complete(
+  config: ml_collections.ConfigDict,
+  workdir: str | pathlib.Path,
+  session: Session,
+) -> ml_collections.ConfigDict:
+  """Fills in what a configuration leaves to what its student begins with.
+
+  Args:
+    config: a run's configuration.
+    workdir: the run's directory; once the run has begun, it knows.
+    session: what the run shares with others.
+
+  Returns:
+    The configuration, with the student's name, stem and width.
+
+  Raises:
+    FileNotFoundError: there is no network to begin with.
+    ValueError: it is one that is not known here.
+  """
+  if initial_lib.is_complete(config.student):
+    return config
+  workdir = pathlib.Path(workdir)
+  if results.is_run(workdir):
+    student = results.read_config(workdir).student
+  else:
+    student = session.initial(config.student).student
+  return initial_lib.complete(config, student)
+
+
+def _load_initial(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path, session: Session
+) -> Initial | None:
+  """Loads what a run begins with; None of one that has begun if it is gone."""
+  if not config.student.init_from:
+    return None
+  try:
+    return session.initial(config.student)
+  except FileNotFoundError:
+    if not _has_checkpoint(workdir):
+      raise
+  logger.info(
+    '%s is not there, and not needed any more: %s has begun',
+    config.student.init_from,
+    workdir,
+  )
+  return None
+
+
+def _has_checkpoint(workdir: pathlib.Path) -> bool:
+  try:
+    checkpoint.find(workdir, 'last')
+  except FileNotFoundError:
+    return False
+  return True
 
 
 def _evaluate(
@@ -88,11 +153,11 @@ def _run(
   config: ml_collections.ConfigDict,
   workdir: pathlib.Path,
   session: Session,
-  initial: Initial | None,
   what: str = 'the run',
 ) -> dict[str, Any]:
   with devices.together():
     dataset = session.dataset(config.data)
+    initial = _load_initial(config, workdir, session)
     if initial:
       initial_lib.check(initial, config, dataset)
   devices.check_agree(
@@ -125,7 +190,7 @@ def _run(
       lambda: results.is_run(workdir),
     )
     with contextlib.closing(run):
-      wall_time = loop.train(config, workdir, dataset, teacher, run)
+      wall_time = loop.train(config, workdir, dataset, teacher, initial, run)
     measured, predictions = measure.measure(
       workdir, config, dataset, teacher, session
     )
@@ -157,7 +222,7 @@ def _run(
       'model': config.student.name,
       'stem': config.student.stem,
       'wall_time_s': wall_time,
-      'init_from': initial and initial.report,
+      'init_from': checkpoint.read_metadata(workdir, 'last')['init_from'],
     }
 
     def write() -> None:
@@ -281,9 +346,10 @@ def _train_teacher(
   session: Session,
 ) -> None:
   """Trains a teacher in a directory, unless a finished one is there."""
-  teacher_config, initial = initial_lib.load(config_lib.teacher_run(config))
+  teacher_config = complete(config_lib.teacher_run(config), path, session)
   if results.read_result(path):
-    teacher_lib.check_sibling(path, teacher_config)
+    initial = _load_initial(teacher_config, path, session)
+    teacher_lib.check_sibling(path, teacher_config, initial)
     return
   config_lib.validate(teacher_config)
   results.check_same_run(path, teacher_config)
@@ -291,7 +357,7 @@ def _train_teacher(
   dataset = session.dataset(config.data)
   teacher_lib.check_fit(config, teacher_config, dataset, method)
   logger.info('training the teacher first, in %s', path)
-  result = _run(teacher_config, path, session, initial, 'the teacher')
+  result = _run(teacher_config, path, session, 'the teacher')
   logger.info('the teacher is trained\n%s', results.table(result))
 
 

@@ -42,7 +42,6 @@ ALLOWED = {
   'kdjax.sweep.execute': (
     'config',
     'devices',
-    'initial',
     'lock',
     'logs',
     'program',
@@ -164,6 +163,7 @@ ALLOWED = {
   ),
   # A run, and its loop.
   'kdjax.train': (
+    'checkpoint',
     'config',
     'data',
     'devices',
@@ -187,6 +187,7 @@ ALLOWED = {
     'data',
     'devices',
     'feed',
+    'initial',
     'logs',
     'metrics',
     'program',
@@ -241,6 +242,7 @@ ALLOWED = {
     'digests',
     'features',
     'feed',
+    'initial',
     'logs',
     'methods',
     'models',
@@ -258,6 +260,7 @@ ALLOWED = {
     'logs',
     'models',
     'pretrained',
+    'results',
     'variables',
   ),
   'kdjax.pretrained': (

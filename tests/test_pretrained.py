@@ -1,6 +1,7 @@
 """Teachers and students that begin with a network that exists already."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,7 +11,6 @@ import tiny
 from kdjax import (
   checkpoint,
   digests,
-  initial,
   measure,
   pretrained,
   train,
@@ -18,6 +18,7 @@ from kdjax import (
 )
 from kdjax import config as config_lib
 from kdjax import teacher as teacher_lib
+from kdjax.session import Session
 
 
 @pytest.fixture(scope='module')
@@ -25,6 +26,7 @@ def root(tmp_path_factory):
   """A teacher of the digits: a run, and files of its weights."""
   root = tmp_path_factory.mktemp('pretrained')
   config = config_lib.teacher_run(tiny.config())
+  config.log.tensorboard = False
   train.train_and_evaluate(config, root / 'run')
   _, variables = jax.device_get(checkpoint.restore(root / 'run'))
   weights.save(root / 'teacher.safetensors', variables, {})
@@ -37,6 +39,7 @@ def root(tmp_path_factory):
 def short(method='feature', **teacher):
   config = tiny.config(method)
   config.train.max_steps = 2
+  config.log.tensorboard = False
   config.teacher.update(teacher)
   return config
 
@@ -88,11 +91,15 @@ def test_an_imported_teacher_teaches_without_being_trained(
     10,
   )
   # The same as its run, which has the same images' mean and deviation.
-  config.teacher.path = str(root / 'run')
-  other = train.train_and_evaluate(config, tmp_path / 'run')
-  assert report['digest'] == other['teacher']['digest']
-  assert report['test'] == other['teacher']['test']
-  assert result['last']['digest'] == other['last']['digest']
+  file, run = (
+    teacher_lib.load(root / name, config, ('stage1',), report)
+    for name in ('teacher.safetensors', 'run')
+  )
+  assert report['digest'] == file.report['digest'] == run.report['digest']
+  assert file.network.model == run.network.model
+  jax.tree.map(
+    np.testing.assert_array_equal, file.network.variables, run.network.variables
+  )
   # And it is found again.
   again, _ = measure.evaluate(tmp_path / 'imported')
   assert again['teacher'] == report
@@ -157,8 +164,11 @@ def test_another_number_of_classes_is_refused(root, tmp_path):
     train.train_and_evaluate(config, tmp_path / 'run')
 
 
-def test_a_teacher_with_a_fresh_head_is_trained_first(root, tmp_path):
-  path = of_three(root)
+def test_a_teacher_with_a_fresh_head_is_trained_first(
+  root, tmp_path, monkeypatch
+):
+  path = tmp_path / 'three.safetensors'
+  shutil.copy(of_three(root), path)
   config = short(path=str(path), head='fresh')
   config.teacher.train.max_steps = 3
   result = train.train_and_evaluate(config, tmp_path / 'run')
@@ -169,12 +179,22 @@ def test_a_teacher_with_a_fresh_head_is_trained_first(root, tmp_path):
     taught['best']['digest'],
     taught['last']['digest'],
   )
-  # Taken up again, and not by a run that asks for another beginning.
-  config.seed = 1
-  train.train_and_evaluate(config, tmp_path / 'again')
-  config.teacher.path = str(root / 'headless')
-  with pytest.raises(ValueError, match=r'student\.init_from'):
-    train.train_and_evaluate(config, tmp_path / 'other')
+
+  def find(path):
+    config.teacher.path = str(path)
+    return train.prepare_teacher(config, tmp_path / 'again', Session())
+
+  # Taken up again, by whatever name it is called.
+  monkeypatch.chdir(tmp_path)
+  assert find('three.safetensors') == tmp_path / 'teacher'
+  # Not by a run that asks for another beginning.
+  digest = taught['student']['init_from']['digest']
+  with pytest.raises(
+    ValueError, match=rf"student\.init_from: '{digest}' there"
+  ):
+    find(root / 'headless')
+  path.unlink()
+  assert find('three.safetensors') == tmp_path / 'teacher'
 
 
 @pytest.mark.parametrize(
@@ -188,6 +208,7 @@ def test_a_student_begins_with_what_it_is_given(root, tmp_path, source, head):
   )
   # Adam's steps are as large as the learning rate, whatever the gradient.
   config.train.update(learning_rate=1e-7, max_steps=1, ema_decay=0.5)
+  config.log.tensorboard = False
   result = train.train_and_evaluate(config, tmp_path / 'run')
   assert result['config']['student']['name'] == 'resnet10'
   assert result['config']['student']['width'] == 8
@@ -202,6 +223,60 @@ def test_a_student_begins_with_what_it_is_given(root, tmp_path, source, head):
     expected,
   )
   assert np.allclose(*heads, atol=1e-6) == (head == 'keep')
+
+
+def test_a_run_knows_by_content_what_it_began_with(root, tmp_path, monkeypatch):
+  source, other = tmp_path / 'source', tmp_path / 'other'
+  shutil.copy(root / 'teacher.safetensors', source)
+  _, variables = jax.device_get(checkpoint.restore(root / 'run'))
+  params = variables['params'] | {
+    'fc': jax.tree.map(np.negative, variables['params']['fc'])
+  }
+  weights.save(other, variables | {'params': params}, {})
+
+  def run(path, name='run'):
+    config = tiny.config('scratch')
+    config.student.update(name='', stem='', width=0, init_from=str(path))
+    config.train.update(learning_rate=1e-7, max_steps=2)
+    config.checkpoint.every_steps = 1
+    config.log.tensorboard = False
+    return train.train_and_evaluate(config, tmp_path / name)
+
+  step = train.program.Program.run
+
+  def cut(self, state, done):
+    if done == 1:
+      raise InterruptedError
+    return step(self, state, done)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train.program.Program, 'run', cut)
+    with pytest.raises(InterruptedError):
+      run(source)
+  # Begun, it goes on without it, and not with another.
+  with pytest.raises(
+    ValueError, match=r'begun with another config\.student\.in'
+  ):
+    run(other)
+  source.rename(tmp_path / 'moved')
+  result = run(source)
+  digest = digests.digest(
+    {name: variables[name] for name in ('params', 'batch_stats')}
+  )
+  began = {'path': str(source), 'digest': digest, 'model': 'resnet10'}
+  assert result['student']['init_from'] == began
+  assert result['config']['student']['width'] == 8
+  # So it does once it has finished.
+  monkeypatch.chdir(tmp_path)
+  for path in (source, 'moved'):
+    assert run(path)['student']['init_from'] == began
+  with pytest.raises(
+    ValueError, match=r'begun with another config\.student\.in'
+  ):
+    run(other)
+  # What has not begun needs it.
+  with pytest.raises(FileNotFoundError, match='source'):
+    run(source, 'new')
 
 
 def test_weights_that_do_not_fit_are_refused(root, tmp_path):
@@ -222,8 +297,3 @@ def test_weights_that_do_not_fit_are_refused(root, tmp_path):
   with pytest.raises(ValueError, match='holds no last layer'):
     train.train_and_evaluate(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
-
-
-def test_nothing_is_loaded_where_nothing_is_named():
-  config = tiny.config()
-  assert initial.load(config) == (config, None)

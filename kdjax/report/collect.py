@@ -320,9 +320,14 @@ def _sortable(value: Any) -> tuple[bool, Any]:
 
 def _settings(run: Run | Diverged) -> dict[str, Any]:
   """What determines a run's outcome, beside its data and teacher."""
+  config = config_of(run)
+  relevant = results.relevant(config)
+  # One run may go on with a copy of what it began with; another has begun with
+  # something else.
+  relevant['student.init_from'] = config['student'].get('init_from', '')
   return {
     field: value
-    for field, value in results.relevant(config_of(run)).items()
+    for field, value in relevant.items()
     # How the teacher was trained is known by its digest.
     if field == 'teacher.dtype' or not field.startswith('teacher.')
   }

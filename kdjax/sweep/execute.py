@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 from kdjax import config as config_lib
-from kdjax import devices, initial, lock, logs, program, results, train
+from kdjax import devices, lock, logs, program, results, train
 from kdjax.session import Session
 from kdjax.sweep import plan
 from kdjax.sweep.plan import Run, Settings
@@ -74,7 +74,9 @@ def _run_stages(
   with logs.SweepLog(total) as log:
     for stage in config.stages:
       runs = [
-        one._replace(config=initial.load(one.config)[0])
+        one._replace(
+          config=train.complete(one.config, workdir / one.name, session)
+        )
         for one in plan.runs(config, stage, chosen)
       ]
       for one in runs:

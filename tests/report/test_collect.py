@@ -45,6 +45,15 @@ def test_a_label_has_what_differs_within_its_method(tmp_path):
   ]
 
 
+def test_runs_that_begin_with_something_else_are_no_copies(tmp_path):
+  write_run(tmp_path / 'a', 'scratch')
+  write_run(tmp_path / 'b', 'scratch', student__init_from='x.pth')
+  assert labels(collect.read([tmp_path])) == [
+    'scratch (init_from = )',
+    'scratch (init_from = x.pth)',
+  ]
+
+
 def test_fields_that_change_no_result_do_not_part_runs(tmp_path):
   write_run(tmp_path / 'a', 'response')
   write_run(

@@ -9,7 +9,7 @@ import processes
 import pytest
 import tiny
 
-from kdjax import lock, logs, results, signals, sweep, train
+from kdjax import initial, lock, logs, results, signals, sweep, train
 from kdjax.sweep import execute, plan
 
 T, ALPHA = 'method.response.temperature', 'method.response.alpha'
@@ -373,6 +373,32 @@ def test_a_run_of_another_configuration_is_refused_in_any_stage(
   config.stages[0]['fixed']['train.learning_rate'] = 0.01
   with pytest.raises(ValueError, match=r'learning_rate: 0\.01 there, 0\.5 now'):
     execute.run(config, root)
+
+
+def test_what_students_begin_with_is_loaded_once_and_only_to_begin(
+  tmp_path, monkeypatch
+):
+  loaded, seen = [], []
+
+  def load(student):
+    loaded.append(student.init_from)
+    return initial.Initial({}, {}, {'name': 'resnet10', 'stem': 'cifar'})
+
+  def finish(config, workdir, session):
+    seen.append((config.student.name, config.student.width))
+    results.write_config(workdir, config)
+    best = {'validation_accuracy': 0.5}
+    results.write_result(workdir, {'best': best})
+
+  monkeypatch.setattr(initial, 'load', load)
+  monkeypatch.setattr(train, 'train_and_evaluate', finish)
+  config = small()
+  config.run.student.update(name='', init_from='x', width=4)
+  config.stages = (sweep.comparison(('scratch',), seeds=(1, 2)),)
+  summary = execute.run(config, tmp_path)
+  assert (loaded, seen) == (['x'], [('resnet10', 4)] * 2)
+  assert execute.run(config, tmp_path) == summary
+  assert (loaded, len(seen)) == (['x'], 2)
 
 
 def test_a_teacher_that_fails_stops_the_sweep(tmp_path, monkeypatch):
