@@ -1,4 +1,11 @@
-"""What an export must show before it is kept: that it is the network."""
+"""What an export must show before it is kept: that it is the network.
+
+Probabilities alone do not show it: where there are many classes and the network
+is sure of none, all of them are small, and so are their differences from those
+of any other network. Their logarithms, the logits but for a constant, differ by
+rounding relative to how far apart they lie; but where they lie far apart that
+is more than a probability may change. So both are compared.
+"""
 
 import statistics
 import time
@@ -20,6 +27,12 @@ _ROUNDINGS = 8
 _ROUNDING = {'cpu': 2.0**-24, 'gpu': 2.0**-11, 'tpu': 2.0**-8}
 _BFLOAT16_ROUNDING = 2.0**-8
 
+# What is less is nothing to a float32.
+_LEAST = 1e-30
+# Logarithms of an image that lie closer together are taken to be so far apart
+# (nats): they are rounded themselves.
+_CLOSE = 0.1
+
 _BATCH_SIZE = 128
 
 CALLS = 50
@@ -32,6 +45,8 @@ class Compared(NamedTuple):
 
   Attributes:
     difference: largest difference of a probability from the network's.
+    log_difference: largest difference of the logarithm of one, as a share of
+      how far apart the logarithms of that image lie.
     differing: images of which it predicts another class.
     contrary: those of them whose two best classes the network tells apart by
       more than the tolerance.
@@ -40,18 +55,20 @@ class Compared(NamedTuple):
   """
 
   difference: float
+  log_difference: float
   differing: int
   contrary: int
   accuracy: float | None
 
 
 def tolerance(model: Any) -> float:
-  """Gives the difference of probabilities that is rounding.
+  """Gives the difference that is rounding.
 
   Args:
     model: arguments of `kdjax.models.build`, as in a card.
 
   Returns:
+    That of probabilities, and of their logarithms as a share (see `Compared`):
     1e-4 where the network and this device compute in float32, else eight times
     the rounding of what they compute in.
   """
@@ -74,7 +91,7 @@ def compare(
     exports: what was read back, by its format.
     batches: images, uint8 `[size, height, width, channels]`, and their labels
       or None.
-    tolerance: difference of probabilities that is rounding.
+    tolerance: difference that is rounding.
 
   Returns:
     The number of images, the network's accuracy, None without labels, and how
@@ -84,8 +101,10 @@ def compare(
     ValueError: there is no image.
   """
   sizes: list[int] = []
-  # Of each export and batch: the largest difference; then how many images.
-  differences: dict[str, list[float]] = {name: [] for name in exports}
+  # Of each export and batch: the largest differences; then how many images.
+  differences: dict[str, list[tuple[float, float]]] = {
+    name: [] for name in exports
+  }
   counts: dict[str, list[tuple[int, int, int]]] = {name: [] for name in exports}
   right: list[int] = []
   labelled = True
@@ -99,14 +118,19 @@ def compare(
     predictions = expected.argmax(axis=1)
     best = np.sort(expected, axis=1)[:, -2:]
     apart = best[:, -1] - best[:, 0] > tolerance
+    logarithms = _logarithms(expected)
+    spread = np.maximum(np.ptp(logarithms, axis=1, keepdims=True), _CLOSE)
     sizes.append(len(images))
     right.append(int(np.sum(predictions == labels)))
     for name, export in exports.items():
       found = export(images)
-      # What is not a number differs most of all.
-      difference = np.nan_to_num(np.abs(found - expected), nan=np.inf)
       other = found.argmax(axis=1) != predictions
-      differences[name].append(float(difference.max()))
+      differences[name].append(
+        (
+          _largest(found - expected),
+          _largest((_logarithms(found) - logarithms) / spread),
+        )
+      )
       counts[name].append(
         (
           int(other.sum()),
@@ -120,13 +144,24 @@ def compare(
   compared = {}
   for name in exports:
     differing, contrary, correct = map(sum, zip(*counts[name], strict=True))
+    largest, largest_log = map(max, zip(*differences[name], strict=True))
     compared[name] = Compared(
-      max(differences[name]),
+      largest,
+      largest_log,
       differing,
       contrary,
       correct / count if labelled else None,
     )
   return count, sum(right) / count if labelled else None, compared
+
+
+def _logarithms(probabilities: np.ndarray) -> np.ndarray:
+  return np.log(np.maximum(probabilities, _LEAST))
+
+
+def _largest(difference: np.ndarray) -> float:
+  # What is not a number differs most of all.
+  return float(np.nan_to_num(np.abs(difference), nan=np.inf).max())
 
 
 def check(name: str, compared: Compared, count: int, tolerance: float) -> None:
@@ -136,17 +171,21 @@ def check(name: str, compared: Compared, count: int, tolerance: float) -> None:
     name: its format.
     compared: how it does.
     count: on how many images.
-    tolerance: difference of probabilities that is rounding.
+    tolerance: difference that is rounding.
 
   Raises:
     ValueError: it is not.
   """
-  if compared.difference > tolerance or compared.contrary:
+  if (
+    max(compared.difference, compared.log_difference) > tolerance
+    or compared.contrary
+  ):
     raise ValueError(
       f'the export as {name} is not the network: on {count} images its '
-      f'probabilities differ by up to {compared.difference:.2g} (at most '
-      f'{tolerance:.2g} is rounding), and {compared.differing} predictions do. '
-      'Nothing was exported'
+      f'probabilities differ by up to {compared.difference:.2g}, their '
+      f'logarithms by up to {compared.log_difference:.2g} of their distance '
+      f'(at most {tolerance:.2g} is rounding), and {compared.differing} '
+      'predictions do. Nothing was exported'
     )
 
 
