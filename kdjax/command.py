@@ -51,6 +51,9 @@ def define_processes() -> Callable[[], None]:
 # Exit status of a command that a signal stopped: try again.
 INTERRUPTED = os.EX_TEMPFAIL
 
+# As of a process that SIGPIPE ended.
+_UNREAD = 128 + signal.SIGPIPE
+
 _LAST_WORDS_SECONDS = 2
 
 
@@ -87,16 +90,41 @@ def command(
     if join and not devices.is_first():
       logs.quiet()
     yield
+    sys.stdout.flush()
   except KeyboardInterrupt as interrupt:
     print(
       interrupt if interrupt.args else 'stopped by a signal', file=sys.stderr
     )
     sys.exit(INTERRUPTED)
-  except (ValueError, OSError, FloatingPointError) as error:
+  except (
+    ValueError,
+    OSError,
+    FloatingPointError,
+    RuntimeError,
+    AssertionError,
+  ) as error:
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+      sys.exit(_UNREAD)
+    reason: object = error
+    if isinstance(error, RuntimeError | AssertionError):
+      reason = runtime.missing_backend()
+      if not reason:
+        raise
     logs.logger.debug('', exc_info=True)
     if jax.distributed.is_initialized():
-      _leave(f'error: {error}')
-    sys.exit(f'error: {error}')
+      _leave(f'error: {reason}')
+    sys.exit(f'error: {reason}')
+
+
+def _nobody_reads() -> bool:
+  """Whether what reads standard output has ended, as `head` does."""
+  try:
+    sys.stdout.flush()
+  except BrokenPipeError:
+    # Python flushes it once more when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+  return False
 
 
 def _leave(message: str) -> NoReturn:

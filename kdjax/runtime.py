@@ -62,6 +62,27 @@ def settle(values: _T) -> _T:
   return values
 
 
+def missing_backend() -> str | None:
+  """Says why JAX cannot start where the user wants it to.
+
+  Returns:
+    None where it can, or where JAX chooses by itself.
+  """
+  wanted = jax.config.values['jax_platforms']
+  if not wanted:
+    return None
+  try:
+    jax.devices()
+  # Of a platform that its plugin does not find JAX only asserts that it is.
+  except (RuntimeError, AssertionError) as error:
+    return (
+      f'JAX cannot use {wanted} (JAX_PLATFORMS): '
+      f'{error or "there is no such device here"}. Leave it unset for JAX to '
+      'choose'
+    )
+  return None
+
+
 def cache_directory(name: str) -> pathlib.Path | None:
   """Gives a folder of kdjax's in the user's cache directory, and makes it.
 
