@@ -5,6 +5,7 @@ TensorBoard; on a terminal a progress bar shows the last of them.
 """
 
 import contextlib
+import io
 import json
 import logging
 import math
@@ -44,6 +45,24 @@ class _Handler(logging.Handler):
     tqdm.tqdm.write(self.format(record), file=sys.stderr)
 
 
+def printable(text: str) -> str:
+  """Makes a name fit to be shown in a line.
+
+  Args:
+    text: such as the name of a file, in whatever encoding.
+
+  Returns:
+    The same, with escapes in place of what ends a line or steers a terminal.
+  """
+  decoded = os.fsencode(text).decode(errors='replace')
+  return ''.join(
+    character
+    if character.isprintable()
+    else character.encode('unicode_escape').decode()
+    for character in decoded
+  )
+
+
 def quiet() -> None:
   """Shows warnings only, from now on; for all processes but the first."""
   logger.setLevel(logging.WARNING)
@@ -54,7 +73,10 @@ def setup() -> None:
 
   What libraries say below a warning is left out, unless absl's flag
   `--verbosity` asks for it; `--verbosity=1` also shows where an error arose.
+  Characters that the terminal does not know are escaped.
   """
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors='backslashreplace')
   verbosity = flags.FLAGS['verbosity']
   if not verbosity.present:
     absl_logging.set_verbosity(absl_logging.WARNING)

@@ -5,10 +5,14 @@ image and the same numbers give the same pixels in any process.
 """
 
 import math
+import warnings
 from typing import IO
 
 import numpy as np
 from PIL import Image
+
+# Of an image twice as large as those Pillow makes an error.
+warnings.simplefilter('ignore', Image.DecompressionBombWarning)
 
 # Pillow's mode for a number of channels.
 MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}

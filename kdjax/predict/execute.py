@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kdjax import results
+from kdjax import logs, results
 from kdjax.data.images import UnreadableError
 from kdjax.data.sources.image_folder import EXTENSIONS
 from kdjax.logs import logger
@@ -62,7 +62,7 @@ def classify(
       if not _is_image(file):
         logger.warning(
           'left out: %s does not end with %s',
-          _text(file),
+          logs.printable(file),
           ', '.join(EXTENSIONS),
         )
     read, images = [], []
@@ -71,7 +71,11 @@ def classify(
         images.append(student.read(file))
         read.append(file)
       except (UnreadableError, OSError) as error:
-        logger.warning('left out: %s', _text(str(error)))
+        logger.warning('left out: %s', logs.printable(str(error)))
+      except MemoryError:
+        logger.warning(
+          'left out: there is not enough memory for %s', logs.printable(file)
+        )
     text = ''
     if read:
       predicted = [
@@ -83,11 +87,13 @@ def classify(
 
 def _count(path: str) -> int:
   if not os.path.exists(path):
-    raise FileNotFoundError(f'there is no file or folder {path}')
+    raise FileNotFoundError(
+      f'there is no file or folder {logs.printable(path)}'
+    )
   count = sum(map(_is_image, _files(path)))
   if not count and os.path.isdir(path):
     raise ValueError(
-      f'{path} holds no images: expected files that end with '
+      f'{logs.printable(path)} holds no images: expected files that end with '
       f'{", ".join(EXTENSIONS)}'
     )
   return count
@@ -146,12 +152,7 @@ def _table(files: Sequence[str], predicted: Sequence[_Best]) -> str:
     header += [f'class {place}', 'probability']
   lines = [header]
   for file, best in zip(files, predicted, strict=True):
-    lines.append([_text(file)])
+    lines.append([logs.printable(file)])
     for name, probability in best:
-      lines[-1] += [name, f'{probability:.2%}']
+      lines[-1] += [logs.printable(name), f'{probability:.2%}']
   return results.align(lines)
-
-
-def _text(name: str) -> str:
-  """Makes a file's name, in whatever encoding, fit to be shown."""
-  return os.fsencode(name).decode(errors='replace')
