@@ -218,11 +218,12 @@ def _run(
       'config': results.as_json(config),
       **measured,
     }
+    last = checkpoint.read_metadata(workdir, 'last')
     result['student'] |= {
       'model': config.student.name,
       'stem': config.student.stem,
       'wall_time_s': wall_time,
-      'init_from': checkpoint.read_metadata(workdir, 'last')['init_from'],
+      'init_from': last.get('init_from'),
     }
 
     def write() -> None:
