@@ -29,8 +29,8 @@ _BFLOAT16_ROUNDING = 2.0**-8
 
 # What is less is nothing to a float32.
 _LEAST = 1e-30
-# Logarithms of an image that lie closer together are taken to be so far apart
-# (nats): they are rounded themselves.
+# Logarithms that lie closer together are taken to be so far apart (nats): they
+# are rounded themselves.
 _CLOSE = 0.1
 
 _BATCH_SIZE = 128
@@ -46,7 +46,7 @@ class Compared(NamedTuple):
   Attributes:
     difference: largest difference of a probability from the network's.
     log_difference: largest difference of the logarithm of one, as a share of
-      how far apart the logarithms of that image lie.
+      how far apart those of one image lie at most.
     differing: images of which it predicts another class.
     contrary: those of them whose two best classes the network tells apart by
       more than the tolerance.
@@ -107,7 +107,7 @@ def compare(
   }
   counts: dict[str, list[tuple[int, int, int]]] = {name: [] for name in exports}
   right: list[int] = []
-  labelled = True
+  labelled, spread = True, _CLOSE
   for images, labels in batches:
     if not len(images):
       continue
@@ -119,7 +119,7 @@ def compare(
     best = np.sort(expected, axis=1)[:, -2:]
     apart = best[:, -1] - best[:, 0] > tolerance
     logarithms = _logarithms(expected)
-    spread = np.maximum(np.ptp(logarithms, axis=1, keepdims=True), _CLOSE)
+    spread = max(spread, float(np.ptp(logarithms, axis=1).max()))
     sizes.append(len(images))
     right.append(int(np.sum(predictions == labels)))
     for name, export in exports.items():
@@ -128,7 +128,7 @@ def compare(
       differences[name].append(
         (
           _largest(found - expected),
-          _largest((_logarithms(found) - logarithms) / spread),
+          _largest(_logarithms(found) - logarithms),
         )
       )
       counts[name].append(
@@ -147,7 +147,7 @@ def compare(
     largest, largest_log = map(max, zip(*differences[name], strict=True))
     compared[name] = Compared(
       largest,
-      largest_log,
+      largest_log / spread,
       differing,
       contrary,
       correct / count if labelled else None,
