@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import select
 import signal
 import sys
 import time
@@ -118,13 +119,14 @@ def command(
 
 def _nobody_reads() -> bool:
   """Whether what reads standard output has ended, as `head` does."""
-  try:
-    sys.stdout.flush()
-  except BrokenPipeError:
-    # Python flushes it once more when it ends.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return True
-  return False
+  output = sys.stdout.fileno()
+  poll = select.poll()
+  poll.register(output, 0)
+  if not poll.poll(0):
+    return False
+  # Python flushes it once more when it ends.
+  os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+  return True
 
 
 def _leave(message: str) -> NoReturn:
