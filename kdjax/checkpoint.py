@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from kdjax import devices, digests, files, models
+from kdjax import devices, digests, features, files, models
 from kdjax.step import Network, TrainState
 from kdjax.version import __version__
 
@@ -382,7 +382,7 @@ def save_network(
     OSError: it exists, or cannot be written. Nothing is left.
   """
   path = pathlib.Path(path).absolute()
-  tree = {name: network.variables[name] for name in ('params', 'batch_stats')}
+  tree = {name: network.variables[name] for name in features.TRAINED}
   content = {**card, _ARRAYS: digests.describe(tree)}
   content[_SHA256] = digests.of_json(content)
   _ignore_late_callbacks()

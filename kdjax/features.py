@@ -20,8 +20,8 @@ import jax.numpy as jnp
 
 Variables = Mapping[str, Any]
 
-# The collections of a model that change in training.
-_TRAINED = 'params', 'batch_stats'
+TRAINED = 'params', 'batch_stats'
+"""The collections of a model that change in training, and are saved."""
 
 
 class Outputs(NamedTuple):
@@ -72,11 +72,11 @@ def init(
   # Jitted: one program, rather than one for every operation of the model.
   initialize = jax.jit(functools.partial(model.init, train=False))
   variables = initialize(rng, jnp.zeros(images.shape))
-  others = variables.keys() - _TRAINED
+  others = variables.keys() - TRAINED
   if others:
     raise ValueError(
       f'{type(model).__name__} has the collections {", ".join(sorted(others))}:'
-      f' expected no others than {" and ".join(_TRAINED)}, which are trained '
+      f' expected no others than {" and ".join(TRAINED)}, which are trained '
       'and saved'
     )
   return {'batch_stats': {}, **variables}

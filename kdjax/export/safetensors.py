@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdjax import digests, pretrained, weights
+from kdjax import digests, features, pretrained, weights
 from kdjax.step import Network
 
 
@@ -27,7 +27,7 @@ def write(
     ValueError: the network is no ResNet.
   """
   del platforms
-  arrays = {name: network.variables[name] for name in ('params', 'batch_stats')}
+  arrays = {name: network.variables[name] for name in features.TRAINED}
   content = {**card, pretrained.DIGEST: digests.digest(arrays)}
   try:
     weights.save(path, arrays, {pretrained.CARD: json.dumps(content)})
