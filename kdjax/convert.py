@@ -4,7 +4,6 @@ python -m kdjax.convert net.pth net.safetensors --mean=imagenet --std=imagenet
 """
 
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from absl import app, flags
 
 from kdjax import checkpoint, digests, pretrained
 from kdjax.command import command
-from kdjax.export import orbax, safetensors
+from kdjax.export import orbax, safetensors, staging
 
 _MEAN = flags.DEFINE_list(
   'mean',
@@ -66,14 +65,17 @@ def main(argv: list[str]) -> None:
     found = pretrained.load(source, _CHECKPOINT.value, _EMA.value)
     print('\n'.join(found.recognised or [f'{source}: written by kdjax']))
     network, card = _complete(found)
-    if destination.is_dir():
-      shutil.rmtree(destination)
-    destination.parent.mkdir(parents=True, exist_ok=True)
     write = safetensors.write if destination.suffix else orbax.write
-    write(destination, network, card, ())
-    again = pretrained.load(destination).network.variables
-    if digests.digest(again) != digests.digest(network.variables):
-      raise ValueError(f'{destination} was not written as it should be')
+    with staging.beside(destination.parent) as staged:
+      written = staged / destination.name
+      write(written, network, card, ())
+      again = pretrained.load(written).network.variables
+      if digests.digest(again) != digests.digest(network.variables):
+        raise ValueError(
+          f'{destination} would not be what it is made of: what was written '
+          'and read back has other arrays. Nothing was converted'
+        )
+      staging.put(staged, [destination])
     print(_summary(destination, network, card))
 
 

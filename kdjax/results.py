@@ -178,7 +178,19 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
       f'no run in {workdir}: expected a directory written by kdjax.main, with '
       f'{_CONFIG} in it'
     )
-  found = _fill(_read(workdir / _CONFIG), as_json(config_lib.default()))
+  return complete(_read(workdir / _CONFIG))
+
+
+def complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  """Makes a run's configuration of JSON.
+
+  Args:
+    config: the fields that the run knew.
+
+  Returns:
+    The configuration. A field that the run did not know is as by default.
+  """
+  found = _fill(config, as_json(config_lib.default()))
   return ml_collections.ConfigDict(found)
 
 

@@ -33,13 +33,14 @@ _EMA = flags.DEFINE_bool(
 )
 _PLATFORMS = flags.DEFINE_list(
   'platforms',
-  ['cpu', 'cuda', 'tpu'],
+  list(stablehlo.DEFAULT_PLATFORMS),
   f'What a StableHLO program can run on: {", ".join(stablehlo.PLATFORMS)}.',
 )
 _IMAGES = flags.DEFINE_integer(
   'images',
   0,
-  'Test images to compare the export on, the first ones; 0 for all.',
+  'Test images to compare the export on, the first ones; 0 for all. Without '
+  'them images of noise; 0 for 64.',
   lower_bound=0,
 )
 _DATA_DIR = flags.DEFINE_string(

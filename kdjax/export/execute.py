@@ -1,8 +1,6 @@
 """Exports a network, once what was written has been seen to be that network."""
 
-import contextlib
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +9,16 @@ import numpy as np
 import optax
 
 from kdjax import checkpoint as checkpoint_lib
-from kdjax import data, pretrained, programs, results, student
+from kdjax import data, features, pretrained, programs, results, student
 from kdjax import teacher as teacher_lib
-from kdjax.export import onnx, orbax, safetensors, stablehlo, verify
+from kdjax.export import (
+  onnx,
+  orbax,
+  safetensors,
+  stablehlo,
+  staging,
+  verify,
+)
 from kdjax.logs import logger
 from kdjax.step import Network
 
@@ -29,6 +34,15 @@ _FOLDER, _NAME = 'export', 'student'
 # Images that are compared at once, and of noise where there are no others.
 _IMAGES, _NOISE_IMAGES = 512, 64
 
+_HEADER = (
+  '',
+  'MB',
+  'parameters',
+  'one image (ms)',
+  'accuracy',
+  'largest difference',
+)
+
 _Batches = Iterator[tuple[np.ndarray, np.ndarray | None]]
 
 
@@ -39,7 +53,7 @@ def export(
   *,
   checkpoint: str = 'best',
   ema: bool = False,
-  platforms: Sequence[str] = ('cpu', 'cuda', 'tpu'),
+  platforms: Sequence[str] = stablehlo.DEFAULT_PLATFORMS,
   images: int = 0,
   data_dir: str | None = None,
   overwrite: bool = False,
@@ -47,8 +61,9 @@ def export(
   """Exports a network.
 
   Each export is read back from where it was written and compared with the
-  network on the test images of its run, or else on noise, before it takes its
-  place.
+  network on the test images of the run that it comes from, or else on noise,
+  before it takes its place. All do so together: where this raises, there is
+  what was there before.
 
   Args:
     path: what `kdjax.pretrained.load` takes; a run must have finished.
@@ -58,7 +73,8 @@ def export(
     checkpoint: of a run directory, 'best' or 'last'.
     ema: of a run, whether to take the moving averages of its variables.
     platforms: what a StableHLO program can run on.
-    images: how many test images to compare on, the first ones; 0 for all.
+    images: how many test images to compare on, the first ones; 0 for all, and
+      for 64 of noise.
     data_dir: where the run's data are, if not where they were in training.
     overwrite: whether to replace what is there.
 
@@ -67,15 +83,14 @@ def export(
 
   Raises:
     ValueError: an unknown format, a run that has not finished, a network that
-      cannot be exported so, or an export that is not the network. Nothing is
-      left of any.
+      cannot be exported so, or an export that is not the network.
     OSError: something cannot be read or written, or exists.
   """
   path = path.absolute()
   run = _run_of(path)
   targets = _targets(run, formats, output)
-  for target in targets.values():
-    _check_free(target, overwrite)
+  for name, target in targets.items():
+    _check_free(name, target, overwrite)
   if run == path and results.read_result(path) is None:
     raise ValueError(
       f'the run in {path} has not finished: start its own command again first, '
@@ -84,69 +99,63 @@ def export(
   network, card, _ = pretrained.load(path, checkpoint, ema)
   student.check_normalized(network)
   shape = student.image_shape(card)
-  test = _test_split(run, card, data_dir) if run else None
-  if test is None:
-    logger.warning(
-      '%s is not of a run, so there are no test images: what is exported is '
-      'compared on noise',
-      path,
-    )
+  try:
+    test = _test_split(run, card, data_dir)
+  except (OSError, ValueError) as error:
+    if run:
+      raise
+    logger.warning('what is exported is compared on noise: %s', error)
+    test = None
   tolerance = verify.tolerance(card['model'])
   folder = next(iter(targets.values())).parent
-  with _staging(folder) as staging:
+  with staging.beside(folder) as staged:
     exports = {}
     for name, target in targets.items():
       logger.info('%s: writing it, and reading it back', name)
-      FORMATS[name](staging / target.name, network, card, platforms)
-      exports[name] = student.load_student(staging / target.name)
+      FORMATS[name](staged / target.name, network, card, platforms)
+      exports[name] = student.load_student(staged / target.name)
     count, accuracy, compared = verify.compare(
       network, exports, _batches(test, shape, images), tolerance
     )
     for name in exports:
       verify.check(name, compared[name], count, tolerance)
-    for target in targets.values():
-      _put(staging, target)
-  header = (
-    '',
-    'MB',
-    'parameters',
-    'one image (ms)',
-    'accuracy',
-    'largest difference',
-  )
-  lines: list[tuple[str, ...]] = [header]
-  teacher = run and _teacher(run)
-  # One of which only logits are known takes no time.
-  if teacher and teacher.network:
-    lines.append(
-      _line(
-        f'teacher {teacher.report["model"]}',
-        student.of_network(teacher.network, card),
-        _variable_bytes(teacher.network),
-        teacher.report['parameters'],
-        None if images else teacher.report['test']['accuracy'],
+    # What is to be said of them, before they take their places.
+    teacher = run and _teacher(run)
+    lines: list[tuple[str, ...]] = [_HEADER]
+    # One of which only logits are known takes no time.
+    if teacher and teacher.network:
+      lines.append(
+        _line(
+          f'teacher {teacher.report["model"]}',
+          student.of_network(teacher.network, card),
+          _variable_bytes(teacher.network),
+          teacher.report['parameters'],
+          None if images else teacher.report['test']['accuracy'],
+        )
       )
-    )
-  parameters = optax.tree.size(network.variables['params'])
-  lines.append(
-    _line(
-      f'student {card["model"]["name"]}',
-      student.of_network(network, card),
-      _variable_bytes(network),
-      parameters,
-      accuracy,
-    )
-  )
-  for name, target in targets.items():
+    parameters = optax.tree.size(network.variables['params'])
     lines.append(
       _line(
-        target.name,
-        exports[name],
-        sum(map(_file_bytes, _files(target))),
+        f'student {card["model"]["name"]}',
+        student.of_network(network, card),
+        _variable_bytes(network),
         parameters,
-        compared[name].accuracy,
-        compared[name].difference,
+        accuracy,
       )
+    )
+    for name, target in targets.items():
+      lines.append(
+        _line(
+          target.name,
+          exports[name],
+          sum(map(_file_bytes, _files(name, staged / target.name))),
+          parameters,
+          compared[name].accuracy,
+          compared[name].difference,
+        )
+      )
+    staging.put(
+      staged, [file for item in targets.items() for file in _files(*item)]
     )
   what = 'test images' if test else 'images of noise'
   return (
@@ -188,24 +197,24 @@ def _targets(
       f'{", ".join(formats)}: leave it out, or export one after the other'
     )
   (name,) = formats
+  suffix = output.suffix.removeprefix('.')
   # By it files are known again; directories are by what is in them.
-  if name != 'orbax' and output.suffix != f'.{name}':
+  if suffix != name and (name != 'orbax' or suffix in FORMATS):
     raise ValueError(
-      f'cannot export {name} to {output}: expected a file name that ends in '
-      f'.{name}'
+      f'cannot export {name} to {output}: expected a name that ends in .{name}'
     )
   return {name: output.absolute()}
 
 
-def _files(target: pathlib.Path) -> list[pathlib.Path]:
+def _files(name: str, target: pathlib.Path) -> list[pathlib.Path]:
   """Lists what an export consists of: a directory, a file, or two files."""
-  if target.suffix in programs.SUFFIXES:
+  if f'.{name}' in programs.SUFFIXES:
     return [target, programs.card_of(target)]
   return [target]
 
 
-def _check_free(target: pathlib.Path, overwrite: bool) -> None:
-  for file in _files(target):
+def _check_free(name: str, target: pathlib.Path, overwrite: bool) -> None:
+  for file in _files(name, target):
     if not file.exists():
       continue
     if not overwrite:
@@ -221,15 +230,25 @@ def _check_free(target: pathlib.Path, overwrite: bool) -> None:
 
 
 def _test_split(
-  run: pathlib.Path, card: Mapping[str, Any], data_dir: str | None
+  run: pathlib.Path | None, card: Mapping[str, Any], data_dir: str | None
 ) -> data.Split | data.Stream:
-  config = results.read_config(run)
+  """Loads the test images of the run that a network comes from."""
+  known = card['provenance']
+  if run:
+    config = results.read_config(run)
+  elif known.get('config'):
+    config = results.complete(known['config'])
+  else:
+    raise ValueError('it is not of a run, so there are no test images')
   if data_dir:
     config.data.data_dir = data_dir
   dataset = data.load(config.data)
-  results.check_same_digest(
-    run, 'data', card['provenance']['data_digest'], dataset.digest
-  )
+  if dataset.digest != known.get('data_digest'):
+    raise ValueError(
+      f'the network was trained on other data ({config.data.name}): SHA-256 '
+      f'{known.get("data_digest")}, now {dataset.digest}. Say with --data_dir '
+      'where they are'
+    )
   return dataset.test
 
 
@@ -239,7 +258,11 @@ def _batches(
   """Yields images and labels to compare on, some at once."""
   if test is None:
     rng = np.random.default_rng(0)
-    yield rng.integers(0, 256, (_NOISE_IMAGES, *shape), np.uint8), None
+    left = most or _NOISE_IMAGES
+    while left:
+      size = min(left, _IMAGES)
+      yield rng.integers(0, 256, (size, *shape), np.uint8), None
+      left -= size
     return
   size = min(most or test.size, test.size)
   if isinstance(test, data.Stream):
@@ -250,29 +273,6 @@ def _batches(
   for first in range(0, size, _IMAGES):
     rows = slice(first, min(first + _IMAGES, size))
     yield test.images[rows], test.labels[rows]
-
-
-@contextlib.contextmanager
-def _staging(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Makes a directory in a folder; without the export neither is left."""
-  existed = folder.exists()
-  folder.mkdir(parents=True, exist_ok=True)
-  try:
-    with tempfile.TemporaryDirectory(prefix='.export-', dir=folder) as name:
-      yield pathlib.Path(name)
-  except BaseException:
-    if not existed:
-      with contextlib.suppress(OSError):
-        folder.rmdir()
-    raise
-
-
-def _put(staging: pathlib.Path, target: pathlib.Path) -> None:
-  """Moves an export to its place; what was there goes with the directory."""
-  for file in _files(target):
-    if file.is_dir():
-      file.rename(staging / f'{file.name}.old')
-    (staging / file.name).replace(file)
 
 
 def _teacher(run: pathlib.Path) -> teacher_lib.Teacher | None:
@@ -314,7 +314,7 @@ def _variable_bytes(network: Network) -> int:
   """Counts the bytes of what a network has learnt, as it was saved."""
   return sum(
     leaf.nbytes
-    for name in ('params', 'batch_stats')
+    for name in features.TRAINED
     for leaf in jax.tree.leaves(network.variables[name])
   )
 

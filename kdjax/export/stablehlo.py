@@ -14,6 +14,7 @@ from kdjax.step import Network
 
 PLATFORMS = 'cpu', 'cuda', 'rocm', 'tpu'
 """What a program can run on."""
+DEFAULT_PLATFORMS = 'cpu', 'cuda', 'tpu'
 
 
 def write(
@@ -32,7 +33,7 @@ def write(
       among them.
 
   Raises:
-    ValueError: they are others.
+    ValueError: they are others, or JAX cannot export such a model.
   """
   here = export.default_export_platform()
   if here not in platforms or not set(platforms) <= set(PLATFORMS):
@@ -45,5 +46,12 @@ def write(
   function = jax.jit(functools.partial(student.classify, model, variables))
   shape = f'size, {", ".join(map(str, student.image_shape(card)))}'
   images = jax.ShapeDtypeStruct(export.symbolic_shape(shape), np.uint8)
-  exported = export.export(function, platforms=platforms)(images)
-  programs.write(path, bytes(exported.serialize()), card)
+  try:
+    exported = export.export(function, platforms=platforms)(images)
+    program = bytes(exported.serialize())
+  # It raises errors of many kinds, and so may a model of one's own.
+  except Exception as error:
+    raise ValueError(
+      f'{card["model"]["name"]} cannot be exported as StableHLO: {error}'
+    ) from error
+  programs.write(path, program, card)
