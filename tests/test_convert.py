@@ -2,6 +2,9 @@
 
 import functools
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -65,36 +68,74 @@ def test_a_file_becomes_one_that_says_all_of_itself(source):
     assert json.loads(file.metadata()['kdjax'])['model']['name'] == 'resnet10'
 
 
-def test_a_directory_is_orbax_and_goes_back(source):
-  plain, folder = source / 'plain.safetensors', source / 'folder'
-  done = run(str(plain), str(folder))
-  assert done.returncode == 0, done.stderr
-  assert 'unknown: how its images are normalised' in done.stdout
-  assert 'unknown: the names of its classes' in done.stdout
-  done = run(str(folder), str(source / 'back.safetensors'))
-  assert done.returncode == 0, done.stderr
-  ours, theirs = (
-    safetensors.numpy.load_file(path)
-    for path in (plain, source / 'back.safetensors')
-  )
-  assert ours.keys() == theirs.keys()
-  for name, tensor in ours.items():
-    np.testing.assert_array_equal(tensor, theirs[name])
+# Several commands in one process, for each start takes seconds.
+SCRIPT = """
+import json, sys
+import numpy as np
+from absl import flags
+from absl.testing import flagsaver
+from kdjax import convert
 
+sound = convert.orbax.write
 
-@pytest.mark.parametrize(
-  ('destination', 'flags', 'message'),
-  [
-    ('plain.safetensors', [], 'exists: replace it with --overwrite'),
-    ('', ['--overwrite'], 'a directory that kdjax did not make'),
-    ('x', ['--mean=imagenet', '--std=imagenet'], 'images of 1 channels'),
-    ('x', ['--class_names=README.md'], 'and the network knows 3'),
-  ],
+def damaging(path, network, card, platforms):
+  fc = {**network.variables['params']['fc'], 'bias': np.ones(3, np.float32)}
+  params = {**network.variables['params'], 'fc': fc}
+  variables = {**network.variables, 'params': params}
+  sound(path, network._replace(variables=variables), card, platforms)
+
+for writer, *argv in json.loads(sys.argv[1]):
+  convert.orbax.write = globals()[writer]
+  with flagsaver.flagsaver():
+    try:
+      convert.main(flags.FLAGS(['convert', *argv]))
+    except SystemExit as error:
+      print(error)
+  print('---')
+"""
+
+COMMANDS = (
+  ('sound plain.safetensors folder', 'unknown: how its images are normalised'),
+  ('sound folder back.safetensors', 'folder: written by kdjax'),
+  ('sound plain.safetensors folder', 'exists: replace it with --overwrite'),
+  ('damaging plain.safetensors folder --overwrite', 'Nothing was converted'),
+  ('damaging plain.safetensors x', 'Nothing was converted'),
+  ('sound folder again.safetensors', 'unknown: the names of its classes'),
+  (
+    'sound plain.safetensors folder --overwrite --mean=0.5 --std=0.25',
+    'folder: resnet10, 3 classes',
+  ),
+  ('sound plain.safetensors . --overwrite', 'that kdjax did not make'),
+  ('sound plain.safetensors x --mean=imagenet --std=imagenet', 'of 1 channels'),
+  ('sound plain.safetensors x --class_names=two.txt', 'the network knows 3'),
 )
-def test_what_makes_no_sense_is_refused(source, destination, flags, message):
-  done = run(
-    str(source / 'plain.safetensors'), str(source / destination), *flags
+
+
+def test_directories_go_back_and_are_replaced_by_what_is_sound(source):
+  (source / 'two.txt').write_text('one\ntwo\n')
+  commands = json.dumps([command.split() for command, _ in COMMANDS])
+  done = subprocess.run(
+    [sys.executable, '-c', SCRIPT, commands],
+    cwd=source,
+    env={**os.environ, 'PYTHONPATH': str(processes.ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
   )
-  assert done.returncode == 1
-  assert message in done.stderr
+  assert done.returncode == 0, done.stderr
+  *said, end = done.stdout.split('---\n')
+  assert not end
+  for text, (command, expected) in zip(said, COMMANDS, strict=True):
+    assert expected in text, command
+  ours, *theirs = (
+    safetensors.numpy.load_file(source / f'{name}.safetensors')
+    for name in ('plain', 'back', 'again')
+  )
+  for back in theirs:
+    assert ours.keys() == back.keys()
+    for name, tensor in ours.items():
+      np.testing.assert_array_equal(tensor, back[name])
+  card = pretrained.load(source / 'folder').card
+  assert card['preprocessing']['mean'] == [0.5]
   assert not (source / 'x').exists()
+  assert not list(source.glob('.export-*'))

@@ -1,10 +1,15 @@
 """Exports of a real student, and what reads them without kdjax."""
 
 import json
+import os
+import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
+import flax.linen as nn
+import folder
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,30 +29,52 @@ from kdjax import (
   train,
   weights,
 )
-from kdjax.export import execute
+from kdjax.export import execute, stablehlo, staging, verify
 
 FORMATS = 'orbax', 'safetensors', 'stablehlo'
 
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
-  """A distilled student."""
-  path = tmp_path_factory.mktemp('export') / 'run'
-  train.train_and_evaluate(tiny.config(), path)
-  return path
+  """A student distilled from a stream of images of many sizes."""
+  path = tmp_path_factory.mktemp('export')
+  config = tiny.config()
+  config.data.update(
+    name='image_folder',
+    data_dir=str(folder.write(path / 'images', count=8)),
+    image_size=8,
+    streaming=True,
+    train_limit=0,
+  )
+  config.train.update(epochs=1, batch_size=8, ema_decay=0.5)
+  config.teacher.train.epochs = 1
+  train.train_and_evaluate(config, path / 'run')
+  return path / 'run'
 
 
 @pytest.fixture(scope='module')
-def images(workdir):
-  return data.load(results.read_config(workdir).data).test.images
+def moved(workdir):
+  """Where the images are that it was trained on, since then."""
+  config = results.read_config(workdir)
+  place = workdir.parent / 'moved'
+  shutil.move(config.data.data_dir, place)
+  return str(place)
 
 
 @pytest.fixture(scope='module')
-def exported(workdir):
+def images(workdir, moved):
+  config = results.read_config(workdir)
+  config.data.data_dir = moved
+  return data.in_memory(data.load(config.data).test).images
+
+
+@pytest.fixture(scope='module')
+def exported(workdir, moved):
   """What a command says that exported the student in several formats."""
   done = run(
     f'--workdir={workdir}',
     f'--format={",".join(FORMATS)}',
+    f'--data_dir={moved}',
     module='kdjax.export',
   )
   assert done.returncode == 0, done.stderr
@@ -56,7 +83,7 @@ def exported(workdir):
 
 def live(network, images):
   """The probabilities of a network as it is evaluated."""
-  return np.asarray(jax.nn.softmax(step.predict(network, images, 360)))
+  return np.asarray(jax.nn.softmax(step.predict(network, images, 100)))
 
 
 def path_of(workdir, name):
@@ -85,7 +112,7 @@ def test_the_command_shows_teacher_student_and_exports(workdir, exported):
     assert found == f'{accuracy:.2%}'
     assert difference == '-' or float(difference) < 1e-5
   assert teacher[5:] == [f'{result["teacher"]["test"]["accuracy"]:.2%}', '-']
-  assert 'on 360 test images' in caption
+  assert 'on 24 test images' in caption
   assert caption.endswith(f'written to: {workdir / "export"}\n')
   left = {file.name for file in (workdir / 'export').iterdir()}
   assert left == {
@@ -105,7 +132,7 @@ folder, output = sys.argv[1:]
 images = np.load(output + '/images.npy')
 with open(folder + '/student.stablehlo', 'rb') as file:
   program = export.deserialize(bytearray(file.read()))
-found = {f'of {n}': program.call(images[:n]) for n in (1, 3, 360)}
+found = {f'of {n}': program.call(images[:n]) for n in (1, 3, 24)}
 with orbax.checkpoint.StandardCheckpointer() as checkpointer:
   tree = checkpointer.restore(folder + '/student.orbax')
 for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -127,7 +154,7 @@ def test_exports_need_no_kdjax(workdir, exported, images, tmp_path):
   network = checkpoint.restore(workdir)
   expected = live(network, images)
   assert set(found['platforms']) == {'cpu', 'cuda', 'tpu'}
-  for count in (1, 3, 360):
+  for count in (1, 3, 24):
     probabilities = found[f'of {count}']
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities, expected[:count], atol=1e-5)
@@ -159,8 +186,9 @@ def test_a_student_is_loaded_from_each(workdir, exported, images, name):
   student = kdjax.load_student(path_of(workdir, name))
   network = checkpoint.restore(workdir)
   np.testing.assert_allclose(student(images), live(network, images), atol=1e-5)
-  assert student.class_names == tuple('0123456789')
-  assert student.image_shape == (8, 8, 1)
+  assert student.class_names == folder.CLASSES
+  assert student.image_shape == (8, 8, 3)
+  assert student.card['preprocessing']['crop'] == 0.875
   assert student.card == kdjax.load_student(workdir).card
   result = results.read_result(workdir)
   assert student.card['metrics'] == result['best']['test']
@@ -170,38 +198,38 @@ def test_a_student_is_loaded_from_each(workdir, exported, images, name):
     assert_same_variables(again.variables, network.variables)
 
 
-def test_moving_averages_are_exported(bfloat16, tmp_path):
-  path, network = bfloat16
-  card, variables = pretrained.load(path).card, network.variables
-  student = {key: variables[key] for key in ('params', 'batch_stats')}
-  averages = jax.tree.map(lambda x: x * 0.9, student)
-  state = step.TrainState(
-    step=jnp.int32(1),
-    params={'student': student['params'], 'method': {}},
-    batch_stats=student['batch_stats'],
-    opt_state=(),
-    rng=jax.random.key(0),
-    ema=averages,
-  )
-  metadata = {
-    'model': card['model'],
-    'normalization': {
-      name: card['preprocessing'][name] for name in ('mean', 'std')
-    },
-    'validation_accuracy': None,
-    'class_names': card['class_names'],
-    'image_shape': card['preprocessing']['image_shape'],
-  }
-  with checkpoint.Checkpoints(tmp_path / 'run', keep=1) as checkpoints:
-    checkpoints.save(state, metadata)
+def test_moving_averages_are_exported(workdir, moved, tmp_path):
   output = tmp_path / 'out.safetensors'
-  execute.export(tmp_path / 'run', ['safetensors'], output, ema=True)
+  execute.export(workdir, ['safetensors'], output, ema=True, data_dir=moved)
   (_, found), card, _ = pretrained.load(output)
   assert card['provenance']['ema']
-  assert_same_variables({key: found[key] for key in student}, averages)
+  averages = checkpoint.restore(workdir, ema=True).variables
+  assert_same_variables(found, averages)
+  result = results.read_result(workdir)['best']
+  assert card['metrics'] == result['ema']['test'] != result['test']
 
 
-def test_an_unfinished_run_is_refused_but_not_its_checkpoint(workdir, tmp_path):
+def test_an_export_is_exported_on_the_images_that_it_knows_of(
+  workdir, exported, moved, tmp_path, caplog
+):
+  source = path_of(workdir, 'safetensors')
+
+  def export(name, **options):
+    output = tmp_path / f'{name}.safetensors'
+    return execute.export(source, ['safetensors'], output, **options)
+
+  assert 'on 9 test images' in export('a', data_dir=moved, images=9)
+  assert not caplog.text
+  others = str(folder.write(tmp_path / 'others', count=1))
+  assert 'on 5 images of noise' in export('b', data_dir=others, images=5)
+  assert 'was trained on other data (image_folder)' in caplog.text
+  export('c', images=1)
+  assert 'compared on noise: ' in caplog.text.splitlines()[-1]
+
+
+def test_an_unfinished_run_is_refused_but_not_its_checkpoint(
+  workdir, moved, tmp_path
+):
   unfinished = shutil.copytree(
     workdir,
     tmp_path / 'run',
@@ -210,8 +238,10 @@ def test_an_unfinished_run_is_refused_but_not_its_checkpoint(workdir, tmp_path):
   with pytest.raises(ValueError, match='has not finished'):
     execute.export(unfinished, ['orbax'])
   directory = checkpoint.find(unfinished)
-  text = execute.export(directory, ['orbax'], tmp_path / 'out', images=20)
-  assert 'on 20 test images' in text
+  text = execute.export(
+    directory, ['orbax'], tmp_path / 'out', images=9, data_dir=moved
+  )
+  assert 'on 9 test images' in text
   assert 'teacher' not in text
   found, _ = checkpoint.restore_network(tmp_path / 'out')
   assert_same_variables(
@@ -264,7 +294,7 @@ def test_a_network_without_a_run_is_compared_on_noise(
   for name, output in outputs.items():
     text = execute.export(path, [name], output, platforms=['cpu'])
     assert 'on 64 images of noise' in text
-  assert 'there are no test images' in caplog.text
+  assert 'so there are no test images' in caplog.text
   images = np.random.default_rng(1).integers(0, 256, (9, 16, 12, 3), np.uint8)
   for output in outputs.values():
     student = kdjax.load_student(output)
@@ -311,6 +341,122 @@ def test_a_wrong_export_is_refused_and_nothing_is_left(
   assert not list(tmp_path.iterdir())
 
 
+def unsure(seed, dtype):
+  """A network that is sure of none of 100 classes."""
+  model = models.build(**{**tiny.MODEL, 'num_classes': 100, 'dtype': dtype})
+  variables = features.init(
+    model, jax.random.key(seed), jnp.zeros((1, 8, 8, 1))
+  )
+  variables['params']['fc']['kernel'] *= verify.tolerance({'dtype': dtype})
+  variables['normalization'] = {'mean': np.float32([0.4]), 'std': np.float32(1)}
+  return step.Network(model, variables)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_another_network_is_not_taken_for_the_same(dtype):
+  network, other = (unsure(seed, dtype) for seed in (0, 1))
+  images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 1), np.uint8)
+  tolerance = verify.tolerance({'dtype': dtype})
+  assert tolerance == {'float32': 1e-4, 'bfloat16': 2.0**-5}[dtype]
+  count, accuracy, compared = verify.compare(
+    network,
+    {
+      'itself': lambda images: live(network, images),
+      'another': lambda images: live(other, images),
+      # As much as rounding does.
+      'rounded': lambda images: (
+        live(network, images)
+        * (1 + tolerance * np.linspace(-0.01, 0.01, 100, dtype=np.float32))
+      ),
+    },
+    [(images, None)],
+    tolerance,
+  )
+  assert (count, accuracy) == (9, None)
+  for name in ('itself', 'rounded'):
+    verify.check(name, compared[name], count, tolerance)
+  # Which the probabilities do not show.
+  assert compared['another'].difference < tolerance
+  assert not compared['another'].contrary
+  with pytest.raises(ValueError, match='is not the network: on 9 images its'):
+    verify.check('another', compared['another'], count, tolerance)
+
+
+def test_a_prediction_changes_only_where_two_classes_are_as_likely(monkeypatch):
+  expected = np.array([[0.52, 0.47, 0.01], [0.49, 0.50, 0.01]], np.float32)
+  monkeypatch.setattr(step, 'predict', lambda *_: np.log(expected))
+  images = np.zeros((2, 8, 8, 1), np.uint8)
+
+  def compare(first, second):
+    found = expected + np.array([[-first, first, 0], [second, -second, 0]])
+    batches = [(images, np.array([0, 1]))]
+    return verify.compare(None, {'x': lambda _: found}, batches, 0.031)[2]['x']
+
+  # Each of both changes by no more than rounding does.
+  for compared, differing, contrary, accuracy in (
+    (compare(0.03, 0.0), 1, 1, 0.5),
+    (compare(0.0, 0.01), 1, 0, 0.5),
+  ):
+    assert compared.differing == differing
+    assert compared.contrary == contrary
+    assert compared.accuracy == accuracy
+    assert max(compared.difference, compared.log_difference) < 0.031
+  verify.check('x', compare(0.0, 0.01), 2, 0.031)
+  with pytest.raises(ValueError, match='1 predictions do'):
+    verify.check('x', compare(0.03, 0.0), 2, 0.031)
+
+
+class Branching(nn.Module):
+  """What it computes depends on how many images there are."""
+
+  @nn.compact
+  def __call__(self, images, train):
+    x = images.mean(axis=(1, 2))
+    return nn.Dense(3)(x if len(images) % 2 else -x)
+
+
+def test_what_jax_cannot_export_is_one_error(bfloat16, tmp_path):
+  card = pretrained.load(bfloat16[0]).card
+  images = jnp.zeros((1, 16, 12, 3))
+  network = step.Network(
+    Branching(), features.init(Branching(), jax.random.key(0), images)
+  )
+  with pytest.raises(ValueError, match='resnet10 cannot be exported as Stable'):
+    stablehlo.write(tmp_path / 'x.stablehlo', network, card, ['cpu'])
+  assert not list(tmp_path.iterdir())
+
+
+def put_over(tmp_path, names):
+  """Puts a directory and a file where there are others."""
+  (tmp_path / 'staged' / 'a').mkdir(parents=True)
+  for name, text in (('a/x', 'new'), ('b', 'new')):
+    (tmp_path / 'staged' / name).write_text(text)
+  (tmp_path / 'a').mkdir()
+  for name in ('a/x', 'b'):
+    (tmp_path / name).write_text('old')
+  staging.put(tmp_path / 'staged', [tmp_path / name for name in names])
+
+
+def test_what_was_there_comes_back_when_something_fails(tmp_path):
+  with pytest.raises(FileNotFoundError):
+    put_over(tmp_path, ['a', 'b', 'missing'])
+  assert [(tmp_path / x).read_text() for x in ('a/x', 'b')] == ['old'] * 2
+  assert {path.name for path in tmp_path.iterdir()} == {'a', 'b', 'staged'}
+
+
+def test_a_signal_waits_until_all_are_in_place(tmp_path, monkeypatch):
+  rename = pathlib.Path.rename
+
+  def interrupted(path, target):
+    os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.undo()
+    return rename(path, target)
+
+  monkeypatch.setattr(pathlib.Path, 'rename', interrupted)
+  put_over(tmp_path, ['a', 'b'])
+  assert [(tmp_path / x).read_text() for x in ('a/x', 'b')] == ['new'] * 2
+
+
 def test_an_export_is_replaced_only_when_asked(bfloat16, tmp_path):
   path, network = bfloat16
   output = tmp_path / 'out'
@@ -340,7 +486,8 @@ def test_an_export_is_replaced_only_when_asked(bfloat16, tmp_path):
     ([], None, 'expected some of orbax'),
     (['orbax'], None, 'say with --output'),
     (['orbax', 'onnx'], 'out', 'is the place of one format'),
-    (['stablehlo'], 'out.hlo', r'a file name that ends in \.stablehlo'),
+    (['stablehlo'], 'out.hlo', r'a name that ends in \.stablehlo'),
+    (['orbax'], 'out.onnx', r'a name that ends in \.orbax'),
   ],
 )
 def test_what_cannot_be_is_refused(
@@ -430,13 +577,13 @@ def test_onnx_says_what_it_lacks(bfloat16, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings('ignore')
-def test_onnx_gives_the_same(bfloat16, workdir, images, tmp_path):
+def test_onnx_gives_the_same(bfloat16, workdir, moved, images, tmp_path):
   pytest.importorskip('jax2onnx')
   pytest.importorskip('onnxruntime')
-  execute.export(workdir, ['onnx'], tmp_path / 'digits.onnx')
-  student = kdjax.load_student(tmp_path / 'digits.onnx')
+  execute.export(workdir, ['onnx'], tmp_path / 'student.onnx', data_dir=moved)
+  student = kdjax.load_student(tmp_path / 'student.onnx')
   expected = live(checkpoint.restore(workdir), images)
-  for count in (1, 3, 360):
+  for count in (1, 3, 24):
     np.testing.assert_allclose(
       student(images[:count]), expected[:count], atol=1e-5
     )

@@ -1,6 +1,8 @@
 """A network as a function of images, and the images of files."""
 
 import json
+import os
+import subprocess
 
 import folder
 import jax
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
-from processes import run
+from processes import ROOT, command, run
 
 import kdjax
 from kdjax import (
@@ -187,12 +189,23 @@ def lines(path, paths, batch_size=2, top=2, as_json=True):
 
 
 def test_the_command_prints_a_table_and_names_what_it_leaves_out(path, photos):
-  done = run(f'--model={path}', '--top=2', str(photos), module='kdjax.predict')
+  # Neither ends a line, steers the terminal, or is more than it can show; and
+  # Pillow would warn of what is as large.
+  Image.new('1', (9500, 9500)).save(photos / 'é\n\x1b[31m.bmp')
+  (photos / 'x\r.txt').write_text('')
+  done = run(
+    f'--model={path}',
+    '--top=2',
+    str(photos),
+    module='kdjax.predict',
+    env={**os.environ, 'PYTHONIOENCODING': 'ascii'},
+  )
   assert done.returncode == 0, done.stderr
   header, rule, *rows = done.stdout.splitlines()
   assert header.split()[:4] == ['file', 'class', '1', 'probability']
   assert set(rule) == {'-', ' '}
   names = ['a.jpg', 'b.PNG', 'more/c.webp']
+  assert rows.pop(2).split()[0] == f'{photos}/\\xe9\\n\\x1b[31m.bmp'
   assert [row.split()[0] for row in rows] == [
     f'{photos}/{name}' for name in names
   ]
@@ -202,6 +215,8 @@ def test_the_command_prints_a_table_and_names_what_it_leaves_out(path, photos):
     best = np.argsort(-probabilities)[:2]
     expected = [('abc'[i], f'{probabilities[i]:.2%}') for i in best]
     assert row.split()[1:] == [cell for pair in expected for cell in pair]
+  assert f'left out: {photos}/x\\r.txt does not end with' in done.stderr
+  assert 'Warning' not in done.stderr
   assert f'left out: {photos}/notes.txt does not end with' in done.stderr
   assert f'left out: cannot read {photos}/text.png' in done.stderr
   assert '.d.png' not in done.stderr
@@ -244,9 +259,65 @@ def test_missing_images_are_an_error(photos, names, error, message):
     execute.count([str(photos.parent / name) for name in names])
 
 
+def test_names_of_classes_are_shown_escaped(path, photos):
+  network = pretrained.load(path).network
+  named = student.of_network(
+    network, card_of((8, 8, 1), class_names=('a\n', 'b\x1b', 'ç'))
+  )
+  ((_, text),) = execute.classify(
+    named, [str(photos / 'a.jpg')], top=3, as_json=False, batch_size=1
+  )
+  row = text.splitlines()[2].split()
+  assert set(row[1::2]) == {'a\\n', 'b\\x1b', 'ç'}
+
+
+def test_an_image_larger_than_memory_is_left_out(path, photos, caplog):
+  def read(file):
+    if file.endswith('a.jpg'):
+      raise MemoryError
+    return PIXELS[0]
+
+  loaded = kdjax.load_student(path)
+  loaded.read = read
+  files = [str(photos / name) for name in ('a.jpg', 'b.PNG')]
+  ((tried, text),) = execute.classify(
+    loaded, files, top=1, as_json=True, batch_size=2
+  )
+  assert (tried, len(text.splitlines())) == (2, 1)
+  assert f'not enough memory for {files[0]}' in caplog.text
+
+
 def test_nothing_that_can_be_read_is_an_error(path, photos):
   done = run(
     f'--model={path}', str(photos / 'text.png'), module='kdjax.predict'
   )
   assert done.returncode == 1
   assert done.stderr.endswith('error: none of the images can be read\n')
+
+
+def test_a_platform_that_is_not_there_is_an_error(path, photos):
+  done = run(
+    f'--model={path}',
+    str(photos),
+    module='kdjax.predict',
+    env={**os.environ, 'JAX_PLATFORMS': 'nowhere'},
+  )
+  assert done.returncode == 1
+  assert done.stderr.startswith(
+    'error: JAX cannot use nowhere (JAX_PLATFORMS): '
+  )
+  assert done.stderr.count('\n') == 1
+
+
+def test_what_reads_the_output_may_end_first(path, photos):
+  reading, writing = os.pipe()
+  os.close(reading)
+  done = subprocess.run(
+    command(f'--model={path}', str(photos / 'a.jpg'), module='kdjax.predict'),
+    cwd=ROOT,
+    stdout=writing,
+    stderr=subprocess.PIPE,
+    check=False,
+  )
+  os.close(writing)
+  assert (done.returncode, done.stderr) == (141, b'')
