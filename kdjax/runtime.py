@@ -75,11 +75,10 @@ def missing_backend() -> str | None:
     jax.devices()
   # Of a platform that its plugin does not find JAX only asserts that it is.
   except (RuntimeError, AssertionError) as error:
-    return (
-      f'JAX cannot use {wanted} (JAX_PLATFORMS): '
-      f'{error or "there is no such device here"}. Leave it unset for JAX to '
-      'choose'
+    reason = str(error) or (
+      "there is no such device here (set JAX_PLATFORMS='' to have JAX choose)"
     )
+    return f'JAX cannot use {wanted}: {reason}'
   return None
 
 

@@ -303,9 +303,7 @@ def test_a_platform_that_is_not_there_is_an_error(path, photos):
     env={**os.environ, 'JAX_PLATFORMS': 'nowhere'},
   )
   assert done.returncode == 1
-  assert done.stderr.startswith(
-    'error: JAX cannot use nowhere (JAX_PLATFORMS): '
-  )
+  assert done.stderr.startswith('error: JAX cannot use nowhere: ')
   assert done.stderr.count('\n') == 1
 
 
