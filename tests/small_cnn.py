@@ -25,7 +25,7 @@ class SmallCNN(nn.Module):
     return nn.Dense(self.num_classes, dtype=self.dtype, name='head')(x)
 
 
-def dropping(**options):
+def dropping(**options) -> nn.Module:
   """A function is as good as a class."""
   return SmallCNN(
     options['num_classes'],

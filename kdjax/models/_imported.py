@@ -4,6 +4,8 @@ import functools
 import importlib
 import inspect
 import operator
+import types
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,8 +18,9 @@ def build(
   """Builds a model by its import path.
 
   Args:
-    path: `package.module:attribute`, a class, function or `functools.partial`
-      that returns a Flax module.
+    path: `package.module:attribute`, a class of Flax modules, a function that
+      is annotated to return one (`-> nn.Module`), or a `functools.partial` of
+      either. It may come from a file: nothing else is called.
     offered: arguments that it is given where it takes them. What a partial has
       set stays so.
     options: arguments that it must take.
@@ -26,8 +29,8 @@ def build(
     The module.
 
   Raises:
-    ValueError: it cannot be imported or called, or gives something else than a
-      Flax module that is called as `model(images, train=…)`.
+    ValueError: it cannot be imported, is something else, cannot be called, or
+      gives no Flax module that is called as `model(images, train=…)`.
   """
   make = _import(path)
   set_already = make.keywords if isinstance(make, functools.partial) else {}
@@ -43,10 +46,11 @@ def build(
       if (takes_all or name in parameters) and name not in set_already
     }
     model = make(**taken, **options)
-  except TypeError as error:
+  # It is a user's, and may raise anything.
+  except Exception as error:
     raise ValueError(
-      f"'{path}' cannot be called with what it takes of {', '.join(offered)}: "
-      f'{error}'
+      f"'{path}' cannot be called with what it takes of {', '.join(offered)} "
+      f'({type(error).__name__}: {error})'
     ) from error
   if not isinstance(model, nn.Module):
     raise ValueError(
@@ -81,9 +85,27 @@ def _import(path: str) -> Callable[..., Any]:
       f'({type(error).__name__}: {error}): expected package.module:attribute, '
       'found by Python from where it was started, or on its path (PYTHONPATH)'
     ) from error
-  if not callable(found):
+  made = found
+  while isinstance(made, functools.partial):
+    made = made.func
+  if isinstance(made, types.FunctionType):
+    made = _returned(path, made)
+  if not (isinstance(made, type) and issubclass(made, nn.Module)):
     raise ValueError(
-      f"'{path}' is {type(found).__name__}, expected a class or function that "
-      'returns a module of flax.linen'
+      f"'{path}' is {found!r}: expected a subclass of flax.linen.Module, a "
+      'function that is annotated to return one (-> nn.Module), or a '
+      'functools.partial of either'
     )
   return found
+
+
+def _returned(path: str, function: types.FunctionType) -> Any:
+  """Gives what a function says that it returns."""
+  try:
+    return typing.get_type_hints(function).get('return')
+  # Annotations may be any expressions.
+  except Exception as error:
+    raise ValueError(
+      f"the annotations of '{path}' cannot be resolved "
+      f'({type(error).__name__}: {error})'
+    ) from error

@@ -72,7 +72,7 @@ def test_a_class_is_given_what_it_takes():
 
 
 def test_a_function_with_keywords_is_given_everything(mine):
-  def make(**options):
+  def make(**options) -> nn.Module:
     mine.given = options
     return small_cnn.SmallCNN(options['num_classes'])
 
@@ -108,27 +108,69 @@ def test_names_are_those_of_kdjax():
     ('mine:Net', "cannot be imported .*no attribute 'Net'"),
     ('mine:', 'cannot be imported'),
     (':Net', 'cannot be imported'),
-    ('mine:size', "'mine:size' is int, expected a class or function"),
+    ('mine:size', "'mine:size' is 3: expected a subclass of flax.linen.Module"),
     ('mine:text', "'mine:text' gives str, expected a module of flax.linen"),
     ('mine:needy', "'mine:needy' cannot be called.*'depth'"),
-    ('mine:broken', "'mine:broken' cannot be called.*its own"),
+    ('mine:broken', r"'mine:broken' cannot be called.*\(OSError: its own\)"),
+    (
+      'mine:unknown',
+      "annotations of 'mine:unknown' cannot be .*Nothing",
+    ),
     ('mine:NoCall', 'NoCall, whose __call__ cannot be called'),
     ('mine:NoTrain', r'NoTrain, whose __call__ .* as model\(images, train=…\)'),
     ('mine:unhashable', 'Unhashable with a field that cannot be hashed'),
   ],
 )
 def test_what_is_no_model_is_refused(mine, name, message):
-  def broken():
-    raise TypeError('its own')
+  def text() -> nn.Module:
+    return 'text'
 
-  mine.size = 3
-  mine.text = lambda: 'text'
-  mine.needy = lambda depth: depth
-  mine.broken = broken
+  def needy(depth) -> nn.Module:
+    return depth
+
+  def broken() -> NoCall:
+    raise OSError('its own')
+
+  def unhashable() -> nn.Module:
+    return Unhashable([1, 2])
+
+  def unknown() -> 'Nothing':  # noqa: F821
+    return NoCall()
+
+  mine.size, mine.text, mine.needy, mine.broken = 3, text, needy, broken
   mine.NoCall, mine.NoTrain = NoCall, NoTrain
-  mine.unhashable = lambda: Unhashable([1, 2])
+  mine.unhashable, mine.unknown = unhashable, unknown
   with pytest.raises(ValueError, match=message):
     models.build(name, num_classes=5, width=4)
+
+
+def test_nothing_but_modules_and_their_makers_is_called(mine):
+  called = []
+
+  def make(num_classes):
+    called.append(num_classes)
+    return small_cnn.SmallCNN(num_classes)
+
+  class Maker:
+    def __call__(self) -> nn.Module:
+      called.append(self)
+      return small_cnn.SmallCNN(3)
+
+  def number(num_classes) -> int:
+    called.append(num_classes)
+    return num_classes
+
+  mine.make, mine.maker, mine.Maker, mine.number = make, Maker(), Maker, number
+  mine.partial = functools.partial(make, 3)
+  for name in (
+    *(f'mine:{name}' for name in vars(mine) if not name.startswith('_')),
+    'subprocess:Popen',
+    'os:abort',
+    'sys:exit',
+  ):
+    with pytest.raises(ValueError, match=f"'{name}' is .*expected a sub"):
+      models.build(name, num_classes=5)
+  assert called == []
 
 
 def test_options_that_only_it_could_know_must_be_taken():
