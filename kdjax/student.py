@@ -21,8 +21,8 @@ class Student:
 
   `student(images)` gives the probabilities of the classes, float32
   `[size, classes]`, of any number of images, pixels from 0 to 255, uint8
-  `[size, height, width, channels]`. No more than eight programs are compiled,
-  whatever the sizes are.
+  `[size, height, width, channels]`. For each height and width no more than
+  eight programs are compiled, whatever the numbers of images are.
 
   Args:
     classify: computes them of some images.
