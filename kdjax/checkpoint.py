@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
+from kdjax import card as card_lib
 from kdjax import devices, digests, features, files, models
 from kdjax.step import Network, TrainState
 from kdjax.version import __version__
@@ -35,7 +36,7 @@ _DIRECTORY = 'checkpoints'
 _DAMAGED = 'damaged'
 _CARD = 'model_card.json'
 # What `save` adds to the metadata.
-_VERSION, _ARRAYS, _SHA256 = 'version', 'arrays', 'sha256'
+_VERSION, _ARRAYS = 'version', 'arrays'
 # What is missing is damage; other errors of the system may pass.
 _LACKING = FileNotFoundError, NotADirectoryError
 _Path = str | os.PathLike[str]
@@ -129,12 +130,13 @@ class Checkpoints:
       OSError: this checkpoint, or the one before, cannot be written.
     """
     step = int(state.step)
-    content = {
-      **metadata,
-      _VERSION: __version__,
-      _ARRAYS: digests.describe(state),
-    }
-    content[_SHA256] = digests.of_json(content)
+    content = digests.seal(
+      {
+        **metadata,
+        _VERSION: __version__,
+        _ARRAYS: digests.describe(state),
+      }
+    )
     self.wait()
     self._saving = step
     with self._writing():
@@ -267,10 +269,12 @@ def restore(
     FileNotFoundError: there is no checkpoint.
     OSError: a checkpoint cannot be read now.
     ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
-      damaged, or moving averages are asked for and the run kept none.
+      damaged, or moving averages are asked for and the run kept none, or its
+      model is unknown.
   """
   directory = find(path, checkpoint)
   metadata = read_metadata(directory)
+  card_lib.check_model(metadata.get('model'), directory)
 
   if ema and not any(
     name.startswith('ema/') for name in metadata.get(_ARRAYS, ())
@@ -350,11 +354,15 @@ def describe_tree(path: _Path) -> dict[str, str]:
   return _describe(tree)
 
 
-def read_tree(path: _Path) -> dict[str, Any]:
+def read_tree(
+  path: _Path, arrays: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
   """Reads a PyTree that Orbax has saved.
 
   Args:
     path: its directory.
+    arrays: what `kdjax.digests.describe` said of it when it was saved; None if
+      that is unknown.
 
   Returns:
     Its arrays, of NumPy.
@@ -364,7 +372,8 @@ def read_tree(path: _Path) -> dict[str, Any]:
     ValueError: it is damaged.
   """
   path = pathlib.Path(path).absolute()
-  return _read_state(path, lambda saved: saved, {}, item='')
+  metadata = {} if arrays is None else {_ARRAYS: arrays}
+  return _read_state(path, lambda saved: saved, metadata, item='')
 
 
 def save_network(
@@ -376,15 +385,14 @@ def save_network(
     path: the directory, which must not exist.
     network: its model and variables.
     card: what is known of it, as JSON (see `kdjax.pretrained.Pretrained`); that
-      with the SHA-256 of each array becomes `model_card.json`.
+      with the SHA-256 of each array and of all of it becomes `model_card.json`.
 
   Raises:
     OSError: it exists, or cannot be written. Nothing is left.
   """
   path = pathlib.Path(path).absolute()
   tree = {name: network.variables[name] for name in features.TRAINED}
-  content = {**card, _ARRAYS: digests.describe(tree)}
-  content[_SHA256] = digests.of_json(content)
+  content = card_lib.seal(card, **{_ARRAYS: digests.describe(tree)})
   _ignore_late_callbacks()
   with files.new_directory(path) as directory:
     try:
@@ -392,9 +400,7 @@ def save_network(
         checkpointer.save(directory, tree, force=True)
     except Exception as error:
       raise OSError(f'cannot write {path}: {_shorten(error)}') from error
-    (directory / _CARD).write_text(
-      json.dumps(content, indent=2, sort_keys=True) + '\n', encoding='utf-8'
-    )
+    (directory / _CARD).write_text(content, encoding='utf-8')
 
 
 def is_network(path: _Path) -> bool:
@@ -402,36 +408,25 @@ def is_network(path: _Path) -> bool:
   return (pathlib.Path(path) / _CARD).is_file()
 
 
-def restore_network(path: _Path) -> tuple[Network, dict[str, Any]]:
-  """Restores what `save_network` saved.
+def read_card(path: _Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads the card of what `save_network` saved.
 
   Args:
     path: the directory.
 
   Returns:
-    The network, and its card as it was given. Its variables have no
-    `normalization` where the card says nothing of it.
+    The card as it was given, and what `read_tree` compares the arrays with.
 
   Raises:
-    OSError: it cannot be read now.
-    ValueError: it is damaged, or its model is unknown.
+    OSError: it cannot be read.
+    ValueError: it is damaged, or no card.
   """
-  path = pathlib.Path(path).absolute()
-  content = _read_json(path / _CARD, path)
-  if _SHA256 not in content:
-    raise DamagedError(path, f'{_CARD} lacks its {_SHA256}')
-  variables = _read_state(path, lambda saved: saved, content, item='')
-  card = {
-    name: content[name] for name in content if name not in (_ARRAYS, _SHA256)
-  }
-  normalization = {
-    name: np.asarray(card['preprocessing'][name], np.float32)
-    for name in ('mean', 'std')
-    if card['preprocessing'][name] is not None
-  }
-  if normalization:
-    variables['normalization'] = normalization
-  return Network(models.build(**card['model']), jax.device_put(variables)), card
+  file = pathlib.Path(path) / _CARD
+  card = card_lib.read(file.read_bytes(), file)
+  arrays = card.pop(_ARRAYS, None)
+  if not isinstance(arrays, dict):
+    raise ValueError(f'{file}: the card does not say what its arrays are')
+  return card, arrays
 
 
 def read_metadata(path: _Path, checkpoint: str = 'best') -> dict[str, Any]:
@@ -532,24 +527,25 @@ def _best(accuracies: Mapping[int, float | None]) -> int:
 
 def _read_metadata(directory: pathlib.Path) -> dict[str, Any]:
   """Reads the metadata of a checkpoint and compares their checksum."""
-  return _read_json(directory / 'metadata' / 'metadata', directory)
-
-
-def _read_json(path: pathlib.Path, directory: pathlib.Path) -> dict[str, Any]:
-  """Reads what was saved beside the arrays in a directory."""
+  path = directory / 'metadata' / 'metadata'
   try:
     metadata = dict(json.loads(path.read_bytes()))
-  except (*_LACKING, ValueError, TypeError) as error:
+    # Older versions of kdjax added nothing.
+    added = metadata.keys() & {_VERSION, _ARRAYS, digests.SHA256}
+    sound = not added or digests.is_sealed(metadata)
+  except (
+    *_LACKING,
+    ValueError,
+    TypeError,
+    RecursionError,
+    MemoryError,
+  ) as error:
     raise DamagedError(
       directory, f'its metadata cannot be read ({error})'
     ) from error
   except OSError as error:
     raise _cannot_read(directory, error) from error
-  content = {key: metadata[key] for key in metadata if key != _SHA256}
-  # Older versions of kdjax added nothing.
-  if metadata.keys() & {_VERSION, _ARRAYS, _SHA256} and metadata.get(
-    _SHA256
-  ) != digests.of_json(content):
+  if not sound:
     raise DamagedError(
       directory, 'the SHA-256 of its metadata is not the one recorded there'
     )

@@ -8,6 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+SHA256 = 'sha256'
+"""Where JSON has the SHA-256 of all the rest of it."""
+
 
 def digest(tree: Any) -> str:
   """Gives the SHA-256 of all arrays in a PyTree and of their places in it."""
@@ -41,6 +44,17 @@ def of_json(content: Mapping[str, Any]) -> str:
   """Gives the SHA-256 of JSON, however it is laid out in its file."""
   text = json.dumps(content, sort_keys=True, separators=(',', ':'))
   return hashlib.sha256(text.encode()).hexdigest()
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+  """Adds the SHA-256 of JSON to it."""
+  return {**content, SHA256: of_json(content)}
+
+
+def is_sealed(content: Mapping[str, Any]) -> bool:
+  """Whether JSON is as `seal` gave it."""
+  rest = {key: content[key] for key in content if key != SHA256}
+  return content.get(SHA256) == of_json(rest)
 
 
 def _bytes(array: np.ndarray) -> memoryview:

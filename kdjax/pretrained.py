@@ -1,16 +1,17 @@
 """A network that exists already, wherever it comes from."""
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 
+from kdjax import card as card_lib
 from kdjax import checkpoint as checkpoint_lib
-from kdjax import digests, models, results, step, weights
+from kdjax import digests, features, models, programs, results, step, weights
 from kdjax import variables as variables_lib
 from kdjax.data import images
 from kdjax.version import __version__
@@ -22,6 +23,8 @@ DIGEST = 'digest'
 # What images of another size are cut to before they are resized, where the
 # network was trained on images of one size: the largest square.
 _WHOLE = 1.0
+# Height and width of images for a network that takes any.
+_ANY_SIZE = 32, 32
 # Those of the images that torchvision's and timm's ResNets are trained on.
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 
@@ -61,7 +64,8 @@ def load(
       `kdjax.weights.load`), or variables of any Flax module (see
       `kdjax.variables`).
     checkpoint: of a run directory, 'best' (by validation accuracy) or 'last'.
-    ema: of a run, whether to take the moving averages of its variables.
+    ema: of a run or a checkpoint, whether to take the moving averages of its
+      variables.
     headless: whether a file without a last layer will do. Its `num_classes` is
       None then, and the network cannot be applied.
     like: what variables are of, since they do not say: `model`, arguments of
@@ -73,23 +77,25 @@ def load(
   Raises:
     FileNotFoundError: there is none.
     OSError: it cannot be read now.
-    ValueError: what is there is damaged, or no network that is known here.
+    ValueError: what is there is damaged, no network that is known here, a
+      program, or not what is asked for.
   """
   path = pathlib.Path(path).absolute()
   if checkpoint_lib.is_network(path):
-    return Pretrained(*checkpoint_lib.restore_network(path))
-  if variables_lib.are_in(path):
-    return _load_variables(path, like)
-  if path.is_file():
-    return _load_weights(path, headless)
-  directory = checkpoint_lib.find(path, checkpoint)
-  metadata = checkpoint_lib.read_metadata(directory)
-  network = checkpoint_lib.restore(directory, ema=ema)
-  card = _card(metadata, ema)
-  if result := results.read_result(path):
-    tested = result[checkpoint]
-    card['metrics'] = (tested['ema'] if ema else tested)['test']
-  return Pretrained(network, card)
+    found = _load_network(path)
+  elif path.is_file() and path.suffix in programs.SUFFIXES:
+    raise ValueError(
+      f'{path} is a program, which holds no weights to take: use the run that '
+      'it was exported from, or an export as safetensors or orbax'
+    )
+  elif variables_lib.are_in(path):
+    found = _load_variables(path, like)
+  elif path.is_file():
+    found = _load_weights(path, headless)
+  else:
+    return _load_run(path, checkpoint, ema)
+  card_lib.check_asked(found.card, path, checkpoint, ema)
+  return found
 
 
 def with_normalization(
@@ -110,13 +116,14 @@ def with_normalization(
     Its collections, with `normalization`.
 
   Raises:
-    ValueError: they are not so many, or a standard deviation is not positive.
+    ValueError: they are not so many finite numbers, or a standard deviation is
+      not positive.
   """
-  if not len(mean) == len(std) == channels or not np.all(np.asarray(std) > 0):
+  if not card_lib.is_normalization(mean, std, channels):
     raise ValueError(
       f'images of {channels} channels cannot be normalised with mean {mean} '
-      f'and standard deviation {std}: expected {channels} numbers for each, '
-      'and positive deviations'
+      f'and standard deviation {std}: expected {channels} finite numbers for '
+      'each, and positive deviations'
     )
   normalization = {
     name: np.asarray(values, np.float32)
@@ -157,6 +164,86 @@ def preprocessing(
   }
 
 
+def _load_network(path: pathlib.Path) -> Pretrained:
+  """Loads what `kdjax.checkpoint.save_network` saved."""
+  card, arrays = checkpoint_lib.read_card(path)
+  model = models.build(**card['model'])
+  _check_arrays(path, model, card, checkpoint_lib.describe_tree(path))
+  variables = {
+    'params': {},
+    'batch_stats': {},
+    **checkpoint_lib.read_tree(path, arrays),
+  }
+  variables_lib.check_finite(path, variables)
+  known = card['preprocessing']
+  if known['mean'] is not None:
+    variables = with_normalization(
+      variables, known['mean'], known['std'], known['channels']
+    )
+  return Pretrained(step.Network(model, jax.device_put(variables)), card)
+
+
+def _load_run(path: pathlib.Path, checkpoint: str, ema: bool) -> Pretrained:
+  """Loads the student of a run, or of one checkpoint."""
+  directory = checkpoint_lib.find(path, checkpoint)
+  metadata = checkpoint_lib.read_metadata(directory)
+  try:
+    card = _card(metadata, ema)
+  except (AttributeError, LookupError, TypeError, ValueError) as error:
+    raise ValueError(
+      f'the metadata of {directory} are not those of a run: {error!r}'
+    ) from error
+  card_lib.check(card, directory)
+  run = path
+  if directory == path:
+    card_lib.check_asked(card, path, checkpoint, ema)
+    run = path.parent.parent
+  card['metrics'] = _metrics(run, metadata, ema)
+  network = checkpoint_lib.restore(directory, ema=ema)
+  variables = {name: network.variables[name] for name in features.TRAINED}
+  found = variables_lib.describe_all(variables)
+  _check_arrays(directory, network.model, card, found)
+  variables_lib.check_finite(directory, variables)
+  return Pretrained(network, card)
+
+
+def _metrics(
+  run: pathlib.Path, metadata: Mapping[str, Any], ema: bool
+) -> dict[str, Any]:
+  """Finds what a finished run measured of a checkpoint; {} if it did not."""
+  result = results.read_result(run) or {}
+  for which in ('best', 'last'):
+    tested = result.get(which, {})
+    if 'step' in tested and tested['step'] == metadata.get('step'):
+      return (tested['ema'] if ema else tested)['test']
+  return {}
+
+
+def _check_arrays(
+  path: pathlib.Path,
+  model: nn.Module,
+  card: Mapping[str, Any],
+  found: Mapping[str, str],
+) -> None:
+  """Checks that arrays are those that the model of a card makes."""
+  known = card['preprocessing']
+  shape = known['image_shape'] or (*_ANY_SIZE, known['channels'])
+  name = card['model']['name']
+  try:
+    expected = variables_lib.describe_model(
+      model, jax.ShapeDtypeStruct((1, *shape), np.uint8)
+    )
+  # The model may be a user's, and its arguments anything.
+  except Exception as error:
+    raise ValueError(
+      f'{path}: {name} cannot be made for images of {list(shape)} '
+      f'({type(error).__name__}: {error})'
+    ) from error
+  variables_lib.check_same(
+    path, name, expected, found, 'Put a sound copy there, or export it again'
+  )
+
+
 def _load_variables(
   path: pathlib.Path, like: Mapping[str, Any] | None
 ) -> Pretrained:
@@ -191,26 +278,18 @@ def _load_weights(path: pathlib.Path, headless: bool) -> Pretrained:
       f'{path} holds no last layer (fc.weight): it can only be begun with '
       '(config.student.init_from with config.student.head=fresh)'
     )
-  model = {**found.model, 'dtype': 'float32'}
-  written = _read_card(path, found)
-  if written:
-    # What arrays do not tell.
-    model['dtype'] = written['model']['dtype']
-  card = {
+  card = _read_card(path, found) or {
     'kdjax': None,
+    'model': {},
     'class_names': None,
     'preprocessing': preprocessing(None, found.channels, None),
     'metrics': {},
     'provenance': {},
-    **written,
-    'model': model,
   }
+  # The dtype is what arrays do not tell.
+  model = {'dtype': 'float32', **card['model'], **found.model}
+  card['model'] = model
   variables = found.variables
-  if card.pop(DIGEST, None) not in (None, digests.digest(variables)):
-    raise ValueError(
-      f'{path} is damaged: its arrays are not those that were written. Export '
-      'them again, or put a sound copy there'
-    )
   known = card['preprocessing']
   if known['mean'] is not None:
     variables = with_normalization(
@@ -228,18 +307,22 @@ def _read_card(path: pathlib.Path, found: weights.Imported) -> dict[str, Any]:
   text = found.metadata.get(CARD)
   if text is None:
     return {}
-  try:
-    card = json.loads(text)
-    names, known = card['class_names'], card['preprocessing']
-    suits = known['channels'] == found.channels and (
-      names is None or len(names) == found.model['num_classes']
-    )
-  except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(f'the model card in {path} cannot be read') from error
-  if not suits:
+  card = card_lib.read(text, path)
+  told = found.model | {'channels': found.channels}
+  said = card['model'] | {'channels': card['preprocessing']['channels']}
+  if wrong := [
+    f'{key} {said[key]}, expected {value}'
+    for key, value in told.items()
+    if said.get(key, value) != value
+  ]:
     raise ValueError(
-      f'the model card in {path} is that of a network with other classes or '
-      'channels'
+      f'the model card in {path} is that of another network than its tensors: '
+      f'{"; ".join(wrong)}'
+    )
+  if card.pop(DIGEST, None) != digests.digest(found.variables):
+    raise ValueError(
+      f'{path} is damaged: its arrays are not those that were written. Export '
+      'them again, or put a sound copy there'
     )
   return card
 

@@ -1,11 +1,10 @@
 """Networks in files as programs, StableHLO or ONNX, which need no kdjax.
 
 Beside such a file is the card of its network (see
-`kdjax.pretrained.Pretrained`), with the SHA-256 of the file.
+`kdjax.pretrained.Pretrained`), with the SHA-256 of the file and of itself.
 """
 
 import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,10 +13,11 @@ import jax
 import numpy as np
 from jax import export
 
+from kdjax import card as card_lib
 from kdjax import files, runtime
 
-# What of the card is of the file.
-_SHA256 = 'sha256'
+# Where the card has the SHA-256 of the file.
+_PROGRAM = 'program'
 
 Function = Callable[[np.ndarray], Any]
 
@@ -38,8 +38,7 @@ def write(path: pathlib.Path, program: bytes, card: Mapping[str, Any]) -> None:
   Raises:
     OSError: one cannot be written.
   """
-  content = {**card, _SHA256: hashlib.sha256(program).hexdigest()}
-  text = json.dumps(content, indent=2, sort_keys=True) + '\n'
+  text = card_lib.seal(card, **{_PROGRAM: hashlib.sha256(program).hexdigest()})
   for file_path, file_content in (
     (path, program),
     (card_of(path), text.encode()),
@@ -60,8 +59,8 @@ def load(path: pathlib.Path) -> tuple[Function, dict[str, Any]]:
 
   Raises:
     FileNotFoundError: there is no such file, or no card beside it.
-    ValueError: the card is not that of the file, or one of both is damaged, or
-      what runs it is not installed.
+    ValueError: the card is not that of the file, or one of both is damaged or
+      is no such thing, or what runs it is not installed.
   """
   program = path.read_bytes()
   beside = card_of(path)
@@ -70,32 +69,39 @@ def load(path: pathlib.Path) -> tuple[Function, dict[str, Any]]:
       f'there is no {beside}, which says what images and classes {path.name} '
       'knows: both files belong together'
     )
-  try:
-    card = dict(json.loads(beside.read_bytes()))
-    expected = card.pop(_SHA256)
-  except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(f'{beside} is damaged: {error!r}') from error
-  if expected != hashlib.sha256(program).hexdigest():
+  card = card_lib.read(beside.read_bytes(), beside)
+  if card.pop(_PROGRAM, None) != hashlib.sha256(program).hexdigest():
     raise ValueError(
       f'{path} is damaged, or {beside.name} is the card of another: the '
       'SHA-256 there is not that of the file. Export it again'
     )
-  return _LOADERS[path.suffix](program), card
+  load_program, needed = _LOADERS[path.suffix]
+  try:
+    return load_program(program), card
+  except ImportError as error:
+    raise ValueError(
+      f'{path} is read by {needed}, which is not installed: pip install '
+      f'{needed}'
+    ) from error
+  # They raise errors of many kinds.
+  except Exception as error:
+    raise ValueError(
+      f'cannot read {path} ({type(error).__name__}: {error})'
+    ) from error
 
 
 def _load_stablehlo(program: bytes) -> Function:
   exported = export.deserialize(bytearray(program))
-  return jax.jit(exported.call, compiler_options=runtime.compiler_options())
+  function = jax.jit(exported.call, compiler_options=runtime.compiler_options())
+  # What is in it is parsed now rather than at the first call.
+  (images,) = exported.in_avals
+  function.lower(jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
+  return function
 
 
 def _load_onnx(program: bytes) -> Function:
-  try:
-    import onnxruntime
-  except ImportError as error:
-    raise ValueError(
-      'ONNX is run by onnxruntime, which is not installed: pip install '
-      'onnxruntime'
-    ) from error
+  import onnxruntime
+
   available = onnxruntime.get_available_providers()
   session = onnxruntime.InferenceSession(
     program,
@@ -109,7 +115,11 @@ def _load_onnx(program: bytes) -> Function:
   return lambda pixels: session.run(None, {images.name: pixels})[0]
 
 
-_LOADERS = {'.stablehlo': _load_stablehlo, '.onnx': _load_onnx}
+# What loads them, and the package that it needs.
+_LOADERS: dict[str, tuple[Callable[[bytes], Function], str]] = {
+  '.stablehlo': (_load_stablehlo, 'flatbuffers'),
+  '.onnx': (_load_onnx, 'onnxruntime'),
+}
 
 SUFFIXES = tuple(_LOADERS)
 """How names of programs' files end."""

@@ -9,6 +9,7 @@ from typing import IO, Any
 import jax
 import numpy as np
 
+from kdjax import card as card_lib
 from kdjax import features, models, pretrained, programs, runtime, step
 from kdjax.data import images as images_lib
 
@@ -116,7 +117,8 @@ def load_student(
     path: a run directory, one checkpoint in it, or what `kdjax.export` or
       `kdjax.convert` made of it.
     checkpoint: of a run directory, 'best' (by validation accuracy) or 'last'.
-    ema: of a run, whether to take the moving averages of its variables.
+    ema: of a run or a checkpoint, whether to take the moving averages of its
+      variables.
 
   Returns:
     The network; `student(images)` gives probabilities.
@@ -124,11 +126,15 @@ def load_student(
   Raises:
     FileNotFoundError: there is none.
     OSError: it cannot be read now.
-    ValueError: it is damaged, or says nothing of how images are normalised.
+    ValueError: it is damaged, says nothing of how images are normalised, or is
+      not what is asked for.
   """
   path = pathlib.Path(path)
-  if path.suffix in programs.SUFFIXES:
-    return Student(*programs.load(path))
+  # Whether it is there or not.
+  if path.suffix in programs.SUFFIXES and not path.is_dir():
+    classify, card = programs.load(path)
+    card_lib.check_asked(card, path, checkpoint, ema)
+    return Student(classify, card)
   network, card, _ = pretrained.load(path, checkpoint, ema)
   check_normalized(network)
   return of_network(network, card)

@@ -63,11 +63,7 @@ def load(
     OSError: it cannot be read.
   """
   path = pathlib.Path(path)
-  expected = _flatten(
-    jax.eval_shape(
-      lambda rng: features.init(model, rng, images), jax.random.key(0)
-    )
-  )
+  expected = describe_model(model, images)
   if path.is_dir():
     found = checkpoint.describe_tree(path)
   else:
@@ -76,7 +72,7 @@ def load(
   check_same(
     path,
     type(model).__name__,
-    {name: describe(leaf) for name, leaf in expected.items()},
+    expected,
     found,
     'Is it the model that config.teacher.name means, with the same width, '
     'stem, number of classes and images?',
@@ -85,17 +81,57 @@ def load(
     arrays = _flatten(checkpoint.read_tree(path))
   else:
     arrays = {name: tensor.read() for name, tensor in stored.items()}
-  if wrong := [
-    name for name, array in arrays.items() if not np.isfinite(array).all()
-  ]:
-    raise ValueError(
-      f'{path} has values that are not finite in {listed(sorted(wrong))}'
-    )
+  check_finite(path, arrays)
   return {
     'params': {},
     'batch_stats': {},
     **flax.traverse_util.unflatten_dict(arrays, sep='/'),
   }
+
+
+def describe_model(
+  model: nn.Module, images: jax.ShapeDtypeStruct
+) -> dict[str, str]:
+  """Describes the variables that a model makes, making none.
+
+  Args:
+    model: a Flax module called as `model(images, train=…)`.
+    images: shape and dtype of its images, `[batch, height, width, channels]`.
+
+  Returns:
+    By the path of each array its dtype and shape, as `describe` says it.
+  """
+  made = jax.eval_shape(
+    lambda rng: features.init(model, rng, images), jax.random.key(0)
+  )
+  return describe_all(made)
+
+
+def describe_all(arrays: Mapping[str, Any]) -> dict[str, str]:
+  """Describes arrays, in dictionaries of any depth, by their paths."""
+  return {name: describe(leaf) for name, leaf in _flatten(arrays).items()}
+
+
+def check_finite(
+  path: str | os.PathLike[str], arrays: Mapping[str, Any]
+) -> None:
+  """Checks that arrays hold numbers.
+
+  Args:
+    path: where they are.
+    arrays: arrays, in dictionaries of any depth.
+
+  Raises:
+    ValueError: some do not; the message names them.
+  """
+  if wrong := [
+    name
+    for name, array in _flatten(arrays).items()
+    if not np.isfinite(array).all()
+  ]:
+    raise ValueError(
+      f'{path} has values that are not finite in {listed(sorted(wrong))}'
+    )
 
 
 def check_same(

@@ -190,6 +190,7 @@ def test_a_student_is_loaded_from_each(workdir, exported, images, name):
   assert student.image_shape == (8, 8, 3)
   assert student.card['preprocessing']['crop'] == 0.875
   assert student.card == kdjax.load_student(workdir).card
+  assert student.card == kdjax.load_student(checkpoint.find(workdir)).card
   result = results.read_result(workdir)
   assert student.card['metrics'] == result['best']['test']
   assert student.card['provenance']['step'] == result['best']['step']
@@ -203,6 +204,10 @@ def test_moving_averages_are_exported(workdir, moved, tmp_path):
   execute.export(workdir, ['safetensors'], output, ema=True, data_dir=moved)
   (_, found), card, _ = pretrained.load(output)
   assert card['provenance']['ema']
+  # Which they are said to be.
+  assert kdjax.load_student(output, ema=True).card == card
+  with pytest.raises(ValueError, match='is one network, not a run'):
+    kdjax.load_student(checkpoint.find(workdir), 'last')
   averages = checkpoint.restore(workdir, ema=True).variables
   assert_same_variables(found, averages)
   result = results.read_result(workdir)['best']
@@ -243,7 +248,7 @@ def test_an_unfinished_run_is_refused_but_not_its_checkpoint(
   )
   assert 'on 9 test images' in text
   assert 'teacher' not in text
-  found, _ = checkpoint.restore_network(tmp_path / 'out')
+  found, *_ = pretrained.load(tmp_path / 'out')
   assert_same_variables(
     found.variables, checkpoint.restore(directory).variables
   )
@@ -328,7 +333,7 @@ def full(path, network, card, platforms):
   ('writer', 'error', 'message'),
   [
     (wrong, ValueError, 'the export as orbax is not the network: on 64 images'),
-    (broken, ValueError, 'differ by up to inf'),
+    (broken, ValueError, 'not finite in params.fc.bias'),
     (full, OSError, 'the disk is full'),
   ],
 )
@@ -474,7 +479,7 @@ def test_an_export_is_replaced_only_when_asked(bfloat16, tmp_path):
   (output / 'old').write_text('')
   execute.export(path, ['orbax'], output, overwrite=True)
   assert not (output / 'old').exists()
-  found, _ = checkpoint.restore_network(output)
+  found, *_ = pretrained.load(output)
   assert_same_variables(found.variables, network.variables)
   assert [entry.name for entry in tmp_path.iterdir()] == ['out']
 
@@ -557,7 +562,7 @@ def test_damage_is_found(workdir, exported, tmp_path):
   damage('student.stablehlo', 5000)
   refused('student.stablehlo', 'the SHA-256 there is not that of the file')
   (folder / 'student.stablehlo.json').write_text('{}')
-  refused('student.stablehlo', r'stablehlo\.json is damaged')
+  refused('student.stablehlo', r'card in .*stablehlo\.json is damaged')
   (folder / 'student.stablehlo.json').unlink()
   refused('student.stablehlo', 'both files belong together')
   damage('student.safetensors', -1)
@@ -566,7 +571,7 @@ def test_damage_is_found(workdir, exported, tmp_path):
   content = json.loads(card.read_text())
   content['class_names'][0] = 'nine'
   card.write_text(json.dumps(content))
-  refused('student.orbax', 'the SHA-256 of its metadata')
+  refused('student.orbax', r'model_card\.json is damaged: its SHA-256')
   refused('nowhere.stablehlo', 'No such file')
 
 

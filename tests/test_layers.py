@@ -121,6 +121,7 @@ ALLOWED = {
   'kdjax.export.onnx': ('models', 'programs', 'step', 'student'),
   'kdjax.export.orbax': ('checkpoint', 'step'),
   'kdjax.export.safetensors': (
+    'card',
     'digests',
     'features',
     'pretrained',
@@ -148,6 +149,7 @@ ALLOWED = {
   ),
   # A network that is used.
   'kdjax.student': (
+    'card',
     'data.images',
     'features',
     'models',
@@ -156,7 +158,7 @@ ALLOWED = {
     'runtime',
     'step',
   ),
-  'kdjax.programs': ('files', 'runtime'),
+  'kdjax.programs': ('card', 'files', 'runtime'),
   'kdjax.command': ('devices', 'logs', 'runtime'),
   'kdjax.benchmark': (),
   'kdjax.benchmark.__main__': ('benchmark.compare', 'command', 'methods'),
@@ -274,10 +276,13 @@ ALLOWED = {
     'variables',
   ),
   'kdjax.pretrained': (
+    'card',
     'checkpoint',
     'data.images',
     'digests',
+    'features',
     'models',
+    'programs',
     'results',
     'step',
     'variables',
@@ -285,7 +290,9 @@ ALLOWED = {
     'weights',
   ),
   'kdjax.variables': ('checkpoint', 'features', 'weights', 'weights.stored'),
+  'kdjax.card': ('digests',),
   'kdjax.checkpoint': (
+    'card',
     'devices',
     'digests',
     'features',

@@ -141,6 +141,25 @@ def test_normalization_is_taken_from_where_it_is_known(root):
     teacher_lib.load(path, config)
 
 
+@pytest.mark.parametrize(
+  ('mean', 'std'),
+  [
+    ((float('nan'),), (1.0,)),
+    ((0.5,), (float('inf'),)),
+    ((0.5,), (1e-300,)),
+    ((10**400,), (1.0,)),
+    (('0.5',), (1.0,)),
+    ((None,), (1.0,)),
+    ((0.5,), (True,)),
+    (0.5, 1.0),
+    ((), ()),
+  ],
+)
+def test_what_is_no_normalization_is_refused(mean, std):
+  with pytest.raises(ValueError, match='expected 1 finite numbers for each'):
+    pretrained.with_normalization({}, mean, std, 1)
+
+
 def test_a_thousand_classes_are_taken_for_imagenet(root, tmp_path):
   _, variables = jax.device_get(checkpoint.restore(root / 'run'))
   fc = variables['params']['fc']

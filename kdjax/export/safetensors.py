@@ -1,10 +1,10 @@
 """A file of weights with torchvision's names, for PyTorch."""
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdjax import card as card_lib
 from kdjax import digests, features, pretrained, weights
 from kdjax.step import Network
 
@@ -24,13 +24,15 @@ def write(
     platforms: ignored: arrays suit all.
 
   Raises:
-    ValueError: the network is no ResNet.
+    ValueError: the network is no ResNet of kdjax.
   """
   del platforms
   arrays = {name: network.variables[name] for name in features.TRAINED}
-  content = {**card, pretrained.DIGEST: digests.digest(arrays)}
+  text = card_lib.seal(card, **{pretrained.DIGEST: digests.digest(arrays)})
   try:
-    weights.save(path, arrays, {pretrained.CARD: json.dumps(content)})
+    if ':' in card['model']['name']:
+      raise ValueError('it need not compute what they do')
+    weights.save(path, arrays, {pretrained.CARD: text})
   except ValueError as error:
     raise ValueError(
       f'{card["model"]["name"]} cannot be written with the names of '
