@@ -348,8 +348,8 @@ def describe_tree(path: _Path) -> dict[str, str]:
     ValueError: it is damaged.
   """
   path = pathlib.Path(path).absolute()
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
   with _reading(path):
-    handler = ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(epath.Path(path)).tree
   return _describe(tree)
 
@@ -635,13 +635,7 @@ def _read_state(
   item: str = 'state',
 ) -> dict[str, Any]:
   """Reads what `select` takes of a saved state; the rest is left on disk."""
-  # Each of several processes by itself: not all of them may want it.
-  process = jax.process_index()
-  alone = ocp.options.MultiprocessingOptions(
-    primary_host=process,
-    active_processes={process},
-    barrier_sync_key_prefix=f'process{process}',
-  )
+  alone = _alone()
   handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
   with (
     _reading(directory),
@@ -661,6 +655,16 @@ def _read_state(
     )
   _verify(tree, metadata, directory)
   return tree
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+  """Has each of several processes read by itself: not all may want to."""
+  process = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=process,
+    active_processes={process},
+    barrier_sync_key_prefix=f'process{process}',
+  )
 
 
 def _describe(tree: Any) -> dict[str, str]:
