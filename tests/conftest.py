@@ -1,4 +1,5 @@
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -13,6 +14,9 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 
 import jax
 import pytest
+
+# Tracing makes very many objects, and hardly any that refer to themselves.
+gc.set_threshold(100_000, 50, 100)
 
 
 def pytest_addoption(parser):
