@@ -333,6 +333,26 @@ def is_tree(path: _Path) -> bool:
   return (pathlib.Path(path) / '_METADATA').is_file()
 
 
+def describe(tree: Any) -> dict[str, str]:
+  """Describes the arrays of a PyTree.
+
+  Args:
+    tree: arrays, or whatever else has a `dtype` and a `shape`.
+
+  Returns:
+    By the path of each its dtype and shape, as `float32[3, 3]`; of what has
+    none its type.
+  """
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): (
+      f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
+      if hasattr(leaf, 'dtype')
+      else type(leaf).__name__
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
 def describe_tree(path: _Path) -> dict[str, str]:
   """Describes the arrays of a PyTree that Orbax has saved, reading none.
 
@@ -351,7 +371,7 @@ def describe_tree(path: _Path) -> dict[str, str]:
   handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
   with _reading(path):
     tree = handler.metadata(epath.Path(path)).tree
-  return _describe(tree)
+  return describe(tree)
 
 
 def read_tree(
@@ -667,18 +687,6 @@ def _alone() -> ocp.options.MultiprocessingOptions:
   )
 
 
-def _describe(tree: Any) -> dict[str, str]:
-  """Gives dtype and shape of each array, by its path."""
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): (
-      f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
-      if hasattr(leaf, 'dtype')
-      else type(leaf).__name__
-    )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
 def _check_continues(
   like: Any, metadata: Mapping[str, Any], directory: pathlib.Path
 ) -> None:
@@ -695,7 +703,7 @@ def _check_continues(
     is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
 
-  ours = _describe(jax.tree.map(data, like))
+  ours = describe(jax.tree.map(data, like))
   theirs = {
     name: f'{saved["dtype"]}{saved["shape"]}'
     for name, saved in metadata[_ARRAYS].items()

@@ -272,13 +272,18 @@ def teacher_run(config: ConfigDict) -> ConfigDict:
   return run
 
 
+def is_logits(path: str) -> bool:
+  """Whether a path is that of a file of logits, by its name."""
+  return path.endswith('.npz')
+
+
 def has_logits(config: ConfigDict) -> bool:
   """Whether the teacher of a run is a file of logits, and no network.
 
   Args:
     config: the run's configuration.
   """
-  return _is_logits(config.teacher.path)
+  return is_logits(config.teacher.path)
 
 
 def model_arguments(config: ConfigDict, num_classes: int) -> dict[str, Any]:
@@ -334,10 +339,6 @@ def short_names(fields: Sequence[str]) -> dict[str, str]:
 _NUMBER_OR_ZERO = (lambda value: value >= 0, '0 or more')
 _POSITIVE = (lambda value: value >= 1, '1 or more')
 _FRACTION = (lambda value: 0 <= value < 1, 'from 0 to less than 1')
-
-
-def _is_logits(path: str) -> bool:
-  return path.endswith('.npz')
 
 
 def _is_finite(value: Any) -> bool:
@@ -446,7 +447,7 @@ def validate(config: ConfigDict) -> None:
       f'config.teacher.path is {teacher.path!r}, and config.teacher.ensemble '
       f"{tuple(teacher.ensemble)}: name every member there, and set path to ''"
     )
-  if any(map(_is_logits, teacher.ensemble)):
+  if any(map(is_logits, teacher.ensemble)):
     raise ValueError(
       f'config.teacher.ensemble is {tuple(teacher.ensemble)}: a file of logits '
       'cannot be a member, only a teacher by itself (config.teacher.path)'

@@ -4,13 +4,21 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 
+from kdjax import (
+  checkpoint,
+  data,
+  digests,
+  features,
+  models,
+  pretrained,
+  results,
+)
 from kdjax import config as config_lib
-from kdjax import data, digests, features, models, pretrained, results
 from kdjax import variables as variables_lib
 from kdjax.logs import logger
 
@@ -56,7 +64,7 @@ def load(student: ml_collections.ConfigDict) -> Initial:
   # A session keeps them, which is no reason to fill a device.
   variables = {
     name: dict(jax.device_get(found.network.variables[name]))
-    for name in ('params', 'batch_stats')
+    for name in features.TRAINED
   }
   report = {
     'path': str(student.init_from),
@@ -64,8 +72,7 @@ def load(student: ml_collections.ConfigDict) -> Initial:
     'model': model['name'],
   }
   if fresh:
-    head = getattr(found.network.model, 'head', _HEAD)
-    variables['params'].pop(head, None)
+    variables['params'].pop(_head(found.network.model), None)
   return Initial(
     variables, report, {name: model[name] for name in _FOUND if name in model}
   )
@@ -165,13 +172,9 @@ def check(
     **config_lib.model_arguments(config, len(dataset.class_names))
   )
   images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.uint8)
-  expected = _describe(
-    jax.eval_shape(
-      lambda rng: features.init(model, rng, images), jax.random.key(0)
-    )
-  )
+  expected = variables_lib.describe_model(model, images)
   if config.student.head == 'fresh':
-    head = getattr(model, 'head', _HEAD)
+    head = _head(model)
     fresh = {name for name in expected if name.startswith(f'params/{head}/')}
     if not fresh:
       raise ValueError(
@@ -183,12 +186,12 @@ def check(
     initial.report['path'],
     f'{config.student.name} on {dataset.name}',
     expected,
-    _describe(initial.variables),
+    checkpoint.describe(initial.variables),
     'Where only the number of classes is another, give '
     '--config.student.head=fresh',
   )
 
 
-def _describe(tree: Mapping[str, Any]) -> dict[str, str]:
-  flat = flax.traverse_util.flatten_dict(dict(tree), sep='/')
-  return {name: variables_lib.describe(leaf) for name, leaf in flat.items()}
+def _head(model: nn.Module) -> str:
+  """Names the last layer of a model."""
+  return getattr(model, 'head', _HEAD)

@@ -17,8 +17,6 @@ from numpy.lib import format as npy
 
 from kdjax import digests
 
-SUFFIX = '.npz'
-
 _NAMES = ('ids', 'logits', 'test_ids', 'test_logits')
 # Those of 1,000 classes take 4 kB an example.
 _MAX_BYTES = 2**34

@@ -175,11 +175,7 @@ def _load_network(path: pathlib.Path) -> Pretrained:
     **checkpoint_lib.read_tree(path, arrays),
   }
   variables_lib.check_finite(path, variables)
-  known = card['preprocessing']
-  if known['mean'] is not None:
-    variables = with_normalization(
-      variables, known['mean'], known['std'], known['channels']
-    )
+  variables = _as_known(variables, card)
   return Pretrained(step.Network(model, jax.device_put(variables)), card)
 
 
@@ -201,7 +197,7 @@ def _load_run(path: pathlib.Path, checkpoint: str, ema: bool) -> Pretrained:
   card['metrics'] = _metrics(run, metadata, ema)
   network = checkpoint_lib.restore(directory, ema=ema)
   variables = {name: network.variables[name] for name in features.TRAINED}
-  found = variables_lib.describe_all(variables)
+  found = checkpoint_lib.describe(variables)
   _check_arrays(directory, network.model, card, found)
   variables_lib.check_finite(directory, variables)
   return Pretrained(network, card)
@@ -258,14 +254,8 @@ def _load_variables(
   variables = variables_lib.load(
     path, model, jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
   )
-  card = {
-    'kdjax': None,
-    'model': like['model'],
-    'class_names': None,
-    'preprocessing': preprocessing(image_shape, image_shape[-1], None),
-    'metrics': {},
-    'provenance': {},
-  }
+  card = _unknown(preprocessing(image_shape, image_shape[-1], None))
+  card['model'] = like['model']
   return Pretrained(step.Network(model, jax.device_put(variables)), card)
 
 
@@ -278,28 +268,42 @@ def _load_weights(path: pathlib.Path, headless: bool) -> Pretrained:
       f'{path} holds no last layer (fc.weight): it can only be begun with '
       '(config.student.init_from with config.student.head=fresh)'
     )
-  card = _read_card(path, found) or {
-    'kdjax': None,
-    'model': {},
-    'class_names': None,
-    'preprocessing': preprocessing(None, found.channels, None),
-    'metrics': {},
-    'provenance': {},
-  }
+  card = _read_card(path, found) or _unknown(
+    preprocessing(None, found.channels, None)
+  )
   # The dtype is what arrays do not tell.
   model = {'dtype': 'float32', **card['model'], **found.model}
   card['model'] = model
-  variables = found.variables
-  known = card['preprocessing']
-  if known['mean'] is not None:
-    variables = with_normalization(
-      variables, known['mean'], known['std'], found.channels
-    )
+  variables = _as_known(found.variables, card)
   network = step.Network(
     models.build(**{**model, 'num_classes': num_classes or 1}),
     jax.device_put(variables),
   )
   return Pretrained(network, card, found.recognised)
+
+
+def _unknown(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+  """Makes the card of a network that says nothing of itself."""
+  return {
+    'kdjax': None,
+    'model': {},
+    'class_names': None,
+    'preprocessing': preprocessing,
+    'metrics': {},
+    'provenance': {},
+  }
+
+
+def _as_known(
+  variables: dict[str, Any], card: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Adds how images are normalised, where a card says it."""
+  known = card['preprocessing']
+  if known['mean'] is None:
+    return variables
+  return with_normalization(
+    variables, known['mean'], known['std'], known['channels']
+  )
 
 
 def _read_card(path: pathlib.Path, found: weights.Imported) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def load(
     ]
     return _join(members, config.teacher.average)
   path = pathlib.Path(path).absolute()
-  if path.suffix == precomputed.SUFFIX:
+  if config_lib.is_logits(str(path)):
     return _load_logits(path, names)
   wall_time = _wall_time(path) if results.is_run(path) else None
   like = None
@@ -360,8 +360,8 @@ def check_knows(
   split = dataset.validation if dataset.validation.size else dataset.train
   if teacher.logits:
     split = dataset.train
-  rows = np.arange(min(_KNOWN_IMAGES, split.size)) * split.size
-  rows //= min(_KNOWN_IMAGES, split.size)
+  count = min(_KNOWN_IMAGES, split.size)
+  rows = np.arange(count) * split.size // count
   if teacher.network:
     predicted, labels = feed.predict(
       teacher.network, data.take(split, rows), batch_size

@@ -67,8 +67,8 @@ def load(
   if path.is_dir():
     found = checkpoint.describe_tree(path)
   else:
-    stored = weights.read(path).tensors
-    found = {name: describe(tensor) for name, tensor in stored.items()}
+    stored = dict(weights.read(path).tensors)
+    found = checkpoint.describe(stored)
   check_same(
     path,
     type(model).__name__,
@@ -99,17 +99,12 @@ def describe_model(
     images: shape and dtype of its images, `[batch, height, width, channels]`.
 
   Returns:
-    By the path of each array its dtype and shape, as `describe` says it.
+    What `kdjax.checkpoint.describe` says of them.
   """
   made = jax.eval_shape(
     lambda rng: features.init(model, rng, images), jax.random.key(0)
   )
-  return describe_all(made)
-
-
-def describe_all(arrays: Mapping[str, Any]) -> dict[str, str]:
-  """Describes arrays, in dictionaries of any depth, by their paths."""
-  return {name: describe(leaf) for name, leaf in _flatten(arrays).items()}
+  return checkpoint.describe(made)
 
 
 def check_finite(
@@ -146,8 +141,8 @@ def check_same(
   Args:
     path: where they are.
     model: what the model is called.
-    expected: what its arrays are, as `describe` says it, by their paths.
-    found: what is there.
+    expected: what `kdjax.checkpoint.describe` says of its arrays.
+    found: the same of what is there.
     advice: what to do if they are not.
 
   Raises:
@@ -173,8 +168,3 @@ def check_same(
 
 def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
   return flax.traverse_util.flatten_dict(dict(tree), sep='/')
-
-
-def describe(array: Any) -> str:
-  """Gives dtype and shape of an array, as `float32[3, 3]`."""
-  return f'{np.dtype(array.dtype).name}{list(array.shape)}'

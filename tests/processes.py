@@ -40,6 +40,15 @@ def metrics_of(workdir):
   return records
 
 
+def losses_of(workdir):
+  """The training loss of each logged step."""
+  return [
+    record['loss']
+    for record in metrics_of(workdir)
+    if record['kind'] == 'train'
+  ]
+
+
 def state_of(workdir, which):
   """Every array of a checkpoint, read with Orbax alone."""
   with ocp.StandardCheckpointer() as checkpointer:

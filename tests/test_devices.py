@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import topology
+from processes import losses_of
 
 from kdjax import checkpoint, devices, logs, results, train
 from kdjax.session import Session
@@ -65,14 +66,6 @@ def root(tmp_path_factory):
   return root
 
 
-def losses(run):
-  return [
-    record['loss']
-    for record in logs.read_records(run)
-    if record['kind'] == 'train'
-  ]
-
-
 def difference(run, other):
   """Gives the largest difference of two runs' parameters, and their largest."""
   ours, theirs = (
@@ -89,17 +82,17 @@ def difference(run, other):
 @pytest.mark.parametrize('kind', TOPOLOGIES)
 def test_result_does_not_depend_on_the_devices(root, kind, method):
   one, other = root / 'one' / method, root / kind / method
-  expected = losses(one)
+  expected = losses_of(one)
   assert len(expected) == topology.STEPS
-  np.testing.assert_allclose(losses(other), expected, rtol=1e-5)
+  np.testing.assert_allclose(losses_of(other), expected, rtol=1e-5)
   largest, scale = difference(one, other)
   assert 0 < largest < 1e-4 * scale
 
 
 def test_logits_that_are_known_are_divided_as_the_images_are(root):
-  expected = losses(root / 'one' / 'known')
+  expected = losses_of(root / 'one' / 'known')
   assert len(expected) == 5
-  found = losses(root / 'processes' / 'known')
+  found = losses_of(root / 'processes' / 'known')
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -108,7 +101,7 @@ def test_logits_that_are_known_are_divided_as_the_images_are(root):
 )
 def test_run_continues_on_other_devices(root, run):
   continued, one = root / run, root / 'one' / topology.CONTINUED
-  np.testing.assert_allclose(losses(continued), losses(one), rtol=1e-5)
+  np.testing.assert_allclose(losses_of(continued), losses_of(one), rtol=1e-5)
   largest, scale = difference(one, continued)
   assert largest < 1e-4 * scale
 

@@ -265,6 +265,7 @@ ALLOWED = {
     'step',
   ),
   'kdjax.initial': (
+    'checkpoint',
     'config',
     'data',
     'digests',

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tiny
 from numpy.lib import format as npy
+from processes import losses_of
 
-from kdjax import data, logs, measure, precomputed, results, train
+from kdjax import data, measure, precomputed, results, train
 from kdjax import teacher as teacher_lib
 from kdjax.data import batches
 from kdjax.session import Session
@@ -226,14 +227,6 @@ def config(**changes):
   return run
 
 
-def losses(workdir):
-  return [
-    record['loss']
-    for record in logs.read_records(workdir)
-    if record['kind'] == 'train'
-  ]
-
-
 @pytest.fixture(scope='module')
 def session():
   return Session()
@@ -292,7 +285,7 @@ def test_known_logits_teach_as_the_teacher_itself(root, session):
   result = train.train_and_evaluate(
     taught_by(root, 'replayed.npz'), root / 'same bits', session
   )
-  assert losses(root / 'same bits') == losses(root / 'live')
+  assert losses_of(root / 'same bits') == losses_of(root / 'live')
   live = results.read_result(root / 'live')
   assert result['last']['digest'] == live['last']['digest']
   teacher = result['teacher']
@@ -311,7 +304,7 @@ def test_those_of_the_test_split_are_compared_with(root, session):
   )
   live = results.read_result(root / 'live')
   np.testing.assert_allclose(
-    losses(root / 'with test'), losses(root / 'live'), rtol=1e-5
+    losses_of(root / 'with test'), losses_of(root / 'live'), rtol=1e-5
   )
   for row in ('teacher', 'last'):
     for name, value in live[row]['test'].items():

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from processes import losses_of
 
-from kdjax import checkpoint, features, logs, methods, train
+from kdjax import checkpoint, features, methods, train
 from kdjax import teacher as teacher_lib
 from kdjax.data import batches
 from kdjax.replay import Replay
@@ -137,14 +138,6 @@ def config(**changes):
   return run
 
 
-def losses(workdir):
-  return [
-    record['loss']
-    for record in logs.read_records(workdir)
-    if record['kind'] == 'train'
-  ]
-
-
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
   """The same run three times: live, keeping logits, and replaying them."""
@@ -209,10 +202,10 @@ def test_kept_logits_are_those_of_the_images_that_are_seen(runs):
 def test_replayed_logits_train_the_student_that_live_ones_train(runs):
   root, _ = runs
   np.testing.assert_allclose(
-    losses(root / 'keeping'), losses(root / 'live'), rtol=1e-3
+    losses_of(root / 'keeping'), losses_of(root / 'live'), rtol=1e-3
   )
   # One compiled teacher made both: the same bits.
-  assert losses(root / 'replaying') == losses(root / 'keeping')
+  assert losses_of(root / 'replaying') == losses_of(root / 'keeping')
   jax.tree.map(
     np.testing.assert_array_equal,
     checkpoint.restore(root / 'replaying', 'last').variables,
@@ -228,7 +221,7 @@ def test_other_hyperparameters_replay_the_same_logits(runs, monkeypatch):
     'method.response.temperature': 2.0,
   }
   train.train_and_evaluate(config(**changes), root / 'other', session)
-  assert losses(root / 'other') != losses(root / 'keeping')
+  assert losses_of(root / 'other') != losses_of(root / 'keeping')
 
 
 def test_many_steps_per_dispatch_replay_the_same(runs):
@@ -239,7 +232,7 @@ def test_many_steps_per_dispatch_replay_the_same(runs):
   }
   train.train_and_evaluate(config(**changes), root / 'many', session)
   np.testing.assert_allclose(
-    losses(root / 'many'), losses(root / 'keeping'), rtol=2e-3
+    losses_of(root / 'many'), losses_of(root / 'keeping'), rtol=2e-3
   )
 
 
@@ -248,11 +241,11 @@ def test_a_stream_shows_its_teacher_the_same(runs):
   changes = {'teacher.replay': str(root / 'replay'), 'data.streaming': True}
   # What was kept of images in memory is replayed,
   train.train_and_evaluate(config(**changes), root / 'streamed', session)
-  assert losses(root / 'streamed') == losses(root / 'keeping')
+  assert losses_of(root / 'streamed') == losses_of(root / 'keeping')
   # and what is kept of a stream is the same.
   changes['teacher.replay'] = str(root / 'replay of a stream')
   train.train_and_evaluate(config(**changes), root / 'keeping too', session)
-  assert losses(root / 'keeping too') == losses(root / 'keeping')
+  assert losses_of(root / 'keeping too') == losses_of(root / 'keeping')
 
 
 @pytest.mark.parametrize(
