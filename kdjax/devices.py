@@ -19,6 +19,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from kdjax import runtime
+
 _T = TypeVar('_T')
 
 _AXIS = 'data'
@@ -186,7 +188,7 @@ def gather(tree: _T) -> _T:
 # Once: JAX would trace and compile another function anew.
 @functools.cache
 def _gather() -> Callable[[Any], Any]:
-  return jax.jit(lambda values: values, out_shardings=replicated())
+  return runtime.jit(lambda values: values, out_shardings=replicated())
 
 
 @contextlib.contextmanager

@@ -18,6 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kdjax import runtime
+
 Variables = Mapping[str, Any]
 
 TRAINED = 'params', 'batch_stats'
@@ -70,7 +72,7 @@ def init(
     ValueError: the model has collections of other names.
   """
   # Jitted: one program, rather than one for every operation of the model.
-  initialize = jax.jit(functools.partial(model.init, train=False))
+  initialize = runtime.jit(functools.partial(model.init, train=False))
   variables = initialize(rng, jnp.zeros(images.shape))
   others = variables.keys() - TRAINED
   if others:

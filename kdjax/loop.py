@@ -346,7 +346,7 @@ class _Loop:
     )
 
 
-@jax.jit
+@runtime.jit
 def _copy(state: step.TrainState) -> step.TrainState:
   return jax.tree.map(jnp.copy, state)
 

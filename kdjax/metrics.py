@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import losses
+from kdjax import losses, runtime
 
 
 def classification(
@@ -42,7 +42,7 @@ def classification(
   }
 
 
-@jax.jit
+@runtime.jit
 def per_example(
   logits: jax.Array, labels: jax.Array, teacher_logits: jax.Array | None = None
 ) -> dict[str, jax.Array]:

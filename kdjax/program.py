@@ -219,8 +219,8 @@ class Program:
     quick = {'xla_backend_optimization_level': 0}
 
     @functools.partial(
-      jax.jit,
-      compiler_options=quick if jax.default_backend() == 'cpu' else None,
+      runtime.jit,
+      compiler_options=quick if jax.default_backend() == 'cpu' else {},
       out_shardings=devices.replicated(),
     )
     def create_state(
@@ -288,10 +288,9 @@ class Program:
       return devices.divide((images, labels))
 
     @functools.partial(
-      jax.jit,
+      runtime.jit,
       donate_argnums=0,
       static_argnames='steps',
-      compiler_options=runtime.compiler_options(),
       out_shardings=devices.replicated(),
     )
     def run_steps(
@@ -326,8 +325,7 @@ class Program:
       return state, jax.tree.map(lambda value: value[None], metrics)
 
     @functools.partial(
-      jax.jit,
-      compiler_options=runtime.compiler_options(),
+      runtime.jit,
       out_shardings=devices.replicated(),
     )
     def teacher_logits(
@@ -341,7 +339,7 @@ class Program:
 
     self._create_state = create_state
     self._run_steps = run_steps
-    self._train_batch = jax.jit(train_batch)
+    self._train_batch = runtime.jit(train_batch)
     self._teacher_logits = teacher_logits
 
   def _begin(
@@ -558,4 +556,4 @@ class Program:
 
 def _key(seed: int) -> jax.Array:
   """Makes the key of a run, on every device."""
-  return jax.jit(jax.random.key, out_shardings=devices.replicated())(seed)
+  return runtime.jit(jax.random.key, out_shardings=devices.replicated())(seed)

@@ -92,7 +92,7 @@ def load(path: pathlib.Path) -> tuple[Function, dict[str, Any]]:
 
 def _load_stablehlo(program: bytes) -> Function:
   exported = export.deserialize(bytearray(program))
-  function = jax.jit(exported.call, compiler_options=runtime.compiler_options())
+  function = runtime.jit(exported.call)
   # What is in it is parsed now rather than at the first call.
   (images,) = exported.in_avals
   function.lower(jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))

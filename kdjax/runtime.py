@@ -7,16 +7,37 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
-import platform
 import sys
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import jaxlib
+import numpy as np
 
 _T = TypeVar('_T')
 
 # Of all that a compilation cache keeps, the least recently used goes first.
 _CACHE_BYTES = 2 * 2**30
+
+# How kdjax compiles for CPU.
+_CPU_OPTIONS = {
+  # On CPU, XLA drops optimisation barriers before it looks for computations
+  # that are made twice and before it decides on their order. Activations that
+  # are to be made again would be kept after all, and parts of a batch that are
+  # to follow each other would be computed side by side.
+  'xla_disable_hlo_passes': 'cse_barrier_expander',
+  # By default XLA hands reductions, matrix products and convolutions to
+  # YNNPACK. Of reductions jaxlib 0.10.2 computes some wrongly there
+  # (https://github.com/jax-ml/jax/issues/39103), and convolutions are twice as
+  # slow as in oneDNN, their gradients four times. Empty: hand it nothing.
+  'xla_cpu_experimental_ynn_fusion_type': '',
+}
+
+# Rows of the sums that `check_compiler` computes. In jaxlib 0.10.2 those from
+# the 32,769th on can be wrong.
+_CHECKED_ROWS = 2**15 + 1
 
 # From glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -101,33 +122,97 @@ def cache_directory(name: str) -> pathlib.Path | None:
   return directory
 
 
-@functools.cache
-def compiler_options() -> dict[str, str]:
-  """Gives the options to compile a network's programs with.
+def jit(function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
+  """Compiles a function as `jax.jit` does, with `compiler_options`.
+
+  Whatever kdjax compiles, it compiles through this. The options are looked up
+  at the first call: to import kdjax starts no device.
+
+  Args:
+    function: a function of arrays.
+    **options: keyword arguments of `jax.jit`; its `compiler_options` are added.
 
   Returns:
-    Options for `jax.jit(…, compiler_options=…)`; none where XLA's defaults are
-    best or the options are unknown.
+    The jitted function, with the method `lower`. Where it is traced (inside
+    another jitted function, `jax.vmap`, `jax.grad`) it is a plain `jax.jit`,
+    since JAX takes compiler options at the top level only.
+
+  Raises:
+    RuntimeError: at the first call, as `check_compiler`.
+  """
+  own = options.pop('compiler_options', {})
+  inner = jax.jit(function, **options)
+
+  @functools.cache
+  def outer() -> Any:
+    return jax.jit(
+      function, compiler_options={**compiler_options(), **own}, **options
+    )
+
+  @functools.wraps(function)
+  def call(*args: Any, **kwargs: Any) -> Any:
+    leaves = jax.tree.leaves((args, kwargs))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+      return inner(*args, **kwargs)
+    return outer()(*args, **kwargs)
+
+  jitted: Any = call
+  jitted.lower = lambda *args, **kwargs: outer().lower(*args, **kwargs)
+  return jitted
+
+
+@functools.cache
+def compiler_options() -> dict[str, str]:
+  """Looks up the options that kdjax compiles its programs with.
+
+  Returns:
+    Options for `jax.jit(…, compiler_options=…)`: none on an accelerator.
+
+  Raises:
+    RuntimeError: as `check_compiler`.
   """
   if jax.default_backend() != 'cpu':
     return {}
-  # On CPU, XLA drops optimisation barriers before it looks for computations
-  # that are made twice and before it decides on their order. Activations that
-  # are to be made again would be kept after all, and parts of a batch that are
-  # to follow each other would be computed side by side.
-  options = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
-  if platform.machine() in ('x86_64', 'AMD64'):
-    # By default XLA hands convolutions and matrix products to YNNPACK as well:
-    # convolutions are twice as slow there as in oneDNN, and their gradients
-    # four times, on two cores with AVX-512.
-    options['xla_cpu_experimental_ynn_fusion_type'] = ','.join(
-      f'LIBRARY_FUSION_TYPE_{kind}' for kind in ('REDUCE', 'ELTWISE')
-    )
   try:
-    jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    check_compiler(_CPU_OPTIONS)
   except jax.errors.JaxRuntimeError:
+    # A jaxlib that lacks one of them; its defaults are checked all the same.
+    check_compiler({})
     return {}
-  return options
+  return dict(_CPU_OPTIONS)
+
+
+def check_compiler(options: Mapping[str, str]) -> None:
+  """Checks that sums which a known compiler computes wrongly come out right.
+
+  The sums are those of https://github.com/jax-ml/jax/issues/39103: a product
+  and a sum of squares in each of more rows than the compiler computes in one
+  block. Every number is zero or a power of two, so that the right sums are
+  exact. Most of the 50 ms that it takes is compilation.
+
+  Args:
+    options: the compiler options.
+
+  Raises:
+    RuntimeError: one of them is wrong.
+    JaxRuntimeError: jaxlib does not know one of the options.
+  """
+  # NumPy's, as JAX would compile each operation by itself.
+  rows = np.zeros((_CHECKED_ROWS, 3), np.float32)
+  rows[-1, 0] = 2.0**10
+
+  def squares(rows: jax.Array) -> jax.Array:
+    return jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2))(rows)
+
+  checked = jax.jit(squares, compiler_options=dict(options))
+  found = np.asarray(checked(rows))
+  if float(found[-1]) != 2.0**20 or found[:-1].any():
+    raise RuntimeError(
+      f'jaxlib {jaxlib.__version__} computes a sum wrongly on this processor: '
+      f'{float(found[-1])} where {2.0**20} is right '
+      '(https://github.com/jax-ml/jax/issues/39103). Nothing that kdjax '
+      "computes could be trusted: install another version, pip install -U 'jax'"
+    )
 
 
 def _keep_programs() -> None:

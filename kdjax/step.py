@@ -380,9 +380,8 @@ def predict_batch(network: Network, images: jax.Array) -> jax.Array:
 @functools.cache
 def _predict_batch() -> Callable[..., jax.Array]:
   @functools.partial(
-    jax.jit,
+    runtime.jit,
     static_argnames=('model', 'batch_size'),
-    compiler_options=runtime.compiler_options(),
     out_shardings=devices.replicated(),
   )
   def predict_batch(

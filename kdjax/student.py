@@ -152,10 +152,7 @@ def of_network(network: step.Network, card: Mapping[str, Any]) -> Student:
     The function.
   """
   model, variables = models.fold(*network)
-  compiled = jax.jit(
-    functools.partial(classify, model),
-    compiler_options=runtime.compiler_options(),
-  )
+  compiled = runtime.jit(functools.partial(classify, model))
   return Student(functools.partial(compiled, jax.device_put(variables)), card)
 
 

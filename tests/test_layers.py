@@ -322,13 +322,13 @@ ALLOWED = {
   'kdjax.config': ('methods',),
   'kdjax.predictions': ('metrics',),
   'kdjax.logs': ('files',),
-  'kdjax.metrics': ('losses',),
+  'kdjax.metrics': ('losses', 'runtime'),
   'kdjax.optimizer': (),
   'kdjax.results': ('config', 'files', 'methods'),
   'kdjax.files': (),
   # Data.
   'kdjax.data': ('data.kept', 'data.sources', 'data.stream'),
-  'kdjax.data.batches': (),
+  'kdjax.data.batches': ('runtime',),
   'kdjax.data.images': (),
   'kdjax.data.kept': ('files', 'runtime'),
   'kdjax.data.stream': ('data.batches', 'data.images', 'data.sources'),
@@ -344,7 +344,7 @@ ALLOWED = {
   'kdjax.methods': ('methods._base', 'registry'),
   'kdjax.methods._base': ('features',),
   'kdjax.methods.*': ('features', 'losses', 'methods._base'),
-  'kdjax.features': (),
+  'kdjax.features': ('runtime',),
   'kdjax.losses': (),
   # Networks.
   'kdjax.models': ('models._imported', 'registry'),
@@ -354,7 +354,7 @@ ALLOWED = {
   'kdjax.models.pool': (),
   'kdjax.models.*': ('models.conv', 'models.pool'),
   'kdjax.registry': (),
-  'kdjax.devices': (),
+  'kdjax.devices': ('runtime',),
   'kdjax.runtime': (),
   'kdjax.version': (),
 }

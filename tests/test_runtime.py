@@ -7,6 +7,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import pytest
 
@@ -90,19 +91,54 @@ def test_the_options_change_no_result():
 @pytest.mark.skipif(
   jax.default_backend() != 'cpu', reason='options are for CPU'
 )
-def test_unknown_options_are_left_out(monkeypatch):
-  known = runtime.compiler_options()
-  assert all(name.startswith('xla_') for name in known)
+def test_unknown_options_are_left_out_and_the_defaults_checked(monkeypatch):
+  checked = []
+
+  def check(options):
+    checked.append(options)
+    if options:
+      raise jax.errors.JaxRuntimeError('No such compile option')
+
+  monkeypatch.setattr(runtime, 'check_compiler', check)
   runtime.compiler_options.cache_clear()
+  assert runtime.compiler_options() == {}
+  assert [bool(options) for options in checked] == [True, False]
+  runtime.compiler_options.cache_clear()
+
+
+def test_an_option_that_jaxlib_does_not_know_is_told_from_a_wrong_sum():
+  with pytest.raises(jax.errors.JaxRuntimeError, match='xla_cpu_unknown'):
+    runtime.check_compiler({'xla_cpu_unknown': 'true'})
+
+
+def test_a_compiler_that_sums_wrongly_is_refused(monkeypatch):
+  runtime.check_compiler(runtime.compiler_options())
   jit = jax.jit
 
-  def another_version(function, compiler_options=None):
-    return jit(function, compiler_options={'xla_cpu_unknown': 'true'})
+  def miscompile(function, **options):
+    return jit(lambda rows: function(rows) * 0.75, **options)
 
-  monkeypatch.setattr(jax, 'jit', another_version)
-  monkeypatch.setattr(runtime.platform, 'machine', lambda: 'x86_64')
-  assert runtime.compiler_options() == {}
-  runtime.compiler_options.cache_clear()
+  monkeypatch.setattr(jax, 'jit', miscompile)
+  with pytest.raises(RuntimeError, match='786432'):
+    runtime.check_compiler(runtime.compiler_options())
+
+
+@pytest.mark.skipif(jaxlib.__version__ != '0.10.2', reason='a fault of 0.10.2')
+def test_the_check_finds_the_known_fault():
+  with pytest.raises(RuntimeError, match='computes a sum wrongly'):
+    runtime.check_compiler(
+      {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
+    )
+
+
+def test_a_jitted_function_can_be_traced_and_lowered():
+  function = runtime.jit(lambda x, power: (x**power).sum(), static_argnums=1)
+  x = jnp.arange(3.0)
+  assert float(function(x, 2)) == 5
+  assert float(jax.jit(lambda x: function(x, 2) + 1)(x)) == 6
+  np.testing.assert_array_equal(jax.grad(function)(x, 2), 2 * x)
+  assert jax.vmap(lambda x: function(x, 1))(jnp.eye(3)).tolist() == [1, 1, 1]
+  assert float(function.lower(x, 2).compile()(x)) == 5
 
 
 def test_waiting_and_returning_memory_change_nothing():

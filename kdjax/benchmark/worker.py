@@ -177,7 +177,7 @@ def _matmul_flops_per_s(dtype: str) -> float:
     jax.random.normal(jax.random.key(seed), (size, size), dtype)
     for seed in range(2)
   )
-  product = jax.jit(jnp.matmul, compiler_options=runtime.compiler_options())
+  product = runtime.jit(jnp.matmul)
   product(a, b).block_until_ready()
   times = []
   for _ in range(_PRODUCTS):

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kdjax import runtime
+
 
 class Augmentation(NamedTuple):
   """What is done to a training image.
@@ -26,7 +28,7 @@ class Augmentation(NamedTuple):
   flip: bool = False
 
 
-@functools.partial(jax.jit, static_argnames='size')
+@functools.partial(runtime.jit, static_argnames='size')
 def epoch_order(
   key: jax.Array, epoch: jax.typing.ArrayLike, size: int
 ) -> jax.Array:

@@ -96,7 +96,7 @@ def stage_maps(
       for name, (_, target) in pairs.items()
     }
 
-  maps = jax.jit(compute, compiler_options=runtime.compiler_options())(
+  maps = runtime.jit(compute)(
     student.variables, connectors, teacher.variables, image[np.newaxis]
   )
   # JAX sorts the keys of a dict that it returns.

@@ -84,9 +84,7 @@ def main():
 
   def compiled(function, *arguments):
     start = time.perf_counter()
-    jitted = jax.jit(
-      function, donate_argnums=0, compiler_options=runtime.compiler_options()
-    )
+    jitted = runtime.jit(function, donate_argnums=0)
     program = jitted.lower(*arguments).compile()
     return program, time.perf_counter() - start
 
