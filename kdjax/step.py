@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kdjax import devices, features, runtime
+from kdjax import devices, features, runtime, sums
 from kdjax.methods import Method
 
 # What a run's key is folded with, so that no two uses draw the same numbers.
@@ -296,12 +296,18 @@ def make_train_step(
       opt_state=opt_state,
       ema=ema,
     )
-    metrics = metrics | {'gradient_norm': optax.tree.norm(gradients)}
+    metrics = metrics | {'gradient_norm': _norm(gradients)}
     if skip_nonfinite:
       return _unless_nonfinite(state, new, metrics)
     return new, metrics
 
   return train_step
+
+
+def _norm(tree: Any) -> jax.Array:
+  """Euclidean norm of all arrays of a tree together."""
+  squares = [sums.total(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]
+  return jnp.sqrt(sum(squares, jnp.zeros(())))
 
 
 def _unless_nonfinite(

@@ -340,10 +340,16 @@ ALLOWED = {
     'data.sources._cifar',
   ),
   # Distillation.
-  'kdjax.step': ('devices', 'features', 'methods', 'runtime'),
+  'kdjax.step': ('devices', 'features', 'methods', 'runtime', 'sums'),
   'kdjax.methods': ('methods._base', 'registry'),
   'kdjax.methods._base': ('features',),
-  'kdjax.methods.*': ('features', 'losses', 'methods._base'),
+  'kdjax.methods.*': (
+    'features',
+    'losses',
+    'methods._base',
+    'models.conv',
+    'sums',
+  ),
   'kdjax.features': ('runtime',),
   'kdjax.losses': (),
   # Networks.
@@ -352,10 +358,12 @@ ALLOWED = {
   'kdjax.models.ensemble': ('features',),
   'kdjax.models.conv': (),
   'kdjax.models.pool': (),
-  'kdjax.models.*': ('models.conv', 'models.pool'),
+  'kdjax.models.norm': ('sums',),
+  'kdjax.models.*': ('models.conv', 'models.norm', 'models.pool'),
   'kdjax.registry': (),
   'kdjax.devices': ('runtime',),
   'kdjax.runtime': (),
+  'kdjax.sums': (),
   'kdjax.version': (),
 }
 

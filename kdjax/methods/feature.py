@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax import losses
+from kdjax import losses, sums
 from kdjax.features import Outputs
 from kdjax.methods._base import (
   Hyperparameter,
@@ -16,6 +16,7 @@ from kdjax.methods._base import (
   Metrics,
   Parameters,
 )
+from kdjax.models import conv
 
 _STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
 
@@ -172,7 +173,9 @@ def connect(connector: Any, x: jax.Array) -> jax.Array:
     `[batch, height, width, out_channels]`, in the dtype of `x`.
   """
   kernel = connector['kernel'][0, 0].astype(x.dtype)
-  return x @ kernel + connector['bias'].astype(x.dtype)
+  return sums.add_bias(
+    conv.pointwise(x, kernel), connector['bias'].astype(x.dtype)
+  )
 
 
 def _init_connector(

@@ -6,10 +6,10 @@ parameters keep the names and layouts of Flax.
 
 On CPU, XLA runs a 1×1 convolution's gradients, and any convolution whose map
 is nearly all padding, many times slower than the same sums written as a matrix
-product. There, and only there, those are lowered as matrix products. The
-choice falls when the program is lowered for a platform, so a program exported
-for several platforms carries the right form for each. There is no forward-mode
-gradient.
+product. There, and only there, those are lowered as matrix products, and in
+training all of them wait until their operands are computed. The choice falls
+when the program is lowered for a platform, so a program exported for several
+platforms carries the right form for each. There is no forward-mode gradient.
 """
 
 import functools
@@ -30,7 +30,7 @@ _NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 _TINY_MAP = 4
 
 _Padding = tuple[tuple[int, int], ...]
-_Convolution = Callable[[jax.Array, jax.Array], jax.Array]
+_Convolution = Callable[..., jax.Array]
 
 
 def conv_general_dilated(
@@ -90,7 +90,7 @@ def conv_general_dilated(
   # convolution and its gradients.
   tiny = min(math.prod(lhs.shape[1:3]), math.prod(out_shape[1:3])) <= _TINY_MAP
   if not (pointwise or tiny) or min(itertools.chain(*pads)) < 0:
-    return general(lhs, rhs)
+    return _by_platform(general, general, lhs, rhs)
   # A tap of the kernel that only ever meets padding adds nothing: on a 1×1 map
   # that leaves one of nine.
   rows, columns = (
@@ -117,6 +117,24 @@ def conv_general_dilated(
     precision=precision,
   )
   return _by_platform(general, product, lhs, rhs)
+
+
+def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Applies a 1×1 convolution.
+
+  Args:
+    x: `[batch, height, width, in_channels]`.
+    kernel: `[in_channels, out_channels]`, of the same dtype.
+
+  Returns:
+    `[batch, height, width, out_channels]`.
+  """
+
+  def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    rows = lax.dot(x.reshape(-1, x.shape[-1]), kernel)
+    return rows.reshape(*x.shape[:-1], -1)
+
+  return _by_platform(jnp.matmul, product, x, kernel)
 
 
 def _matrix_product(
@@ -158,12 +176,24 @@ def _by_platform(
   return lax.platform_dependent(lhs, rhs, cpu=product, default=general)
 
 
+def _of_arrays(function: _Convolution) -> _Convolution:
+  """Has what a function is given computed before.
+
+  Else XLA on CPU computes it anew, inside the copies that bring it into the
+  layout of a matrix product or of a convolution's gradient.
+  """
+  return lambda *arrays: function(*lax.optimization_barrier(arrays))
+
+
 # The gradient is chosen by platform as a whole: differentiating through
 # `platform_dependent` would make every platform store the residuals of both.
 def _forward(
   general: _Convolution, product: _Convolution, lhs: jax.Array, rhs: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return _by_platform(general, product, lhs, rhs), (lhs, rhs)
+  value = lax.platform_dependent(
+    lhs, rhs, cpu=_of_arrays(product), default=general
+  )
+  return value, (lhs, rhs)
 
 
 def _backward(
@@ -176,7 +206,10 @@ def _backward(
     return lambda lhs, rhs, ct: jax.vjp(convolution, lhs, rhs)[1](ct)
 
   return lax.platform_dependent(
-    *residuals, cotangent, cpu=gradient(product), default=gradient(general)
+    *residuals,
+    cotangent,
+    cpu=_of_arrays(gradient(product)),
+    default=gradient(general),
   )
 
 

@@ -1,12 +1,12 @@
-"""Max-pooling for the models, its gradient lowered to suit the platform.
+"""Max-pooling for the models, lowered to suit the platform.
 
-On CPU, XLA runs the gradient of a max-pool several times slower than the same
-choice written with comparisons. There, and only there, it is written so; as in
-`kdjax.models.conv`, the choice falls when a program is lowered.
+On CPU, XLA runs a max-pool, and its gradient several times, slower than the
+same choice written with comparisons. There, and only there, it is written so;
+as in `kdjax.models.conv`, the choice falls when a program is lowered.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import flax.linen as nn
 import jax
@@ -63,7 +63,9 @@ _max_pool = jax.custom_vjp(_prediction, nondiff_argnums=(0, 1, 2))
 def _forward(
   window: _Pair, strides: _Pair, padding: tuple[_Pair, _Pair], x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  return _general(window, strides, padding, x), x
+  general = functools.partial(_general, window, strides, padding)
+  largest = functools.partial(_largest, window, strides, padding)
+  return lax.platform_dependent(x, cpu=largest, default=general), x
 
 
 def _backward(
@@ -91,6 +93,32 @@ def _backward(
 _max_pool.defvjp(_forward, _backward)
 
 
+def _taps(
+  window: _Pair, strides: _Pair, padding: tuple[_Pair, _Pair], x: jax.Array
+) -> Iterator[jax.Array]:
+  """Yields the first element of all windows, the second, and so on."""
+  out_height, out_width = (
+    (x.shape[axis + 1] + sum(padding[axis]) - window[axis]) // strides[axis] + 1
+    for axis in (0, 1)
+  )
+  padded = lax.pad(
+    x,
+    jnp.array(-jnp.inf, x.dtype),
+    ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)),
+  )
+  for i in range(window[0]):
+    for j in range(window[1]):
+      tap = padded[:, i :: strides[0], j :: strides[1]]
+      yield tap[:, :out_height, :out_width]
+
+
+def _largest(
+  window: _Pair, strides: _Pair, padding: tuple[_Pair, _Pair], x: jax.Array
+) -> jax.Array:
+  """The pool written with comparisons."""
+  return functools.reduce(jnp.maximum, _taps(window, strides, padding, x))
+
+
 def _gradient(
   window: _Pair,
   strides: _Pair,
@@ -101,23 +129,14 @@ def _gradient(
   """Gradient of the pool, summed phase by phase of the stride."""
   batch, height, width, channels = x.shape
   out_height, out_width = cotangent.shape[1:3]
-  lowest = jnp.array(-jnp.inf, x.dtype)
-  padded = lax.pad(
-    x,
-    lowest,
-    ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)),
-  )
 
   # The tap of each window that won, the first of equals.
   winner = jnp.zeros(cotangent.shape, jnp.int32)
-  largest = jnp.full(cotangent.shape, lowest)
-  for i in range(window[0]):
-    for j in range(window[1]):
-      tap = padded[:, i :: strides[0], j :: strides[1]]
-      tap = tap[:, :out_height, :out_width]
-      wins = tap > largest
-      winner = jnp.where(wins, i * window[1] + j, winner)
-      largest = jnp.where(wins, tap, largest)
+  largest = jnp.full(cotangent.shape, -jnp.inf, x.dtype)
+  for index, tap in enumerate(_taps(window, strides, padding, x)):
+    wins = tap > largest
+    winner = jnp.where(wins, index, winner)
+    largest = jnp.where(wins, tap, largest)
 
   # Element stride · a + phase was tap i of window a + shift. Padding with zeros
   # between the elements instead would add mostly zeros.
@@ -147,7 +166,8 @@ def _gradient(
             ),
           )
       phases.append(total)
-  gradient = jnp.stack(phases, axis=3)
+  # Interleaving is slow enough without computing what is interleaved.
+  gradient = jnp.stack(lax.optimization_barrier(phases), axis=3)
   gradient = gradient.reshape(batch, rows, columns, *strides, channels)
   gradient = gradient.swapaxes(2, 3)
   gradient = gradient.reshape(

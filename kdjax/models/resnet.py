@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.models import conv, pool
+from kdjax.models import conv, norm, pool
 
 _EPSILON = 1e-5
 
@@ -32,7 +32,7 @@ Conv = functools.partial(
   kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
   conv_general_dilated=conv.conv_general_dilated,
 )
-BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=_EPSILON)
+BatchNorm = functools.partial(norm.BatchNorm, momentum=0.9, epsilon=_EPSILON)
 
 
 def _conv_norm(
@@ -296,16 +296,16 @@ class ResNet(nn.Module):
     convs = {norm: norm.replace('bn', 'conv') for norm in norms}
     if not set(names).isdisjoint((*convs.keys(), *convs.values())):
       return self, variables
-    for norm, conv_name in convs.items():
+    for bn, conv_name in convs.items():
       kernel, scale, bias, mean, var = (
         # Double precision, so that folding itself rounds only once.
         np.asarray(array, np.float64)
         for array in (
           params[f'{conv_name}/kernel'],
-          params.pop(f'{norm}/scale'),
-          params.pop(f'{norm}/bias'),
-          stats[f'{norm}/mean'],
-          stats[f'{norm}/var'],
+          params.pop(f'{bn}/scale'),
+          params.pop(f'{bn}/bias'),
+          stats[f'{bn}/mean'],
+          stats[f'{bn}/var'],
         )
       )
       scale = scale / np.sqrt(var + _EPSILON)
