@@ -12,7 +12,7 @@ from collections.abc import MutableMapping
 from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 logger = logging.getLogger('kdjax')
 
@@ -127,6 +127,8 @@ def read(
   except Exception as error:
     raise_if_of_machine(error)
     reason = getattr(error, 'strerror', None) or error
+    if isinstance(error, UnidentifiedImageError):
+      reason = 'it is empty, or no image that Pillow knows'
     raise UnreadableError(f'cannot read {name}: {reason}') from error
   if sixteen_bits and np.asarray(converted.convert('RGB')).max() <= _DARK:
     notes.setdefault(

@@ -86,7 +86,8 @@ def test_every_kind_of_file_is_an_image(tmp_path):
   assert dataset.train.labels.tolist() == [0] * 12 + [1, 2]
 
 
-def test_folders_in_a_class_are_read_after_its_own_files(tmp_path):
+def test_folders_in_a_class_are_read_after_its_own_files(tmp_path, caplog):
+  caplog.set_level('INFO')
   folder.write(tmp_path, count=2)
   for name in ('000 b', '000 a/deep', 'empty'):
     (tmp_path / 'train/bee' / name).mkdir(parents=True)
@@ -105,6 +106,7 @@ def test_folders_in_a_class_are_read_after_its_own_files(tmp_path):
     *('bee/link/000.jpg', 'bee/link/001.jpg', 'cow/000.jpg', 'cow/001.jpg'),
   ]
   assert train.labels.tolist() == [0] * 2 + [1] * 7 + [2] * 2
+  assert '5 of 11 images are in folders within' in caplog.text
 
 
 def test_folders_that_are_no_splits_are_named(tmp_path, caplog):

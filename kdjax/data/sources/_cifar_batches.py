@@ -262,7 +262,7 @@ def _decode(
     raise _damaged(path, f'has no array of bytes {size} in "data"')
   data = pixels.data
   data = data.encode('latin1') if isinstance(data, str) else data
-  if len(data) != size[0] * size[1]:
+  if not isinstance(data, bytes | bytearray) or len(data) != size[0] * size[1]:
     raise _damaged(path, 'is truncated')
   images = np.frombuffer(data, np.uint8).reshape(-1, *_CHANNELS_ROWS_COLUMNS)
   # All red, then all green, then all blue of an image.

@@ -281,8 +281,8 @@ def _match(
   system, where only one can be meant.
   """
   found = _classes(os.path.join(root, split))
-  missing = [name for name in classes if name not in found]
-  unknown = [name for name in found if name not in classes]
+  missing = sorted(set(classes) - set(found))
+  unknown = sorted(set(found) - set(classes))
   matched = {}
   for name in missing:
     same, others = (
@@ -291,8 +291,8 @@ def _match(
     )
     if len(same) == len(others) == 1:
       matched[name] = same[0]
-  missing = [name for name in missing if name not in matched]
-  unknown = [name for name in unknown if name not in matched.values()]
+  missing = sorted(set(missing) - set(matched))
+  unknown = sorted(set(unknown) - set(matched.values()))
   if missing or unknown:
     raise ValueError(
       f'{os.path.join(root, split)} has other classes than '
@@ -346,8 +346,16 @@ def _list(root: str, split: str, classes: Iterable[str]) -> _Images:
     what = f'and {more} more files are no images' if more else 'is not an image'
     raise ValueError(
       f'{wrong[0]} {what}: expected only files that end with '
-      f'{", ".join(EXTENSIONS)} in the folder of a class. Remove '
-      f'{"them" if more else "it"}'
+      f'{", ".join(EXTENSIONS)} in the folder of a class. Remove or '
+      f'convert {"them" if more else "it"}'
+    )
+  below = sum(file.count(os.fsencode(os.sep)) > 2 for file in files)
+  if below:
+    logger.info(
+      '%s: %d of %d images are in folders within those of their classes',
+      os.path.join(root, split),
+      below,
+      len(files),
     )
   return _Images(root, np.array(files), np.array(labels, np.int32))
 
