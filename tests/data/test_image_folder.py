@@ -199,6 +199,8 @@ def test_a_split_within_a_split(name, tmp_path):
     (tmp_path / split / 'train').mkdir()
     shutil.copy(tmp_path / 'test/cow/000.jpg', tmp_path / split / 'train')
   # A class of trains.
+  (tmp_path / 'test/train/steam').mkdir()
+  shutil.copy(tmp_path / 'test/cow/000.jpg', tmp_path / 'test/train/steam')
   assert 'train' in load(tmp_path).class_names
   path = tmp_path / 'train' / name
   path.mkdir(parents=True)

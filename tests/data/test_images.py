@@ -295,7 +295,8 @@ def test_bits_that_a_file_declares_are_its_scale():
   tiff = io.BytesIO(
     b'II*\0\x0b\0\0\0\xff\xf8\x00\x09\0' + b''.join(entries) + b'\0' * 4
   )
-  for file, expected in ((pgm, [255, 127]), (tiff, [255, 128])):
+  dark = io.BytesIO(tiff.getvalue().replace(b'\xff\xf8\x00', b'\x01\x00\x10'))
+  for file, expected in ((pgm, [255, 127]), (tiff, [255, 128]), (dark, [1, 1])):
     notes = {}
     found = images.read(file, 1, notes=notes)
     np.testing.assert_array_equal(found, [expected])

@@ -245,6 +245,11 @@ def test_what_was_decoded_is_kept_until_a_file_changes(
   os.utime(root / 'train/ant/000.jpg', ns=(1, 1))
   load(**fields)
   assert opened
+  # Nor is a copy used that was decoded in another way.
+  opened.clear()
+  monkeypatch.setattr(images, 'READING', -1)
+  load(**fields)
+  assert opened
 
 
 def test_images_of_one_size_need_no_image_size(tmp_path):
