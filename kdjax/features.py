@@ -10,13 +10,16 @@ networks with different preprocessing can share one batch.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kdjax import runtime
 
@@ -202,3 +205,54 @@ def output_shapes(
     images,
   )
   return outputs
+
+
+def batch_norm_values(
+  model: nn.Module, images: jax.ShapeDtypeStruct
+) -> dict[str, int]:
+  """Counts the values that each BatchNorm takes statistics of in training.
+
+  From shapes alone, computing nothing.
+
+  Args:
+    model: a Flax module called as `model(images, train=…)`.
+    images: shape of the images that it sees at once, `[batch, height, width,
+      channels]`.
+
+  Returns:
+    Values per channel, by the module's path; the fewest where it is called
+    several times.
+  """
+  counts: dict[str, int] = {}
+
+  def count(
+    call: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+    context: nn.module.InterceptorContext,
+  ) -> Any:
+    module = context.module
+    if isinstance(module, nn.BatchNorm) and context.method_name == '__call__':
+      bound = inspect.signature(call).bind(*arguments, **keywords).arguments
+      running = bound.get('use_running_average')
+      if running is None:
+        running = module.use_running_average
+      if not running:
+        shape, axes = bound['x'].shape, np.atleast_1d(module.axis)
+        channels = math.prod(shape[axis] for axis in axes)
+        path = '/'.join(module.path)
+        values = math.prod(shape) // channels
+        counts[path] = min(counts.get(path, values), values)
+    return call(*arguments, **keywords)
+
+  def train(rng: jax.Array) -> jax.Array:
+    variables = init(model, rng, images)
+    pixels = jnp.zeros(images.shape)
+    with nn.intercept_methods(count):
+      outputs, _ = forward(
+        model, variables, pixels, train=True, rngs={'dropout': rng}
+      )
+    return outputs.logits
+
+  jax.eval_shape(train, jax.random.key(0))
+  return counts

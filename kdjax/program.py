@@ -3,11 +3,13 @@
 import copy
 import functools
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -27,6 +29,11 @@ from kdjax import (
 )
 from kdjax.data import batches
 from kdjax.replay import Replay
+
+logger = logging.getLogger('kdjax')
+
+# Of fewer values per channel BatchNorm's statistics are mostly noise.
+_FEW_VALUES = 8
 
 # On an accelerator the host is told of so many steps at once, by default.
 _STEPS_PER_DISPATCH = 32
@@ -119,6 +126,53 @@ def plan(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Plan:
     divisor if divisor > dispatch // 4 else dispatch,
     overlap=not on_cpu,
   )
+
+
+def check_batch_norm(
+  config: ml_collections.ConfigDict, dataset: data.Dataset, model: nn.Module
+) -> None:
+  """Checks that BatchNorm has values to take statistics of in training.
+
+  A single value per channel is its own mean: what BatchNorm gives would be the
+  same for all images. Few give statistics that are mostly noise, of which is
+  warned.
+
+  Args:
+    config: a run's configuration.
+    dataset: its data set.
+    model: its student.
+
+  Raises:
+    ValueError: a BatchNorm would see one value per channel.
+  """
+  images = config.train.batch_size // config.train.accumulate
+  # There are no fewer values than images, and finding them takes time.
+  if images >= _FEW_VALUES:
+    return
+  shape = jax.ShapeDtypeStruct((images, *dataset.image_shape), jnp.float32)
+  counts = features.batch_norm_values(model, shape)
+  layer = min(counts, key=lambda name: counts[name], default='')
+  if not counts or counts[layer] >= _FEW_VALUES:
+    return
+  message = (
+    f'BatchNorm {layer} of {config.student.name} sees {counts[layer]} '
+    f'value{"s" * (counts[layer] > 1)} per channel in training (batches of '
+    f'{config.train.batch_size} images, in {config.train.accumulate} parts of '
+    f'{images})'
+  )
+  stem = (
+    " or config.student.stem='cifar'"
+    if config.student.stem == 'imagenet'
+    else ''
+  )
+  remedy = (
+    'set a larger config.train.batch_size, a smaller config.train.accumulate, '
+    f'larger images{stem} (for a teacher config.teacher.train.batch_size and '
+    'so on)'
+  )
+  if counts[layer] == 1:
+    raise ValueError(f'{message}, which cannot be normalised: {remedy}')
+  logger.warning('%s, too few for its statistics: %s', message, remedy)
 
 
 class _Epoch(NamedTuple):

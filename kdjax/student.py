@@ -47,6 +47,7 @@ class Student:
     self.image_shape: tuple[int, int, int] | None = shape and tuple(shape)
     self._channels = preprocessing['channels']
     self._crop = preprocessing['crop']
+    self._warned: set[str] = set()
 
   def __call__(self, images: np.ndarray) -> np.ndarray:
     """Computes the probabilities of the classes.
@@ -98,11 +99,13 @@ class Student:
       has another size than the network's, it is the middle of it, resized.
 
     Raises:
-      ValueError: it is no image, or a damaged one.
-      OSError: it cannot be read.
+      ValueError: it is no image, a damaged one, or cannot be opened.
+      OSError: the machine failed, not the image.
     """
     path = os.fspath(file) if isinstance(file, os.PathLike) else file
-    image = images_lib.read(path, self._channels)
+    notes: images_lib.Notes = {}
+    image = images_lib.read(path, self._channels, notes=notes)
+    images_lib.warn(notes, self._warned)
     if self.image_shape:
       image = images_lib.centre_crop(image, self.image_shape[:2], self._crop)
     return np.asarray(image).reshape(image.height, image.width, -1)

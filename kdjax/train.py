@@ -173,6 +173,7 @@ def _run(
     **config_lib.model_arguments(config, len(dataset.class_names))
   )
   models.rematerialize(model, config.device.remat)
+  program.check_batch_norm(config, dataset, model)
   teacher, replay = None, None
   if method.needs_teacher:
     teacher = _find_teacher(config, workdir, session, method.teacher_features)

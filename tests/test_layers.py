@@ -327,17 +327,19 @@ ALLOWED = {
   'kdjax.results': ('config', 'files', 'methods'),
   'kdjax.files': (),
   # Data.
-  'kdjax.data': ('data.kept', 'data.sources', 'data.stream'),
+  'kdjax.data': ('data.images', 'data.kept', 'data.sources', 'data.stream'),
   'kdjax.data.batches': ('runtime',),
   'kdjax.data.images': (),
   'kdjax.data.kept': ('files', 'runtime'),
   'kdjax.data.stream': ('data.batches', 'data.images', 'data.sources'),
   'kdjax.data.sources': ('registry',),
   'kdjax.data.sources._cifar': (),
+  'kdjax.data.sources._cifar_batches': ('data.sources', 'data.sources._cifar'),
   'kdjax.data.sources.*': (
     'data.images',
     'data.sources',
     'data.sources._cifar',
+    'data.sources._cifar_batches',
   ),
   # Distillation.
   'kdjax.step': ('devices', 'features', 'methods', 'runtime', 'sums'),

@@ -2,12 +2,14 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from kdjax import checkpoint, data, methods, program, train
+from kdjax import checkpoint, data, features, methods, models, program, train
+from kdjax import config as config_lib
 
 
 def small(**changes):
@@ -119,6 +121,53 @@ def test_parts_that_do_not_divide_a_batch_are_refused():
   config = small(**{'train.accumulate': 5})
   with pytest.raises(ValueError, match=r'is 32, .* 5 equal parts .*accumulate'):
     program.plan(config, data.load(config.data))
+
+
+def check_batch_norm(**changes):
+  config = small(**changes)
+  dataset = data.load(config.data)
+  model = models.build(**config_lib.model_arguments(config, 10))
+  program.check_batch_norm(config, dataset, model)
+
+
+def test_batch_norm_of_one_value_is_refused(caplog):
+  with pytest.raises(ValueError, match='sees 1 value per channel') as error:
+    check_batch_norm(**{'train.batch_size': 1, 'student.stem': 'imagenet'})
+  assert 'BatchNorm stage' in str(error.value)
+  assert "config.student.stem='cifar'" in str(error.value)
+  with pytest.raises(ValueError, match=r'32 images, in 32 parts of 1') as error:
+    check_batch_norm(**{'train.accumulate': 32})
+  assert 'stem' not in str(error.value)
+  assert not caplog.records
+  check_batch_norm(**{'train.accumulate': 16})
+  assert 'sees 2 values per channel' in caplog.text
+
+
+class Norms(nn.Module):
+  """BatchNorm of vectors, of maps, and one that does not look at the batch."""
+
+  @nn.compact
+  def __call__(self, images, train):
+    x = nn.BatchNorm(name='maps')(images, use_running_average=not train)
+    x = nn.Dropout(0.5)(x, deterministic=not train).mean((1, 2))
+    norm = nn.BatchNorm(use_running_average=not train, name='vectors')
+    frozen = nn.BatchNorm(use_running_average=True, name='frozen')
+    return frozen(norm(x) + norm(nn.LayerNorm()(x)))
+
+
+def test_values_of_any_batch_norm_are_counted():
+  images = jax.ShapeDtypeStruct((3, 4, 5, 2), np.float32)
+  assert features.batch_norm_values(Norms(), images) == {
+    'maps': 60,
+    'vectors': 3,
+  }
+
+
+def test_batch_norm_of_a_teacher_is_checked_before_it_is_trained(tmp_path):
+  config = small(**{'teacher.train.batch_size': 1})
+  with pytest.raises(ValueError, match=r'BatchNorm .* 1 value .*config\.teach'):
+    train.train_and_evaluate(config, tmp_path / 'feature')
+  assert not (tmp_path / 'feature').exists()
 
 
 def test_on_cpu_a_dispatch_is_one_step():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 
 import folder
@@ -122,6 +123,12 @@ def reader(image_shape, crop=1.0):
 @pytest.mark.parametrize('image_size', [0, 10])
 def test_files_are_read_as_those_of_the_evaluation(tmp_path, image_size):
   folder.write(tmp_path, size=None if image_size else 14)
+  # One that is upright by its EXIF data only.
+  path = tmp_path / 'test/ant/000.jpg'
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  with Image.open(path) as image:
+    image.rotate(90, expand=True).save(path, exif=exif)
   config = config_lib.default().data
   config.update(
     name='image_folder', data_dir=str(tmp_path), image_size=image_size
@@ -157,6 +164,16 @@ def test_another_size_is_cut_and_resized(tmp_path):
   np.testing.assert_array_equal(found[..., 0], expected)
 
 
+def test_notes_are_said_once_by_each_student(tmp_path, caplog):
+  frames = [Image.new('L', (8, 8), value) for value in (0, 255)]
+  frames[0].save(tmp_path / 'a.gif', save_all=True, append_images=frames[1:])
+  for _ in range(2):
+    read = reader((8, 8, 1)).read
+    for _ in range(2):
+      assert read(tmp_path / 'a.gif').max() == 0
+  assert len(caplog.records) == 2
+
+
 # The command
 
 
@@ -171,6 +188,10 @@ def photos(tmp_path):
     image.convert('RGB').save(folder / name)
   (folder / 'text.png').write_text('no image')
   (folder / 'notes.txt').write_text('no image')
+  # What systems leave in folders.
+  (folder / 'Thumbs.db').touch()
+  (folder / '__MACOSX').mkdir()
+  shutil.copy(folder / 'b.PNG', folder / '__MACOSX')
   return folder
 
 

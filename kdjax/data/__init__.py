@@ -1,5 +1,6 @@
 """Data sets, split and ready to be put on the device."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -10,9 +11,15 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
+from kdjax.data import images as images_lib
 from kdjax.data import kept, sources
 from kdjax.data.sources import Files, Split
-from kdjax.data.stream import Arrays, Stream, open_split
+from kdjax.data.stream import (
+  Arrays,
+  Stream,
+  check_not_in_worker,
+  open_split,
+)
 
 __all__ = [
   'Dataset',
@@ -87,7 +94,9 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
       read, or the splits that the configuration asks for leave nothing to train
       on.
     FileNotFoundError: it is not on this machine and could not be fetched.
+    RuntimeError: a worker process runs the script that started it.
   """
+  check_not_in_worker()
   source = sources.load(config.name, config.data_dir or None)
   train = np.arange(_size(source.train))
   held_out, validation = source.validation, None
@@ -172,10 +181,14 @@ def _origin(stream: Stream) -> _Origin | None:
   folder, names = stream.files.paths()
   content, copy = hashlib.sha256(), hashlib.sha256()
   for name in names:
-    status = os.stat(os.path.join(folder, name))
+    size = changed = -1
+    # A broken link is an image that cannot be read.
+    with contextlib.suppress(OSError):
+      status = os.stat(os.path.join(folder, name))
+      size, changed = status.st_size, status.st_mtime_ns
     # Names may be in any encoding.
-    content.update(os.fsencode(name) + f'\0{status.st_size}\0'.encode())
-    copy.update(f'{status.st_mtime_ns}\0'.encode())
+    content.update(os.fsencode(name) + f'\0{size}\0'.encode())
+    copy.update(f'{changed}\0'.encode())
   content.update(f'{stream.image_shape} {stream.resize}'.encode())
   content.update(stream.indices.astype('<i8').tobytes())
   copy.update(os.fsencode(folder))
@@ -192,7 +205,7 @@ def _keep(
   copies = [origin.copy for origin in origins if origin]
   if len(copies) < len(origins):
     return make()
-  return kept.keep([kind, *copies], make)
+  return kept.keep([kind, f'reading {images_lib.READING}', *copies], make)
 
 
 def in_memory(split: Split | Stream) -> Split:
@@ -235,22 +248,25 @@ def _decode(stream: Stream, origin: _Origin | None) -> tuple[Split, np.ndarray]:
     labels = np.empty(stream.size, np.int32)
     rows = np.empty(stream.size, np.int64)
     unreadable: list[str] = []
+    notes: images_lib.Notes = {}
     first = 0
     for batch in stream.batches():
       here = slice(first, first + len(batch.labels))
       images[here], labels[here] = batch.images, batch.labels
       rows[here] = batch.rows
       unreadable += batch.unreadable
+      notes = {**batch.notes, **notes}
       first = here.stop
     return {
       'images': images,
       'labels': labels,
       'rows': rows,
       'unreadable': np.array(unreadable, np.str_),
+      'notes': np.array([*notes.items()], np.str_).reshape(-1, 2),
     }
 
   arrays = _keep('decoded with rows', [origin], decode)
-  stream.warn(arrays['unreadable'].tolist())
+  stream.warn(arrays['unreadable'].tolist(), dict(arrays['notes'].tolist()))
   images, labels = arrays['images'], arrays['labels']
   ids = stream.indices[arrays['rows']]
   present = labels >= 0

@@ -4,15 +4,41 @@ All of it happens on the host, where images are decoded, and is exact: the same
 image and the same numbers give the same pixels in any process.
 """
 
+import errno
+import logging
 import math
 import warnings
+from collections.abc import MutableMapping
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+logger = logging.getLogger('kdjax')
 
 # Of an image twice as large as those Pillow makes an error.
 warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+
+# What names of image files end with, in lower case.
+EXTENSIONS = (
+  '.jpg',
+  '.jpeg',
+  '.jpe',
+  '.jfif',
+  '.png',
+  '.webp',
+  '.bmp',
+  '.gif',
+  '.tif',
+  '.tiff',
+  '.ppm',
+  '.pgm',
+  '.pbm',
+  '.pnm',
+)
+
+# Version of how files become pixels, for caches of the pixels.
+READING = 2
 
 # Pillow's mode for a number of channels.
 MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
@@ -26,41 +52,112 @@ _ATTEMPTS = 10
 # Of each draw: area, aspect, and where the crop lies.
 _NUMBERS = 4
 
+# What makes an image upright, by its EXIF orientation.
+_UPRIGHT = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+_TIFF_BITS_PER_SAMPLE = 258
+
+# Errors of the system that say something about one file: a broken link, a
+# folder, or a file that this user may not read.
+_OF_ONE_FILE = (
+  errno.ENOENT,
+  errno.EACCES,
+  errno.EPERM,
+  errno.EISDIR,
+  errno.ENOTDIR,
+  errno.ELOOP,
+)
+
+# Brightest of 8 bits in an image of 16 that uses less than 14 of them.
+_DARK = 63
+
+Notes = MutableMapping[str, str]
+"""What users should know of images that were read, a message of each kind."""
+
 
 class UnreadableError(ValueError):
   """An image that cannot be read."""
 
 
 def read(
-  file: str | IO[bytes], channels: int, name: str | None = None
+  file: str | IO[bytes],
+  channels: int,
+  name: str | None = None,
+  notes: Notes | None = None,
 ) -> Image.Image:
-  """Reads an image of any mode, as `with_channels` gives it.
+  """Reads an image of any mode, upright as its EXIF data says.
+
+  Of an image of several frames or pages, the first is read.
 
   Args:
     file: a path, or a file that is open.
     channels: 1 (grey), 3 (RGB) or 4 (RGB and alpha).
     name: what errors call it; the path by default.
+    notes: receives what users should know of the image.
 
   Returns:
-    The image, with all its pixels decoded.
+    The image, with all its pixels decoded, as `with_channels` converts it.
 
   Raises:
-    UnreadableError: it is no image, or a damaged one.
+    UnreadableError: it is no image, a damaged one, or cannot be opened.
     OSError: the machine failed, not the image.
   """
+  name = name or str(file)
+  notes = {} if notes is None else notes
   # Pillow's decoders raise errors of many kinds.
   try:
     with Image.open(file) as image:
-      return with_channels(image, channels)
+      # A photo with a preview is MPO.
+      if getattr(image, 'is_animated', False) and image.format != 'MPO':
+        notes.setdefault(
+          'frames',
+          f'{name} has several frames or pages: of such images only the first '
+          'is read',
+        )
+      sixteen_bits = _has_sixteen_bits(image)
+      image.load()
+      converted = with_channels(_upright(image), channels)
   except Exception as error:
     raise_if_of_machine(error)
-    raise UnreadableError(f'cannot read {name or file}: {error}') from error
+    reason = getattr(error, 'strerror', None) or error
+    if isinstance(error, UnidentifiedImageError):
+      reason = 'it is empty, or no image that Pillow knows'
+    raise UnreadableError(f'cannot read {name}: {reason}') from error
+  if sixteen_bits and np.asarray(converted.convert('RGB')).max() <= _DARK:
+    notes.setdefault(
+      'dark',
+      f'{name} has 16 bits a channel and hardly uses them: divided by 256, as '
+      'all images of 16 bits are, it is nearly black. Where images hold fewer '
+      'bits, such as 12, multiply them first so that they fill the 16',
+    )
+  return converted
+
+
+def warn(notes: Notes, warned: set[str]) -> None:
+  """Warns of what users should know of images, of each kind once.
+
+  Args:
+    notes: as `read` fills them.
+    warned: kinds that were warned of already; receives the others.
+  """
+  for kind, message in notes.items():
+    if kind not in warned:
+      warned.add(kind)
+      logger.warning('%s (said once)', message)
 
 
 def raise_if_of_machine(error: Exception) -> None:
   """Raises what says nothing about an image, such as that memory is full."""
   # Pillow's own OSErrors have no number.
-  if isinstance(error, MemoryError) or getattr(error, 'errno', None):
+  number = getattr(error, 'errno', None)
+  if isinstance(error, MemoryError) or (number and number not in _OF_ONE_FILE):
     raise error
 
 
@@ -69,7 +166,8 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
 
   Grey becomes three equal channels, a palette its colours, and CMYK is
   converted to RGB. What is transparent becomes white, unless there is a channel
-  for it. Of 16 bits the upper eight are kept.
+  for it. Of 16 bits the upper eight are kept, of floating-point numbers 0 is
+  black and 1 white: no scale depends on what an image holds.
 
   Args:
     image: the image.
@@ -77,17 +175,67 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
 
   Returns:
     The image, with all its pixels decoded.
+
+  Raises:
+    ValueError: it has numbers that are beyond such a scale.
   """
   mode = MODES[channels]
-  if image.mode.startswith('I'):
-    # Pillow's own conversion makes everything above 255 white.
-    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  if image.mode.startswith(('I', 'F')):
+    image = _with_eight_bits(image)
   if image.has_transparency_data and channels != 4:
     image = image.convert('RGBA')
     white = Image.new('RGBA', image.size, 'white')
     image = Image.alpha_composite(white, image)
   image.load()
   return image if image.mode == mode else image.convert(mode)
+
+
+def _with_eight_bits(image: Image.Image) -> Image.Image:
+  """Converts grey values that have more bits."""
+  # Pillow's own conversion makes everything above 255 white.
+  values = np.asarray(image)
+  floating = image.mode.startswith('F')
+  bits = _declared_bits(image)
+  largest = 1 if floating else 2**bits - 1
+  # Not a number is in no range.
+  if not (values.min() >= 0 and values.max() <= largest):
+    raise ValueError(
+      f'its values go from {values.min()} to {values.max()}, and only 0 to '
+      f'{largest} are known to be black to white: save it with 8 or 16 bits'
+    )
+  values = np.rint(values * 255) if floating else values >> (bits - 8)
+  return Image.fromarray(values.astype(np.uint8))
+
+
+def _declared_bits(image: Image.Image) -> int:
+  """Returns the bits of a grey value that Pillow holds in 16 or 32."""
+  bits = getattr(image, 'tag_v2', {}).get(_TIFF_BITS_PER_SAMPLE, (16,))[0]
+  return bits if 8 < bits < 16 else 16
+
+
+def _has_sixteen_bits(image: Image.Image) -> bool:
+  """Whether each channel has 16 bits in the file, before it is decoded."""
+  if image.mode.startswith('I'):
+    return _declared_bits(image) == 16
+  # Pillow keeps the upper eight of colours, and says so nowhere else.
+  arguments = [tile[3] for tile in getattr(image, 'tile', ())]
+  return any(
+    ';16' in str(each[0] if isinstance(each, tuple) else each)
+    for each in arguments
+  )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+  """Turns an image, which is decoded, as its EXIF data says."""
+  # ImageOps.exif_transpose also writes the data again, and fails where they are
+  # damaged. An image without sound data is taken as it is.
+  try:
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+  except Exception as error:
+    raise_if_of_machine(error)
+    return image
+  method = _UPRIGHT.get(orientation)
+  return image if method is None else image.transpose(method)
 
 
 def centre_crop(

@@ -51,6 +51,10 @@ _READY = 2
 # Orders of an epoch that a process remembers: threads may work at two epochs.
 _EPOCHS = 2
 
+_MAIN_GUARD = (
+  'A script of your own that sets config.data.workers is imported again by '
+  'each worker process: it must do its work under if __name__ == "__main__"'
+)
 
 # They reach all processes of a terminal or a job: the parent decides.
 _PARENTS = signal.SIGINT, signal.SIGTERM
@@ -66,12 +70,14 @@ class Batch(NamedTuple):
     rows: which of the split's each one is, int64 `[batch]`; of one that stands
       in for another, its own.
     unreadable: of each image that cannot be read, which one and why.
+    notes: what users should know of the images, as `kdjax.data.images.Notes`.
   """
 
   images: np.ndarray
   labels: np.ndarray
   rows: np.ndarray
   unreadable: tuple[str, ...]
+  notes: images.Notes
 
 
 class Arrays:
@@ -123,6 +129,7 @@ class Stream:
   resize: bool
   unreadable: str
   _named: set[str] = dataclasses.field(default_factory=set)
+  _noted: set[str] = dataclasses.field(default_factory=set)
 
   @property
   def size(self) -> int:
@@ -160,18 +167,17 @@ class Stream:
     labels = np.full(len(rows), -1, np.int32)
     found = np.array(rows, np.int64)
     unreadable: list[str] = []
+    notes: images.Notes = {}
 
     def read(place: int, row: int, file: Any, label: int) -> bool:
       name = self.files.name(int(self.indices[row]))
       try:
         pixels[place] = self._decode(
-          name, file, crop and functools.partial(crop, place)
+          name, file, notes, crop and functools.partial(crop, place)
         )
       except UnreadableError as error:
         if self.unreadable == 'error':
-          raise UnreadableError(
-            f"{error}. Remove or replace it, or set config.data.corrupt='skip'"
-          ) from error
+          raise _with_remedy(error) from error
         unreadable.append(str(error))
         return False
       labels[place], found[place] = label, row
@@ -189,7 +195,7 @@ class Stream:
         raise UnreadableError(
           f'no image of the {self.size} can be read: {unreadable[0]}'
         )
-    return Batch(pixels, labels, found, tuple(dict.fromkeys(unreadable)))
+    return Batch(pixels, labels, found, tuple(dict.fromkeys(unreadable)), notes)
 
   def batches(self, rows: np.ndarray | None = None) -> Iterator[Batch]:
     """Reads many examples with the threads of this process.
@@ -220,13 +226,14 @@ class Stream:
         while ahead:
           batch = ahead.popleft().result()
           ahead.extend(submit(1))
-          self.warn(batch.unreadable)
+          self.warn(batch.unreadable, batch.notes)
           yield batch
       finally:
         pool.shutdown(cancel_futures=True)
 
-  def warn(self, unreadable: Sequence[str]) -> None:
-    """Names images that cannot be read in a warning, each one once."""
+  def warn(self, unreadable: Sequence[str], notes: images.Notes) -> None:
+    """Names images that cannot be read, and says notes, each once."""
+    images.warn(notes, self._noted)
     for message in unreadable:
       if message not in self._named:
         self._named.add(message)
@@ -238,6 +245,7 @@ class Stream:
     self,
     name: str,
     file: Any,
+    notes: images.Notes,
     crop: Callable[[Image.Image], Image.Image] | None,
   ) -> np.ndarray:
     """Returns one image, `[height, width, channels]`."""
@@ -247,7 +255,7 @@ class Stream:
         return file
       image = Image.fromarray(file[..., 0] if channels == 1 else file)
     else:
-      image = images.read(file, channels, name)
+      image = images.read(file, channels, name, notes)
     if self.resize:
       crop = crop or functools.partial(images.centre_crop, size=height)
       image = crop(image)
@@ -295,18 +303,35 @@ def open_split(
 
 
 def _first_size(files: Files, skip: bool) -> tuple[int, int]:
+  """Returns height and width of the first image that can be read."""
   for index in range(len(files)):
     ((file, _),) = files.read([index])
     try:
-      with Image.open(file) as image:
-        return image.height, image.width
-    except Exception as error:
-      images.raise_if_of_machine(error)
+      image = images.read(file, files.channels, files.name(index))
+      return image.height, image.width
+    except UnreadableError as error:
       if not skip:
-        raise UnreadableError(
-          f'cannot read {files.name(index)}: {error}'
-        ) from error
+        raise _with_remedy(error) from error
   raise UnreadableError('no image can be read')
+
+
+def _with_remedy(error: UnreadableError) -> UnreadableError:
+  return UnreadableError(
+    f"{error}. Remove or replace it, or set config.data.corrupt='skip'"
+  )
+
+
+def check_not_in_worker() -> None:
+  """Checks that this is no worker process that imports the user's script.
+
+  Raises:
+    RuntimeError: it is.
+  """
+  # As multiprocessing itself finds it out, but only when a process is started.
+  if getattr(multiprocessing.current_process(), '_inheriting', False):
+    raise RuntimeError(
+      f'a worker process has begun the whole script again. {_MAIN_GUARD}'
+    )
 
 
 class Batches:
@@ -360,12 +385,17 @@ class Batches:
       # grain tells it from other errors by words only.
       if 'terminated unexpectedly' not in str(error):
         raise
+      # An exception in Python, as when the user's script is run again.
+      reason = (
+        _MAIN_GUARD
+        if str(error).partition('exit code ')[2].startswith('1.')
+        else 'If nobody killed it, memory (exit code -9) or /dev/shm (-7) is '
+        'full: lower config.data.workers'
+      )
       raise OSError(
-        f'a process that reads images has ended: {error} If nobody killed it, '
-        'memory (exit code -9) or /dev/shm (-7) is full: lower '
-        'config.data.workers'
+        f'a process that reads images has ended: {error} {reason}'
       ) from error
-    self._stream.warn(batch.unreadable)
+    self._stream.warn(batch.unreadable, batch.notes)
     # A worker's arrays lie in shared memory that goes with them.
     return batch._replace(
       images=np.array(batch.images),

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from kdjax import logs, results
-from kdjax.data.images import UnreadableError
-from kdjax.data.sources.image_folder import EXTENSIONS
+from kdjax.data.images import EXTENSIONS, UnreadableError
+from kdjax.data.sources.image_folder import is_image, walk
 from kdjax.logs import logger
 from kdjax.student import Student
 
@@ -57,9 +57,9 @@ def classify(
   size = batch_size if student.image_shape else 1
   files = itertools.chain.from_iterable(map(_files, paths))
   while batch := list(itertools.islice(files, size)):
-    named = list(filter(_is_image, batch))
+    named = list(filter(is_image, batch))
     for file in batch:
-      if not _is_image(file):
+      if not is_image(file):
         logger.warning(
           'left out: %s does not end with %s',
           logs.printable(file),
@@ -90,7 +90,7 @@ def _count(path: str) -> int:
     raise FileNotFoundError(
       f'there is no file or folder {logs.printable(path)}'
     )
-  count = sum(map(_is_image, _files(path)))
+  count = sum(map(is_image, _files(path)))
   if not count and os.path.isdir(path):
     raise ValueError(
       f'{logs.printable(path)} holds no images: expected files that end with '
@@ -104,19 +104,8 @@ def _files(path: str) -> Iterator[str]:
   if not os.path.isdir(path):
     yield path
     return
-  for folder, folders, names in os.walk(path, onerror=_fail):
-    folders[:] = sorted(name for name in folders if not name.startswith('.'))
-    for name in sorted(names):
-      if not name.startswith('.'):
-        yield os.path.join(folder, name)
-
-
-def _fail(error: OSError) -> None:
-  raise error
-
-
-def _is_image(file: str) -> bool:
-  return file.lower().endswith(EXTENSIONS)
+  for file in walk(path):
+    yield os.path.join(path, file)
 
 
 _Best = list[tuple[str, float]]

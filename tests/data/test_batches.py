@@ -16,23 +16,31 @@ LABELS = np.arange(SIZE, dtype=np.int32)
 CROP_AND_FLIP = batches.Augmentation(crop_padding=2, flip=True)
 
 
+def take(step, order, batch_size, augmentation):
+  return batches.train_batch(
+    KEY,
+    step,
+    order,
+    jnp.asarray(IMAGES),
+    jnp.asarray(LABELS),
+    batch_size=batch_size,
+    augmentation=augmentation,
+  )
+
+
+# Once for all epochs.
+take_jitted = jax.jit(take, static_argnums=(2, 3))
+
+
 def run_epoch(batch_size, epoch=0, augmentation=CROP_AND_FLIP, jit=True):
   steps = SIZE // batch_size
   order = batches.epoch_order(KEY, epoch, SIZE)
-
-  def take(step):
-    return batches.train_batch(
-      KEY,
-      step,
-      order,
-      jnp.asarray(IMAGES),
-      jnp.asarray(LABELS),
-      batch_size=batch_size,
-      augmentation=augmentation,
+  taken = [
+    (take_jitted if jit else take)(
+      jnp.int32(epoch * steps + i), order, batch_size, augmentation
     )
-
-  take = jax.jit(take) if jit else take
-  taken = [take(jnp.int32(epoch * steps + i)) for i in range(steps)]
+    for i in range(steps)
+  ]
   images, labels = zip(*taken, strict=True)
   return np.concatenate(images), np.concatenate(labels)
 

@@ -1,10 +1,13 @@
 """Images of any mode and size against what they should become."""
 
+import errno
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from kdjax.data import images
 
@@ -219,3 +222,165 @@ def test_draws_are_a_function_of_key_epoch_and_position():
   np.testing.assert_allclose(
     first[0], [0.1606247158, 0.2919501671, 0.6014396900, 0.5543693301]
   )
+
+
+# From a file
+
+
+def saved(image, kind, **options):
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  file.seek(0)
+  return file
+
+
+def oriented(orientation):
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = orientation
+  return exif
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
+def test_a_photo_is_turned_as_its_exif_data_say(kind):
+  # Dark to the left; upright it is dark at the top.
+  pixels = np.zeros((16, 32, 3), np.uint8)
+  pixels[:, 16:] = 255
+  file = saved(Image.fromarray(pixels), kind, exif=oriented(6))
+  found = np.asarray(images.read(file, 1), int)
+  assert found.shape == (32, 16)
+  assert found[:14].max() < 50
+  assert found[18:].min() > 200
+
+
+def test_every_orientation_is_that_of_pillow():
+  image = gradient(5, 3)
+  for orientation in range(10):
+    file = saved(image, 'PNG', exif=oriented(orientation))
+    expected = ImageOps.exif_transpose(Image.open(file))
+    np.testing.assert_array_equal(images.read(file, 3), expected)
+
+
+def test_damaged_exif_data_do_not_matter(monkeypatch):
+  file = saved(gradient(5, 3), 'PNG', exif=oriented(6))
+
+  def fail(self):
+    raise SyntaxError('not a TIFF file')
+
+  monkeypatch.setattr(Image.Image, 'getexif', fail)
+  assert images.read(file, 3).size == (5, 3)
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'PPM'])
+def test_sixteen_bits_have_one_scale(kind):
+  notes = {}
+  for values in ([0, 256, 65535], [0, 300, 40000]):
+    image = Image.fromarray(np.array([values], np.uint16))
+    found = images.read(saved(image, kind), 1, notes=notes)
+    np.testing.assert_array_equal(found, [[value >> 8 for value in values]])
+  assert not notes
+  image = Image.fromarray(np.array([[0, 4095]], np.uint16))
+  found = images.read(saved(image, kind), 1, 'name', notes)
+  np.testing.assert_array_equal(found, [[0, 15]])
+  assert 'name has 16 bits a channel and hardly uses them' in notes['dark']
+
+
+def test_bits_that_a_file_declares_are_its_scale():
+  # A PGM of 10 bits, and a TIFF of 12, two of them in three bytes.
+  pgm = io.BytesIO(b'P5 2 1 1023\n' + bytes([3, 255, 1, 255]))
+  tags = {
+    **{256: 2, 257: 1, 258: 12, 259: 1, 262: 1},
+    **{273: 8, 277: 1, 278: 1, 279: 3},
+  }
+  entries = (struct.pack('<HHII', tag, 4, 1, tags[tag]) for tag in tags)
+  tiff = io.BytesIO(
+    b'II*\0\x0b\0\0\0\xff\xf8\x00\x09\0' + b''.join(entries) + b'\0' * 4
+  )
+  dark = io.BytesIO(tiff.getvalue().replace(b'\xff\xf8\x00', b'\x01\x00\x10'))
+  for file, expected in ((pgm, [255, 127]), (tiff, [255, 128]), (dark, [1, 1])):
+    notes = {}
+    found = images.read(file, 1, notes=notes)
+    np.testing.assert_array_equal(found, [expected])
+    assert not notes
+
+
+def test_colours_of_sixteen_bits_that_are_hardly_used():
+  pixels = b''.join(struct.pack('>3H', 0, 4095, 2000) for _ in range(4))
+  for largest, dark in ((65535, True), (4095, False)):
+    notes = {}
+    file = io.BytesIO(f'P6 2 2 {largest}\n'.encode() + pixels)
+    found = images.read(file, 3, notes=notes)
+    assert np.asarray(found).max() == (16 if dark else 255)
+  header = struct.pack('>2I5B', 2, 2, 16, 2, 0, 0, 0)
+  rows = b''.join(b'\0' + pixels[i : i + 12] for i in (0, 12))
+  png = b'\x89PNG\r\n\x1a\n' + b''.join(
+    struct.pack('>I', len(content))
+    + name
+    + content
+    + struct.pack('>I', zlib.crc32(name + content))
+    for name, content in (
+      (b'IHDR', header),
+      (b'IDAT', zlib.compress(rows)),
+      (b'IEND', b''),
+    )
+  )
+  found = images.read(io.BytesIO(png), 3, 'name', notes)
+  assert np.asarray(found).max() == 15
+  assert 'hardly uses them' in notes['dark']
+
+
+def test_floating_point_numbers_are_of_zero_to_one():
+  image = Image.fromarray(np.array([[0, 0.5, 1]], np.float32))
+  found = images.read(saved(image, 'TIFF'), 1)
+  np.testing.assert_array_equal(found, [[0, 128, 255]])
+
+
+@pytest.mark.parametrize(
+  'values', [[0.0, 255.0], [-0.1, 1.0], [np.nan, 1.0], [-1, 5], [0, 65536]]
+)
+def test_numbers_without_a_known_scale_are_refused(values):
+  pixels = np.array([values])
+  dtype = np.int32 if pixels.dtype.kind == 'i' else np.float32
+  file = saved(Image.fromarray(pixels.astype(dtype)), 'TIFF')
+  with pytest.raises(images.UnreadableError, match='save it with 8 or 16 bits'):
+    images.read(file, 3)
+
+
+@pytest.mark.parametrize('kind', ['GIF', 'WEBP', 'PNG', 'TIFF'])
+def test_the_first_of_several_frames_is_read(kind, caplog):
+  notes, warned = {}, set()
+  frames = [Image.new('RGB', (9, 9), colour) for colour in ('red', 'blue')]
+  file = saved(frames[0], kind, save_all=True, append_images=frames[1:])
+  red, _, blue = images.read(file, 3, 'a', notes).getpixel((4, 4))
+  assert red > 240
+  assert blue < 20
+  for _ in range(2):
+    images.warn(notes, warned)
+  (record,) = caplog.records
+  assert record.getMessage().startswith('a has several frames or pages')
+  alone = {}
+  images.read(saved(frames[0], kind), 3, 'a', alone)
+  # The preview of a photo.
+  images.read(
+    saved(frames[0], 'MPO', save_all=True, append_images=frames), 3, 'a', alone
+  )
+  assert not alone
+
+
+def test_files_that_cannot_be_opened_are_unreadable(tmp_path, monkeypatch):
+  (tmp_path / 'empty.png').touch()
+  (tmp_path / 'folder.png').mkdir()
+  (tmp_path / 'broken.png').symlink_to('nowhere')
+  (tmp_path / 'loop.png').symlink_to('loop.png')
+  file = saved(gradient(64, 64), 'JPEG').getvalue()
+  (tmp_path / 'truncated.jpg').write_bytes(file[: len(file) // 2])
+  for path in sorted(tmp_path.iterdir()):
+    with pytest.raises(images.UnreadableError, match=f'{path.name}: ') as error:
+      images.read(str(path), 3)
+    assert str(error.value).count(path.name) == 1
+
+  def fail(file):
+    raise PermissionError(errno.EACCES, 'Permission denied')
+
+  monkeypatch.setattr(Image, 'open', fail)
+  with pytest.raises(images.UnreadableError, match='x: Permission denied'):
+    images.read('x', 3)

@@ -252,7 +252,10 @@ def test_cifar_is_downloaded_prepared_and_read(name, monkeypatch, tmp_path):
     assert source.class_names == tuple(f'kind {index}' for index in range(10))
   else:
     assert source.class_names == tuple(f'fine_{index}' for index in range(100))
-  # The server is gone: what was prepared is read without the network.
+  # The server is gone: what was prepared is read without the network, and
+  # whatever lies beside it.
+  (tmp_path / 'data' / 'cifar-10-batches-py').mkdir()
+  (tmp_path / 'data' / 'cifar-100-python').mkdir()
   again = load(name, data_dir)
   np.testing.assert_array_equal(again.train.images, source.train.images)
 
@@ -286,7 +289,7 @@ def test_cifar_is_prepared_twice_at_once(monkeypatch, tmp_path):
   shutil.copytree(tmp_path / 'a', tmp_path / 'b')
   source = load('cifar10', str(tmp_path / 'a'))
 
-  unpack = _cifar._unpack
+  unpack = _cifar.unpack
 
   def overtaken(*args):
     shutil.copytree(
@@ -294,7 +297,7 @@ def test_cifar_is_prepared_twice_at_once(monkeypatch, tmp_path):
     )
     return unpack(*args)
 
-  monkeypatch.setattr(_cifar, '_unpack', overtaken)
+  monkeypatch.setattr(_cifar, 'unpack', overtaken)
   slower = load('cifar10', str(tmp_path / 'b'))
   np.testing.assert_array_equal(slower.test.images, source.test.images)
   assert [path.name for path in (tmp_path / 'b/cifar10').iterdir()] == ['3.0.2']

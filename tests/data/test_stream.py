@@ -245,6 +245,11 @@ def test_what_was_decoded_is_kept_until_a_file_changes(
   os.utime(root / 'train/ant/000.jpg', ns=(1, 1))
   load(**fields)
   assert opened
+  # Nor is a copy used that was decoded in another way.
+  opened.clear()
+  monkeypatch.setattr(images, 'READING', -1)
+  load(**fields)
+  assert opened
 
 
 def test_images_of_one_size_need_no_image_size(tmp_path):
@@ -330,6 +335,56 @@ def test_unreadable_images_are_skipped_and_named_once(root, caplog):
   assert len(named(caplog)) == 9
 
 
+def test_files_that_are_not_there_are_unreadable_images(root, caplog):
+  (root / 'train/ant/000.jpg').unlink()
+  (root / 'train/ant/000.jpg').symlink_to('nowhere')
+  (root / 'train/bee/x.png').mkdir()
+  (root / 'test/cow/007.jpg').write_bytes(b'')
+  fields = fields_of('folder', root) | {'validation_fraction': 0.0}
+  with pytest.raises(ValueError, match=r'ant/000\.jpg: No such file.*skip'):
+    load(**fields)
+  with pytest.raises(ValueError, match=r'ant/000\.jpg: No such file.*skip'):
+    load(**fields | {'image_size': 0})
+  dataset = load(corrupt='skip', **fields)
+  assert len(named(caplog)) == 3
+  assert dataset.train.size == 25
+  assert dataset.test.size == 23
+
+
+def test_the_first_size_is_that_of_the_upright_image(tmp_path):
+  root = folder.write(tmp_path / 'same', splits=('train', 'test'), size=9)
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  for path in root.rglob('*.jpg'):
+    Image.new('RGB', (7, 4)).save(path, exif=exif)
+  fields = {'name': 'image_folder', 'data_dir': str(root)}
+  assert load(**fields).image_shape == (7, 4, 3)
+
+
+@pytest.mark.parametrize('streaming', [False, True])
+def test_notes_of_images_are_said_once_and_by_every_run(
+  streaming, root, caplog
+):
+  frames = [Image.new('RGB', (9, 9), colour) for colour in ('red', 'blue')]
+  for name in ('a', 'b'):
+    frames[0].save(
+      root / f'train/ant/{name}.gif', save_all=True, append_images=frames[1:]
+    )
+  fields = fields_of('folder', root) | {
+    'streaming': streaming,
+    'validation_fraction': 0.0,
+  }
+  for _ in range(2):
+    caplog.clear()
+    dataset = load(**fields)
+    if streaming:
+      with stream.train_batches(
+        dataset.train, KEY, batch_size=13, steps=range(2)
+      ) as loader:
+        list(loader)
+    assert ['several frames' in message for message in named(caplog)] == [True]
+
+
 def test_one_must_be_readable(root):
   for path in root.glob('train/*/*.jpg'):
     path.write_bytes(b'')
@@ -358,6 +413,28 @@ def test_what_is_wrong_with_the_machine_is_no_unreadable_image(
 
 
 # Processes
+
+
+def test_a_script_that_a_worker_runs_again_is_told_of_its_main_guard(
+  monkeypatch,
+):
+  dataset = load(name='digits', streaming=True)
+  loader = stream.eval_batches(dataset.test, batch_size=8)
+
+  def fail(batches):
+    raise RuntimeError(
+      'Worker process was terminated unexpectedly with exit code 1. Search'
+    )
+
+  monkeypatch.setattr(stream, 'next', fail, raising=False)
+  with pytest.raises(OSError, match=r'if __name__ == "__main__"$'):
+    next(loader)
+  loader.close()
+  process = multiprocessing.current_process()
+  monkeypatch.setattr(process, '_inheriting', True, raising=False)
+  with pytest.raises(RuntimeError, match=r'if __name__ == "__main__"$'):
+    load(name='digits')
+
 
 _ORPHANS = """
 import sys, jax, os

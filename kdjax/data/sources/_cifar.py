@@ -10,7 +10,7 @@ disk is what TFDS leaves, and every reader of TFDS reads it.
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,12 @@ class _WithoutTensorFlow:
   ) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
     """Downloads the archive and splits its files into train and test."""
     layout = self._cifar_info
-    files = _unpack(_download(dl_manager, self.name, layout.url), layout)
+    files = unpack(
+      _download(dl_manager, self.name, layout.url),
+      [*layout.train_files, *layout.test_files, *layout.label_files],
+      layout.prefix,
+      layout.url,
+    )
     for key, file in zip(layout.label_keys, layout.label_files, strict=True):
       names = files[file].decode().splitlines()
       self.info.features[key].names = [name for name in names if name]
@@ -133,7 +138,9 @@ def _download(
   manual = dl_manager.download_dir / 'manual' / archive
   by_hand = (
     f'To do it by hand, download {url} with a browser or on another machine, '
-    f'save it as {manual} and run the same command again.'
+    f'save it as {manual} and run the same command again. '
+    'What torchvision has downloaded is read too: set config.data.data_dir to '
+    'the folder that it is in.'
   )
   try:
     if not manual.exists() and not any(
@@ -157,14 +164,28 @@ def _download(
     ) from error
 
 
-def _unpack(archive: str, layout: cifar.CifarInfo) -> dict[str, bytes]:
-  """Reads the files that are needed, by their name within the folder."""
-  names = [*layout.train_files, *layout.test_files, *layout.label_files]
+def unpack(
+  archive: str, names: Collection[str], prefix: str, published: str
+) -> dict[str, bytes]:
+  """Reads files of an archive.
+
+  Args:
+    archive: path of the archive, a tar.gz.
+    names: names of the files within the folder of the archive.
+    prefix: the folder, with a slash.
+    published: what errors call the archive that is expected.
+
+  Returns:
+    The content of each file.
+
+  Raises:
+    ValueError: the archive is damaged, or lacks one of them.
+  """
   files = {}
   try:
     with tarfile.open(archive) as tar:
       for member in tar:
-        name = member.name.removeprefix(layout.prefix)
+        name = member.name.removeprefix(prefix)
         content = tar.extractfile(member) if name in names else None
         if content is not None:
           files[name] = content.read()
@@ -175,8 +196,8 @@ def _unpack(archive: str, layout: cifar.CifarInfo) -> dict[str, bytes]:
     ) from error
   if missing := sorted(set(names) - set(files)):
     raise ValueError(
-      f'{archive} holds {sorted(files)} of {layout.prefix} but not {missing}. '
-      f'Expected the archive of {layout.url}; delete it and run the same '
+      f'{archive} holds {sorted(files)} of {prefix} but not {missing}. '
+      f'Expected the archive of {published}; delete it and run the same '
       'command again.'
     )
   return files

@@ -1,27 +1,47 @@
 """A folder of images, one folder for each class.
 
     data_dir/train/CLASS/*.jpg
-    data_dir/validation/CLASS/*.jpg   (or val; may be missing)
+    data_dir/validation/CLASS/*.jpg   (or valid, val; may be missing)
     data_dir/test/CLASS/*.jpg         (may be missing where validation is not)
 
-Images may have any size and mode; they become RGB. Classes are the names of the
-folders in `train`, sorted, and so are the files in each. What begins with a dot
-is ignored.
+The names of the splits are read in any case (`Train`). Images may have any size
+and mode; they become RGB. Classes are the names of the folders in `train`,
+sorted, and so are the files in each, those of folders in it after its own. What
+begins with a dot and what systems leave in folders (`Thumbs.db`) is ignored.
 """
 
 import dataclasses
+import logging
 import os
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from kdjax.data.images import EXTENSIONS
 from kdjax.data.sources import Source
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
+logger = logging.getLogger('kdjax')
 
 _LAYOUT = (
   'expected DATA_DIR/train/CLASS/*.jpg, and the same in DATA_DIR/validation '
-  '(or val), DATA_DIR/test or both'
+  '(or valid, val), DATA_DIR/test or both'
+)
+_SPLITS = {
+  'train': 'train',
+  'validation': 'validation',
+  'valid': 'validation',
+  'val': 'validation',
+  'test': 'test',
+}
+# Of Windows, macOS and Synology; those of others begin with a dot.
+_SYSTEM_FILES = (
+  'thumbs.db',
+  'ehthumbs.db',
+  'desktop.ini',
+  '__macosx',
+  'icon\r',
+  '@eadir',
 )
 
 
@@ -39,6 +59,7 @@ def load(data_dir: str | None) -> Source:
     ValueError: no folder is given; or a split or a class has no images, the
       splits have different classes, or there is a file that is not an image.
     FileNotFoundError: there is no such folder, or it has no such splits.
+    NotADirectoryError: it is a file.
   """
   if data_dir is None:
     raise ValueError(
@@ -46,30 +67,70 @@ def load(data_dir: str | None) -> Source:
       f'folder; {_LAYOUT}'
     )
   root = os.path.expanduser(data_dir)
+  if os.path.isfile(root):
+    raise NotADirectoryError(
+      f'{root} (config.data.data_dir) is a file: unpack it, and name the '
+      f'folder; {_LAYOUT}'
+    )
   if not os.path.isdir(root):
     raise FileNotFoundError(
       f'there is no folder {root} (config.data.data_dir); {_LAYOUT}'
     )
-  found = [name for name, _ in _entries(root)]
-  if 'validation' in found and 'val' in found:
-    raise ValueError(
-      f'{root} has both validation and val, which mean the same: remove one'
-    )
-  held_out = [name for name in ('test', 'validation', 'val') if name in found]
-  if 'train' not in found or not held_out:
-    raise FileNotFoundError(
-      f'{root} holds {", ".join(found) or "nothing"}; {_LAYOUT}'
-    )
-  classes = _classes(os.path.join(root, 'train'))
-  for split in held_out:
-    _check_same_classes(root, split, classes)
-  test, *validation = (_list(root, split, classes) for split in held_out)
+  folders = _splits(root)
+  train = folders.pop('train')
+  classes = _classes(os.path.join(root, train))
+  _warn_of_similar(os.path.join(root, train), classes)
+  # Before anything is listed, which may take long.
+  matched = [
+    (folder, _match(root, train, classes, folder))
+    for folder in folders.values()
+  ]
+  test, *validation = (_list(root, *each) for each in matched)
   return Source(
-    train=_list(root, 'train', classes),
+    train=_list(root, train, classes),
     validation=validation[0] if validation else None,
     test=test,
     class_names=classes,
   )
+
+
+def walk(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+  """Yields all files in a folder and in those below.
+
+  Args:
+    folder: its path.
+    above: real paths of the folders that are being listed.
+
+  Yields:
+    The path of each file in `folder`: sorted, those of a folder before those of
+    the folders in it. A folder that is named as an image counts as a file, for
+    reading it says what is wrong. System files are left out.
+
+  Raises:
+    ValueError: a link leads back to a folder that it is in.
+    OSError: a folder cannot be listed.
+  """
+  here = os.path.realpath(folder)
+  if any(
+    os.path.join(each, '').startswith(os.path.join(here, '')) for each in above
+  ):
+    raise ValueError(
+      f'{folder} is a link to a folder that it is in, {here}: remove it'
+    )
+  folders = []
+  for name, is_folder in _entries(folder):
+    if is_folder and not is_image(name):
+      folders.append(name)
+    else:
+      yield name
+  for name in folders:
+    for file in walk(os.path.join(folder, name), (*above, here)):
+      yield os.path.join(name, file)
+
+
+def is_image(file: str) -> bool:
+  """Whether a file is an image, by its name."""
+  return file.lower().endswith(EXTENSIONS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -107,10 +168,65 @@ def _entries(folder: str) -> list[tuple[str, bool]]:
   """Lists the names in a folder, sorted, and whether each is a folder."""
   with os.scandir(folder) as entries:
     return sorted(
-      (entry.name, entry.is_dir())
+      (entry.name, _is_folder(entry))
       for entry in entries
       if not entry.name.startswith('.')
+      and entry.name.lower() not in _SYSTEM_FILES
     )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+  try:
+    return entry.is_dir()
+  except OSError:
+    # A link to itself; reading it says so.
+    return False
+
+
+def _splits(root: str) -> dict[str, str]:
+  """Finds the folder of each split: train, test, validation."""
+  entries = _entries(root)
+  found: dict[str, str] = {}
+  ignored = []
+  for name in [name for name, is_folder in entries if is_folder]:
+    split = _SPLITS.get(name.lower())
+    if split is None:
+      ignored.append(name)
+    elif split in found:
+      raise ValueError(
+        f'{root} has both {found[split]} and {name}, which mean the same: '
+        'remove one'
+      )
+    else:
+      found[split] = name
+  if 'train' not in found or len(found) == 1:
+    inside = [
+      path
+      for path in (os.path.join(root, name) for name in ignored)
+      if any(name.lower() == 'train' for name, _ in _entries(path))
+    ]
+    hint = (
+      f'. {inside[0]} holds train: set config.data.data_dir to it'
+      if inside
+      else ''
+    )
+    names = _listed([name for name, _ in entries]) or 'nothing'
+    raise FileNotFoundError(f'{root} holds {names}; {_LAYOUT}{hint}')
+  if ignored:
+    logger.warning(
+      '%s holds folders that are no splits, and are not read: %s',
+      root,
+      _listed(ignored),
+    )
+  # Test first: where it is missing, validation stands in.
+  splits = ('train', 'test', 'validation')
+  return {split: found[split] for split in splits if split in found}
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+  shown = ', '.join(names[:most])
+  more = len(names) - most
+  return f'{shown} and {more} more' if more > 0 else shown
 
 
 def _classes(folder: str) -> tuple[str, ...]:
@@ -118,51 +234,146 @@ def _classes(folder: str) -> tuple[str, ...]:
   entries = _entries(folder)
   for name, is_folder in entries:
     if not is_folder:
+      path = os.path.join(folder, name)
+      what = 'a broken link' if os.path.islink(path) else 'a file'
       raise ValueError(
-        f'{os.path.join(folder, name)} is a file among the folders of the '
-        f'classes; {_LAYOUT}. Move it'
+        f'{path} is {what} among the folders of the classes; {_LAYOUT}. Move it'
       )
   if not entries:
     raise ValueError(f'{folder} is empty; {_LAYOUT}')
   return tuple(name for name, _ in entries)
 
 
-def _check_same_classes(
-  root: str, split: str, expected: tuple[str, ...]
-) -> None:
-  found = _classes(os.path.join(root, split))
-  if found != expected:
-    missing, unknown = (
-      ', '.join(sorted(names)) or 'none'
-      for names in (set(expected) - set(found), set(found) - set(expected))
+def _without_case(name: str) -> str:
+  """Returns what names have in common that look alike, or nearly so."""
+  return unicodedata.normalize('NFC', name).casefold()
+
+
+def _warn_of_similar(folder: str, classes: Sequence[str]) -> None:
+  """Checks that names of classes can be told apart, and warns of case."""
+  seen: dict[str, str] = {}
+  for name in classes:
+    other = seen.setdefault(_without_case(name), name)
+    if other == name:
+      continue
+    if unicodedata.normalize('NFC', other) == unicodedata.normalize(
+      'NFC', name
+    ):
+      raise ValueError(
+        f'{folder} has the class {name} twice, in two forms of Unicode '
+        f'({other!a} and {name!a}): move the images of one to the '
+        'other'
+      )
+    logger.warning(
+      '%s has the classes %s and %s, which differ by case only: they are two',
+      folder,
+      other,
+      name,
     )
+
+
+def _match(
+  root: str, train: str, classes: Sequence[str], split: str
+) -> list[str]:
+  """Finds the folder of each class in another split.
+
+  Names may differ by case or by form of Unicode, as after a copy from another
+  system, where only one can be meant.
+  """
+  found = _classes(os.path.join(root, split))
+  missing = sorted(set(classes) - set(found))
+  unknown = sorted(set(found) - set(classes))
+  matched = {}
+  for name in missing:
+    same, others = (
+      [each for each in names if _without_case(each) == _without_case(name)]
+      for names in (unknown, missing)
+    )
+    if len(same) == len(others) == 1:
+      matched[name] = same[0]
+  missing = sorted(set(missing) - set(matched))
+  unknown = sorted(set(unknown) - set(matched.values()))
+  if missing or unknown:
     raise ValueError(
       f'{os.path.join(root, split)} has other classes than '
-      f'{os.path.join(root, "train")}: missing: {missing}; only there: '
-      f'{unknown}. Every split must have a folder for each class'
+      f'{os.path.join(root, train)}: missing: {_listed(missing) or "none"}; '
+      f'only there: {_listed(unknown) or "none"}. Every split must have a '
+      'folder for each class'
     )
+  if matched:
+    logger.warning(
+      '%s has names of classes that differ from those of %s by case or form of '
+      'Unicode only, and are taken for the same: %s',
+      os.path.join(root, split),
+      os.path.join(root, train),
+      _listed([f'{there!a} for {name!a}' for name, there in matched.items()]),
+    )
+  return [matched.get(name, name) for name in classes]
 
 
-def _list(root: str, split: str, classes: tuple[str, ...]) -> _Images:
-  """Lists the images of a split."""
+def _list(root: str, split: str, classes: Iterable[str]) -> _Images:
+  """Lists the images of a split.
+
+  Args:
+    root: the folder of all splits.
+    split: the folder of this one.
+    classes: the folder of each class in it, by label.
+
+  Returns:
+    The images.
+  """
   files: list[bytes] = []
   labels: list[int] = []
+  wrong: list[str] = []
   for label, name in enumerate(classes):
     folder = os.path.join(root, split, name)
-    entries = _entries(folder)
-    if not entries:
+    found = list(walk(folder))
+    _check_no_split(folder, found)
+    images = [file for file in found if is_image(file)]
+    wrong += [
+      os.path.join(folder, each) for each in found if not is_image(each)
+    ]
+    if not found:
       raise ValueError(
         f'{folder} has no images; expected some of '
         f'{", ".join(EXTENSIONS)}. Remove the class from all splits, or add '
         'images'
       )
-    for file, is_folder in entries:
-      if is_folder or not file.lower().endswith(EXTENSIONS):
-        raise ValueError(
-          f'{os.path.join(folder, file)} is not an image: expected only files '
-          f'that end with {", ".join(EXTENSIONS)} in the folder of a class. '
-          'Remove it'
-        )
-      files.append(os.fsencode(os.path.join(split, name, file)))
-    labels += [label] * len(entries)
+    files += [os.fsencode(os.path.join(split, name, file)) for file in images]
+    labels += [label] * len(images)
+  if wrong:
+    more = len(wrong) - 1
+    what = f'and {more} more files are no images' if more else 'is not an image'
+    raise ValueError(
+      f'{wrong[0]} {what}: expected only files that end with '
+      f'{", ".join(EXTENSIONS)} in the folder of a class. Remove or '
+      f'convert {"them" if more else "it"}'
+    )
+  below = sum(file.count(os.fsencode(os.sep)) > 2 for file in files)
+  if below:
+    logger.info(
+      '%s: %d of %d images are in folders within those of their classes',
+      os.path.join(root, split),
+      below,
+      len(files),
+    )
   return _Images(root, np.array(files), np.array(labels, np.int32))
+
+
+def _check_no_split(folder: str, files: Sequence[str]) -> None:
+  """Checks that the folder of a class does not hold splits in their turn."""
+  parts = [file.split(os.sep)[:-1] for file in files if os.sep in file]
+  wrong = [
+    os.path.join(folder, *names)
+    for names in parts
+    if any(name.lower() in _SPLITS for name in names)
+  ]
+  # There may be a class of trains.
+  if os.path.basename(folder).lower() in _SPLITS and len(parts) == len(files):
+    wrong += [folder] * bool(parts)
+  if wrong:
+    raise ValueError(
+      f'{wrong[0]} is a split within a split: expected folders named train, '
+      'validation (valid, val) and test in config.data.data_dir only, and the '
+      'classes in them. Move or rename it'
+    )

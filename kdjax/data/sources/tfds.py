@@ -4,7 +4,8 @@ Whatever TFDS has prepared in the array_record format can be read: cifar10,
 cifar100, mnist, fashion_mnist and the rest of its catalogue, and data sets of
 one's own that `tfds build` has prepared. The number and names of the classes,
 the splits and the size of the images come from the data set. CIFAR-10 and
-CIFAR-100 are downloaded and prepared at their first use.
+CIFAR-100 are downloaded and prepared at their first use, unless torchvision has
+left them in the folder (see `_cifar_batches`).
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from tensorflow_datasets.core import read_only_builder, registered
 from tensorflow_datasets.proto import tf_example_pb2
 
 from kdjax.data import images, sources
-from kdjax.data.sources import Source, _cifar
+from kdjax.data.sources import Source, _cifar, _cifar_batches
 
 _FORMAT = 'array_record'
 
@@ -46,7 +47,17 @@ def load(name: str, data_dir: str | None) -> Source:
     FileNotFoundError: the data set is not prepared in `data_dir`, and it is
       not CIFAR or the download of CIFAR failed.
   """
+  if data_dir is not None:
+    data_dir = os.path.expanduser(data_dir)
   builder = _prepared(name, data_dir)
+  if builder is None:
+    # What torchvision has downloaded is as good as a download.
+    batches = data_dir and _cifar_batches.load(name, data_dir)
+    if batches:
+      return batches
+    _cifar.prepare(name, data_dir)
+    builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
+  _check_format(name, builder)
   image_key, label_key = _keys(builder.info)
   splits = set(builder.info.splits)
   if 'train' not in splits or not splits & {'test', 'validation'}:
@@ -83,21 +94,22 @@ def load(name: str, data_dir: str | None) -> Source:
 
 def _prepared(
   name: str, data_dir: str | None
-) -> tfds.core.dataset_builder.DatasetBuilder:
-  """Returns the builder of a data set whose files can be read."""
-  if data_dir is not None:
-    data_dir = os.path.expanduser(data_dir)
+) -> tfds.core.dataset_builder.DatasetBuilder | None:
+  """Returns the builder of a data set; None if it can yet be prepared."""
   # From the files and not from TFDS's code, which knows one version only and
   # no data set of one's own.
-  builder = None
   try:
-    builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
+    return read_only_builder.builder_from_files(name, data_dir=data_dir)
   except ValueError as error:
     if name not in _cifar.BUILDERS:
       raise _explain_absence(name, data_dir, error) from error
-  if builder is None:
-    _cifar.prepare(name, data_dir)
-    builder = read_only_builder.builder_from_files(name, data_dir=data_dir)
+  return None
+
+
+def _check_format(
+  name: str, builder: tfds.core.dataset_builder.DatasetBuilder
+) -> None:
+  """Checks that the files of a data set can be read without TensorFlow."""
   formats = sorted(
     file_format.value for file_format in builder.info.available_file_formats()
   )
@@ -107,7 +119,6 @@ def _prepared(
       f'{", ".join(formats)}, which only TensorFlow can read; expected '
       f'{_FORMAT}. Choose another data_dir. {_how_to_prepare(name)}'
     )
-  return builder
 
 
 def _explain_absence(
