@@ -295,6 +295,7 @@ def _find_teacher(
   dataset = session.dataset(config.data)
   assumed = {
     'num_classes': len(dataset.class_names),
+    'class_names': list(dataset.class_names),
     'image_shape': list(dataset.image_shape),
     'mean': dataset.mean.tolist(),
     'std': dataset.std.tolist(),

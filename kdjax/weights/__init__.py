@@ -78,9 +78,7 @@ class Imported(NamedTuple):
   normalization: dict[str, list[float]] | None = None
 
 
-def load(
-  path: str | os.PathLike[str], *, headless: bool = False
-) -> Imported:
+def load(path: str | os.PathLike[str], *, headless: bool = False) -> Imported:
   """Loads a ResNet from a file of weights, and runs nothing that is in it.
 
   The file may be safetensors, or of PyTorch's `torch.save` (of any version;
@@ -224,7 +222,7 @@ def read(path: str | os.PathLike[str]) -> Stored:
         tensor, read=functools.partial(_read_one, path, name, tensor)
       )
       for name, tensor in file.tensors.items()
-    }
+    },
   )
 
 

@@ -209,9 +209,7 @@ def _class_names(
   return names
 
 
-_Images = tuple[
-  tuple[list[float], list[float]], tuple[int, int] | None, float
-]
+_Images = tuple[tuple[list[float], list[float]], tuple[int, int] | None, float]
 
 
 def _timm_images(timm: Mapping[str, Any]) -> _Images | None:
@@ -253,11 +251,9 @@ def _processor_images(said: Mapping[str, Any]) -> _Images | None:
   if said.get('do_center_crop') and (cut := _size(said.get('crop_size'))):
     crop = _share(min(cut) / min(size) if size else 1.0)
     size = cut
-  elif size and isinstance(said.get('size'), dict):
-    # Smaller images are cut by those of ConvNeXt, which ResNets have, too.
-    edge = said['size'].get('shortest_edge')
-    if edge and edge < 384:
-      crop = _share(said.get('crop_pct') or 1.0)
+  elif size and min(size) < 384:
+    # That of ConvNeXt, which ResNets have, too, cuts images that are small.
+    crop = _share(said.get('crop_pct'))
   return (mean, std), size, crop
 
 

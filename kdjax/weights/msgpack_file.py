@@ -56,8 +56,10 @@ def begins(start: bytes) -> bool:
   first, *rest = start[:2] or b'\0'
   if first in (0xDE, 0xDF):
     return True
-  return 0x81 <= first <= 0x8F and bool(rest) and (
-    0xA0 <= rest[0] <= 0xBF or rest[0] in (0xD9, 0xDA, 0xDB)
+  return (
+    0x81 <= first <= 0x8F
+    and bool(rest)
+    and (0xA0 <= rest[0] <= 0xBF or rest[0] in (0xD9, 0xDA, 0xDB))
   )
 
 
@@ -193,7 +195,9 @@ class _Reader:
     )
     dtype = self.text()
     if dtype not in _DTYPES:
-      raise ValueError(f'{stored.listed([name])} is of {dtype}: expected numbers')
+      raise ValueError(
+        f'{stored.listed([name])} is of {dtype}: expected numbers'
+      )
     data = self.take(self.expect('bytes'))
     known = _DTYPES[dtype]
     if (
