@@ -38,10 +38,10 @@ _DAMAGED = 'damaged'
 _CARD = 'model_card.json'
 # A run's configuration, beside its checkpoints.
 _CONFIG = 'config.json'
-# What the metadata of every version have.
-_OWN = {'config', 'model', 'normalization'}
 # What `save` adds to the metadata.
 _VERSION, _ARRAYS = 'version', 'arrays'
+# What the metadata of kdjax have, and those of its older versions.
+_OWN = {_ARRAYS, digests.SHA256}, {'model', 'normalization'}
 # What is missing is damage; other errors of the system may pass.
 _LACKING = FileNotFoundError, NotADirectoryError
 _Path = str | os.PathLike[str]
@@ -353,11 +353,34 @@ def _is_own_step(step: pathlib.Path) -> bool:
     return False
   try:
     metadata = json.loads((step / 'metadata' / 'metadata').read_bytes())
-  except (OSError, ValueError, RecursionError):
-    # Nobody else has both names around what cannot be read.
+  except (*_LACKING, ValueError, RecursionError):
+    # Nobody else has these names around what cannot be read.
     root = step.absolute().parent
     return root.name == _DIRECTORY and (root.parent / _CONFIG).is_file()
-  return isinstance(metadata, dict) and _OWN <= metadata.keys()
+  except OSError:
+    return True  # Whoever reads it on says why it cannot be read now.
+  return isinstance(metadata, dict) and any(
+    metadata.keys() >= keys for keys in _OWN
+  )
+
+
+def check_not_foreign(workdir: _Path) -> None:
+  """Checks that a directory for a run has no checkpoints of other programs.
+
+  Args:
+    workdir: a directory that is no run yet; it need not exist.
+
+  Raises:
+    ValueError: it has.
+  """
+  root = pathlib.Path(workdir) / _DIRECTORY
+  if foreign := [
+    step for step in _steps(root) if not _is_own_step(root / str(step))
+  ]:
+    raise ValueError(
+      f'{root} holds step {max(foreign)}, which another program has saved: '
+      'choose another run directory'
+    )
 
 
 def is_tree(path: _Path) -> bool:
@@ -557,6 +580,8 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
       f"unknown checkpoint '{checkpoint}': expected 'best' or 'last'"
     )
   path = pathlib.Path(path).absolute()
+  if not path.exists():
+    raise FileNotFoundError(f'there is no file or directory {path}')
   if _is_own_step(path):
     return path
   root = path / _DIRECTORY

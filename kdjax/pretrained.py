@@ -313,7 +313,7 @@ def _load_weights(
 def _describe(path: pathlib.Path, found: weights.Imported) -> dict[str, Any]:
   """Makes the card of others' weights, with `notes` for a person."""
   known, shape, crop = found.normalization, None, _WHOLE
-  names, notes = None, ()
+  names, notes = None, tuple[str, ...]()
   if path.is_dir():
     said = weights_directory.describe(
       path, found.model['num_classes'], found.channels

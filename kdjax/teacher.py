@@ -75,8 +75,9 @@ def load(
       and the dtype to compute in.
     names: the features that will be wanted of it.
     assumed: of a network that does not say so itself, `num_classes`,
-      `class_names` and `image_shape`, and `mean` and `std` of images, `[channels]`, unless the
-      configuration has them or it knows 1,000 classes, which are taken for
+      `class_names` and `image_shape`, and `mean` and `std` of images,
+      `[channels]`, unless the configuration has them or it knows 1,000 classes,
+      which are taken for
       ImageNet's.
 
   Returns:
@@ -108,7 +109,7 @@ def load(
     path,
     config.teacher.checkpoint,
     like=like,
-    class_names=assumed and assumed.get('class_names'),
+    class_names=assumed.get('class_names') if assumed else None,
   )
   for line in recognised:
     logger.info('%s: %s', path.name, line)

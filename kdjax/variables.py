@@ -28,6 +28,8 @@ from kdjax.weights.stored import listed
 # likeliest first.
 _ITEMS = 'default', 'state', 'train_state', 'model', 'variables'
 _STEP = re.compile(r'(?:.*[_-])?(\d+)', re.ASCII)
+# In the name of what Orbax has not finished writing.
+_UNFINISHED = 'orbax-checkpoint-tmp'
 _COLLECTIONS = 'params', 'batch_stats'
 
 
@@ -86,7 +88,9 @@ def _find_trees(path: pathlib.Path) -> _Source | None:
   steps = {
     int(match[1]): child
     for child in path.iterdir()
-    if (match := _STEP.fullmatch(child.name)) and _items(child)
+    if (match := _STEP.fullmatch(child.name))
+    and _UNFINISHED not in child.name
+    and _items(child)
   }
   notes = ['Orbax']
   if steps:
@@ -99,7 +103,8 @@ def _find_trees(path: pathlib.Path) -> _Source | None:
     )
   items = _items(path)
   if not items:
-    return None
+    inner = path / 'checkpoints'
+    return _find_trees(inner) if inner.is_dir() else None
   if 'params' in items:
     trees = {name: items[name] for name in _COLLECTIONS if name in items}
   else:

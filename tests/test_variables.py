@@ -48,7 +48,7 @@ def test_they_are_recognised_and_read_as_they_were(
 ):
   path = save(tmp_path / name, known[model])
   assert variables.are_in(path)
-  found = variables.load(path, model, IMAGES)
+  found, _ = variables.load(path, model, IMAGES)
   jax.tree.map(
     np.testing.assert_array_equal, found, {'batch_stats': {}, **known[model]}
   )
@@ -106,5 +106,7 @@ def test_a_damaged_directory_is_named(known, tmp_path):
   path = save(tmp_path / 'pytree', known[CNN])
   for file in path.rglob('d/*'):
     file.write_bytes(file.read_bytes()[:20])
-  with pytest.raises(ValueError, match=r'pytree is damaged'):
+  with pytest.raises(ValueError, match=r'pytree cannot be read as a') as error:
     variables.load(path, CNN, IMAGES)
+  # It is not kdjax's, which does not know what it is worth.
+  assert 'Remove' not in str(error.value)

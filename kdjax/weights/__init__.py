@@ -110,7 +110,7 @@ def load(path: str | os.PathLike[str], *, headless: bool = False) -> Imported:
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
   arrays = _read_all(path, found)
-  images, notes = None, ()
+  images, notes = None, tuple[str, ...]()
   if found.normalization:
     images, notes = _read_normalization(path, file, found)
   return Imported(
@@ -125,7 +125,7 @@ def load(path: str | os.PathLike[str], *, headless: bool = False) -> Imported:
 
 def _read_normalization(
   path: pathlib.Path, file: Stored, found: names.Found
-) -> tuple[dict[str, list[float]], tuple[str]]:
+) -> tuple[dict[str, list[float]], tuple[str, ...]]:
   """Reads how a layer of the file normalises images; a line says so."""
   values = {
     kind: np.asarray(file.tensors[name].read(), np.float64).ravel()
@@ -150,10 +150,12 @@ def _read_normalization(
     kind: np.resize(each / scale, found.network.channels).tolist()
     for kind, each in values.items()
   }
-  of = 'of pixels of 0 … 255' if scale == 255 else 'of pixels of 0 … 1'
+  shown = {
+    kind: ', '.join(f'{x:.4g}' for x in each) for kind, each in values.items()
+  }
   return images, (
-    f'its images are normalised by its own {where}: mean {mean.tolist()}, '
-    f'standard deviation {std.tolist()}, {of}',
+    f'it normalises its images by its own {where}: mean {shown["mean"]}, '
+    f'standard deviation {shown["std"]}, of pixels of 0 … {scale}',
   )
 
 

@@ -467,7 +467,7 @@ def _between(
   known = heads | {*images.values(), *part.twice}
   found: dict[str, None] = {}
   for name, tensor in file.tensors.items():
-    common, tail = _split(name, part.root)
+    common, _ = _split(name, part.root)
     if (
       min(levels) <= common < part.root.count('.')
       and name not in known
@@ -511,9 +511,9 @@ def _check_stem(part: _Part, network: Network) -> None:
   """Checks that a network in a Sequential has what has no weights, too."""
   if part.naming.last == 6 and network.model['stem'] == 'imagenet':
     raise ValueError(
-      'its stages are the modules 3 to 6 of a Sequential, so that its first '
-      "convolution of 7×7 has no max-pool after it, or no ReLU: kdjax's ResNets "
-      'have both. Save model.state_dict() of the ResNet itself'
+      'its stages are the modules 3 to 6 of a Sequential, so that after its '
+      "first convolution of 7×7 there is no max-pool, or no ReLU: kdjax's "
+      'ResNets have both. Save model.state_dict() of the ResNet itself'
     )
 
 

@@ -203,8 +203,9 @@ _KNOWN = frozenset(
 _NAME = re.compile(r'[\w.<>-]+')
 # What to do about a file that holds more than data.
 REMEDY = (
-  'nothing was executed. Save the weights alone, torch.save(model.state_dict(), '
-  '…), where PyTorch and the code that made this file are installed and trusted'
+  'nothing was executed. Save the weights alone, '
+  'torch.save(model.state_dict(), …), where PyTorch and the code that made '
+  'this file are installed and trusted'
 )
 _DAMAGED = 'its pickle takes what is not there: the file is damaged'
 
