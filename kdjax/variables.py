@@ -194,9 +194,10 @@ def _find(path: pathlib.Path) -> _Source:
 
 
 def _describe(source: _Source) -> dict[str, str]:
-  """Describes all arrays that are there, by their path."""
+  """Describes all that is there, by its path."""
   if source.file:
-    return checkpoint.describe(dict(source.file.tensors))
+    others = dict.fromkeys(source.file.others, 'no array')
+    return {**checkpoint.describe(dict(source.file.tensors)), **others}
   return {
     f'{prefix}/{name}' if prefix else name: what
     for prefix, tree in source.trees.items()

@@ -200,7 +200,7 @@ _KNOWN = frozenset(
     *(*_TENSOR_TYPES, *_REBUILD_TENSOR, *_REBUILD_PARAMETER),
   )
 )
-_NAME = re.compile(r'[\w.<>-]+')
+_NAME = re.compile(r'\w+(?:\.[\w<>-]+)+')
 # What to do about a file that holds more than data.
 REMEDY = (
   'nothing was executed. Save the weights alone, '

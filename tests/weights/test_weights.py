@@ -309,8 +309,14 @@ NAMINGS = {
 }
 
 
-@pytest.mark.parametrize('name', ['resnet10', 'resnet50'])
-@pytest.mark.parametrize('naming', NAMINGS)
+@pytest.mark.parametrize(
+  ('naming', 'name'),
+  [
+    *((naming, 'resnet10') for naming in NAMINGS),
+    # Three convolutions in a block; heads and wrappers are the same.
+    *((naming, 'resnet50') for naming in [*NAMINGS][:6]),
+  ],
+)
 def test_names_of_others(tmp_path, naming, name):
   state = state_of(name=name)
   imported = load(tmp_path, NAMINGS[naming](state))
@@ -397,12 +403,8 @@ def test_the_same_network_twice_is_taken_once(tmp_path, suffix):
   }
   imported = load(tmp_path, content, f'weights.{suffix}')
   assert_same(imported.variables, reference.flax_variables(state))
-  assert (
-    'the same network twice, taken once: net.module., body.'
-    in imported.recognised
-    or 'the same network twice, taken once: body., net.module.'
-    in imported.recognised
-  )
+  [line] = [line for line in imported.recognised if 'the same net' in line]
+  assert sorted(line.partition(': ')[2].split(', ')) == ['body.', 'net.module.']
   assert not any('ignored' in line for line in imported.recognised)
   content['body.4.0.conv1.weight'] = -content['body.4.0.conv1.weight']
   with pytest.raises(ValueError, match=r'3 networks which differ'):
