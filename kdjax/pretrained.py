@@ -110,10 +110,18 @@ def load(
 
 def _no_network(path: pathlib.Path) -> str:
   """Says what was expected in a directory, and what of it is there."""
+  if next(path.glob('*.distcp'), None):
+    return (
+      f'{path} is a distributed checkpoint of PyTorch: make one file of it '
+      'with python -m torch.distributed.checkpoint.format_utils dcp_to_torch'
+    )
   inside = [
-    file.name for file in sorted(path.iterdir()) if file.suffix in _SUFFIXES
+    str(found.relative_to(path))
+    # A cache of Hugging Face has snapshots/REVISION.
+    for found in sorted([*path.glob('*'), *path.glob('snapshots/*')])
+    if found.suffix in _SUFFIXES or weights_directory.is_one(found)
   ]
-  hint = f'. It holds {listed(inside)}: name the file itself' if inside else ''
+  hint = f'. It holds {listed(inside)}: name that itself' if inside else ''
   return (
     f'no checkpoint in {path}: expected a run directory of kdjax, which holds '
     'checkpoints/STEP, or one such checkpoint; or model.safetensors or '

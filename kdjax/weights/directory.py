@@ -166,6 +166,11 @@ def describe(
   if len(mean) == len(std) == channels:
     normalization = {'mean': mean, 'std': std}
     notes.append(f'{source} says mean {mean} and standard deviation {std}')
+  if size:
+    notes.append(
+      f'{source} says images of {size[0]}×{size[1]} pixels; name the file of '
+      'weights itself to leave out what is said beside it'
+    )
   return Description(names, normalization, size, crop, tuple(notes))
 
 

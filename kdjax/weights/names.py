@@ -4,7 +4,7 @@ The canonical names here are torchvision's.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +25,9 @@ _STEMS = {(7, 7): 'imagenet', (3, 3): 'cifar'}
 _FIRST = 'layer1.0.conv1.weight'
 _COUNTER = 'num_batches_tracked'
 # A network beside another one, where it is the other one that is meant.
-_SECOND = re.compile(r'(?:^|[._])(?:teacher|ema|swa|momentum)(?:$|[._])')
+_SECOND = re.compile(
+  r'(?:^|[._])(?:teacher|ema|swa|momentum|target|encoder_k)(?:$|[._])'
+)
 # Modules that PyTorch wraps around others: torch.compile, FSDP, activation
 # checkpoints, DataParallel.
 _WRAPPERS = (
@@ -236,8 +238,9 @@ def find(file: stored.Stored, *, headless: bool = False) -> Found:
       of a dtype that is not known.
   """
   part, second, same = _choose(file)
-  images = _find_normalization(file, part, second)
-  original, dropped = _join_head(file, part, images, second, headless)
+  elsewhere = (*second, *same)
+  images = _find_normalization(file, part, elsewhere)
+  original, dropped = _join_head(file, part, images, elsewhere, headless)
   rest = [name for name in part.rest if name not in images.values()]
   original |= {name: name for name in rest}
   tensors = {name: file.tensors[place] for name, place in original.items()}
@@ -249,7 +252,7 @@ def find(file: stored.Stored, *, headless: bool = False) -> Found:
   ignored = _outside(
     file,
     part.root,
-    (*second, *same, *(f'{module}.' for module in dropped)),
+    (*elsewhere, *(f'{module}.' for module in dropped)),
     {*original.values(), *images.values()},
   )
   notes = _describe(file, part.naming, network)
@@ -303,9 +306,12 @@ def _choose(file: stored.Stored) -> tuple[_Part, list[str], list[str]]:
       f'{stored.listed(first)}; save the one that is meant alone, '
       'torch.save(NETWORK.state_dict(), …)'
     )
-  taken = {part.root for part in parts}
-  second = [root for root in roots if root not in taken]
-  return parts[0], second, [part.root for part in parts[1:]]
+  same = [part.root for part in parts[1:]]
+  second = [r for r in roots if r != parts[0].root and r not in same]
+  heads = {
+    module: tensors for part in parts for module, tensors in part.heads.items()
+  }
+  return parts[0]._replace(heads=heads), second, same
 
 
 def _no_network(file: stored.Stored) -> str:
@@ -400,13 +406,8 @@ def _equal(file: stored.Stored, *names: str) -> bool:
 
 
 def _same(file: stored.Stored, whole: _Part, part: _Part) -> bool:
-  """Whether a network is the same as another one, or its body."""
+  """Whether the body of a network is that of another one."""
   pairs = [(whole.body.get(key), name) for key, name in part.body.items()]
-  if len(part.heads) > 1 or len(whole.heads) > 1:
-    return False
-  for module in part.heads.values():
-    [head] = whole.heads.values() or [{}]
-    pairs += [(head.get(kind), name) for kind, name in module.items()]
   # Not more than the file has, if they are not the same few bytes.
   nbytes = sum(file.tensors[name].nbytes for _, name in pairs)
   return nbytes <= file.size and all(
@@ -418,7 +419,7 @@ def _join_head(
   file: stored.Stored,
   part: _Part,
   images: Mapping[str, str],
-  second: Sequence[str],
+  elsewhere: tuple[str, ...],
   headless: bool,
 ) -> tuple[dict[str, str], list[str]]:
   """Joins body and last layer; gives names by canonical name, and left out."""
@@ -426,7 +427,7 @@ def _join_head(
   for module, tensors in part.heads.items():
     if not any(_same_module(file, tensors, other) for other in heads.values()):
       heads[module] = tensors
-  between = _between(file, part, images, second)
+  between = _between(file, part, heads, images, elsewhere)
   if len(heads) > 1 or (heads and between):
     names = stored.listed([*heads, *between])
     if headless:
@@ -456,15 +457,16 @@ def _same_module(
 def _between(
   file: stored.Stored,
   part: _Part,
+  heads: Mapping[str, Mapping[str, str]],
   images: Mapping[str, str],
-  second: Sequence[str],
+  elsewhere: tuple[str, ...],
 ) -> list[str]:
   """Names modules that may come between the body and a head beside it."""
-  levels = [_split(module, part.root)[0] for module in part.heads]
+  levels = [_split(module, part.root)[0] for module in heads]
   if not levels or min(levels) == part.root.count('.'):
     return []
-  heads = {name for head in part.heads.values() for name in head.values()}
-  known = heads | {*images.values(), *part.twice}
+  known = {name for head in part.heads.values() for name in head.values()}
+  known |= {*images.values(), *part.twice}
   found: dict[str, None] = {}
   for name, tensor in file.tensors.items():
     common, _ = _split(name, part.root)
@@ -472,7 +474,7 @@ def _between(
       min(levels) <= common < part.root.count('.')
       and name not in known
       and tensor.shape
-      and not name.startswith(tuple(second))
+      and not name.startswith(elsewhere)
       and not _BESIDE.search(name)
       and not _SECOND.search(name)
     ):
@@ -481,7 +483,7 @@ def _between(
 
 
 def _find_normalization(
-  file: stored.Stored, part: _Part, second: Sequence[str]
+  file: stored.Stored, part: _Part, elsewhere: tuple[str, ...]
 ) -> dict[str, str]:
   """Names the mean and deviation by which a network normalises its images."""
   stem = file.tensors.get(part.body.get('conv1.weight', ''))
@@ -493,7 +495,7 @@ def _find_normalization(
     if (
       not match
       or len(tail) > 2
-      or name.startswith(tuple(second))
+      or name.startswith(elsewhere)
       or [n for n in tensor.shape if n != 1] not in ([], [channels])
     ):
       continue
@@ -520,14 +522,14 @@ def _check_stem(part: _Part, network: Network) -> None:
 def _outside(
   file: stored.Stored,
   root: str,
-  second: tuple[str, ...],
+  elsewhere: tuple[str, ...],
   taken: Collection[str],
 ) -> list[str]:
   """Names what is not part of a network, as briefly as possible."""
   level = root.count('.')
   outside: dict[str, None] = {}
   for name in (*file.tensors, *file.others):
-    if name.startswith(second) or name in taken:
+    if name.startswith(elsewhere) or name in taken:
       continue
     words = name.split('.')
     common, _ = _split(name, root)

@@ -89,7 +89,7 @@ def test_what_stands_beside_the_weights_becomes_the_card(tmp_path):
   np.testing.assert_array_equal(
     found.network.variables['normalization']['std'], [0.25, 0.5, 1]
   )
-  assert found.recognised[-1].startswith('preprocessor_config.json says mean')
+  assert found.recognised[-2].startswith('preprocessor_config.json says mean')
 
 
 @pytest.mark.parametrize(
@@ -220,9 +220,32 @@ def test_a_directory_with_weights_under_another_name(tmp_path):
   make(path)
   (path / 'model.safetensors').rename(path / 'resnet18-best.safetensors')
   with pytest.raises(
-    FileNotFoundError, match=r'holds resnet18-best\.safetensors: name the file'
+    FileNotFoundError, match=r'holds resnet18-best\.safetensors: name that'
   ):
     pretrained.load(path)
+
+
+def test_directories_around_the_weights(tmp_path):
+  (tmp_path / 'hub' / 'snapshots').mkdir(parents=True)
+  make(tmp_path / 'hub' / 'snapshots' / '3f2a')
+  with pytest.raises(
+    FileNotFoundError, match='holds snapshots/3f2a: name that'
+  ):
+    pretrained.load(tmp_path / 'hub')
+  (tmp_path / 'hub' / 'model.safetensors').write_bytes(b'')
+  with pytest.raises(FileNotFoundError, match='holds hub: name that'):
+    pretrained.load(tmp_path)
+  (tmp_path / '__0_0.distcp').write_bytes(b'')
+  with pytest.raises(FileNotFoundError, match='dcp_to_torch'):
+    pretrained.load(tmp_path)
+
+
+def test_a_pointer_of_git_lfs_in_a_directory(tmp_path):
+  make(tmp_path / 'net')
+  pointer = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n'
+  (tmp_path / 'net' / 'model.safetensors').write_bytes(pointer)
+  with pytest.raises(ValueError, match=r'model\.safetensors: a pointer of Git'):
+    pretrained.load(tmp_path / 'net')
 
 
 def test_one_logit_becomes_two(tmp_path):

@@ -356,6 +356,8 @@ def test_wrappers(tmp_path, wrap, prefix):
     ('student.', 'teacher.'),
     ('state_dict.', 'state_dict_ema.'),
     ('model.', 'ema_model.module.'),
+    ('module.encoder_q.', 'module.encoder_k.'),
+    ('online_encoder.', 'target_encoder.'),
     ('', 'teacher.'),
     ('model.', 'model.teacher.'),
   ],
@@ -377,7 +379,7 @@ def test_of_two_networks_the_one_that_is_meant(tmp_path, first, second, turned):
 
 def test_two_networks_of_which_either_may_be_meant(tmp_path):
   state = state_of()
-  other = {**state, 'fc.bias': state['fc.bias'] + 1}
+  other = {**state, 'bn1.bias': state['bn1.bias'] + 1}
   content = {
     'netA': state,
     'netB': {'module': other},
@@ -636,16 +638,23 @@ def without_head(state):
   [
     # Linear, ReLU, Dropout, Linear.
     {'fc.0.weight': (4, 16), 'fc.0.bias': (4,), 'fc.3.weight': (3, 4)},
+    # As fastai's: pooling, norm, dropout, linear, ReLU, norm, dropout, linear.
+    {'1.2.weight': (16,), '1.4.weight': (4, 16), '1.8.weight': (3, 4)},
     # A head of another one's features.
     {'fc.weight': (7, 16), 'fc.bias': (7,), 'classifier.weight': (3, 7)},
+    # A network, its body under another name, and a head of that.
+    {'model.fc.weight': (7, 16), 'classifier.weight': (3, 16), 'twice': ()},
     # What may come between a body and its head.
     {'head.weight': (3, 16), 'head.bias': (3,), 'neck.fc.weight': (16, 16)},
   ],
 )
 def test_a_head_of_several_layers(tmp_path, head):
   state = state_of()
-  beside = 'head.weight' in head
-  content = prefixed(without_head(state), 'backbone.' if beside else '')
+  body = {'head.weight': 'backbone.', '1.2.weight': '0.'}
+  content = prefixed(without_head(state), body.get(next(iter(head)), ''))
+  if 'twice' in head:
+    content = prefixed(content, 'model.')
+    content |= prefixed(numbered(4)(without_head(state)), 'encoder.')
   for name, shape in head.items():
     content[name] = np.ones(shape, np.float32)
   with pytest.raises(ValueError, match=r'a head of several layers.*head=fresh'):
