@@ -77,8 +77,7 @@ def load(
     assumed: of a network that does not say so itself, `num_classes`,
       `class_names` and `image_shape`, and `mean` and `std` of images,
       `[channels]`, unless the configuration has them or it knows 1,000 classes,
-      which are taken for
-      ImageNet's.
+      which are taken for ImageNet's.
 
   Returns:
     The teacher. Its report describes the network as it was saved.
