@@ -16,9 +16,10 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -35,8 +36,12 @@ logger = logging.getLogger(__package__)
 _DIRECTORY = 'checkpoints'
 _DAMAGED = 'damaged'
 _CARD = 'model_card.json'
+# A run's configuration, beside its checkpoints.
+_CONFIG = 'config.json'
 # What `save` adds to the metadata.
 _VERSION, _ARRAYS = 'version', 'arrays'
+# What the metadata of kdjax have, and those of its older versions.
+_OWN = {_ARRAYS, digests.SHA256}, {'model', 'normalization'}
 # What is missing is damage; other errors of the system may pass.
 _LACKING = FileNotFoundError, NotADirectoryError
 _Path = str | os.PathLike[str]
@@ -328,6 +333,56 @@ def restore_method(path: _Path, checkpoint: str = 'best') -> Any:
   return jax.device_put(tree['params']['method'])
 
 
+def is_own(path: _Path) -> bool:
+  """Whether a path is a run directory of kdjax, or a checkpoint of one.
+
+  Args:
+    path: any path. Directories of other programs may have the same names in
+      them.
+  """
+  path = pathlib.Path(path)
+  if _is_own_step(path):
+    return True
+  root = path / _DIRECTORY
+  return any(_is_own_step(root / str(step)) for step in _steps(root))
+
+
+def _is_own_step(step: pathlib.Path) -> bool:
+  """Whether kdjax wrote a step, as its metadata say, or where it is."""
+  if not (step / 'state').is_dir():
+    return False
+  try:
+    metadata = json.loads((step / 'metadata' / 'metadata').read_bytes())
+  except (*_LACKING, ValueError, RecursionError):
+    # Nobody else has these names around what cannot be read.
+    root = step.absolute().parent
+    return root.name == _DIRECTORY and (root.parent / _CONFIG).is_file()
+  except OSError:
+    return True  # Whoever reads it on says why it cannot be read now.
+  return isinstance(metadata, dict) and any(
+    metadata.keys() >= keys for keys in _OWN
+  )
+
+
+def check_not_foreign(workdir: _Path) -> None:
+  """Checks that a directory for a run has no checkpoints of other programs.
+
+  Args:
+    workdir: a directory that is no run yet; it need not exist.
+
+  Raises:
+    ValueError: it has.
+  """
+  root = pathlib.Path(workdir) / _DIRECTORY
+  if foreign := [
+    step for step in _steps(root) if not _is_own_step(root / str(step))
+  ]:
+    raise ValueError(
+      f'{root} holds step {max(foreign)}, which another program has saved: '
+      'choose another run directory'
+    )
+
+
 def is_tree(path: _Path) -> bool:
   """Whether a path is a directory with a PyTree that Orbax has saved."""
   return (pathlib.Path(path) / '_METADATA').is_file()
@@ -369,7 +424,7 @@ def describe_tree(path: _Path) -> dict[str, str]:
   """
   path = pathlib.Path(path).absolute()
   handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
-  with _reading(path):
+  with _reading(path, own=is_network(path)):
     tree = handler.metadata(epath.Path(path)).tree
   return describe(tree)
 
@@ -394,6 +449,35 @@ def read_tree(
   path = pathlib.Path(path).absolute()
   metadata = {} if arrays is None else {_ARRAYS: arrays}
   return _read_state(path, lambda saved: saved, metadata, item='')
+
+
+def read_arrays(path: _Path, names: Collection[str]) -> dict[str, np.ndarray]:
+  """Reads some arrays of a PyTree that Orbax has saved.
+
+  Args:
+    path: its directory.
+    names: their paths, as `describe_tree` gives them.
+
+  Returns:
+    The arrays by path.
+
+  Raises:
+    OSError: it cannot be read now.
+    ValueError: it is incomplete or damaged.
+  """
+  path = pathlib.Path(path).absolute()
+
+  def select(saved: Any) -> dict[str, Any]:
+    leaves = {
+      jax.tree_util.keystr(key, simple=True, separator='/'): leaf
+      for key, leaf in jax.tree_util.tree_leaves_with_path(saved)
+    }
+    return flax.traverse_util.unflatten_dict(
+      {name: leaves[name] for name in names}, sep='/'
+    )
+
+  tree = _read_state(path, select, {}, item='', own=False)
+  return flax.traverse_util.flatten_dict(tree, sep='/')
 
 
 def save_network(
@@ -496,13 +580,17 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
       f"unknown checkpoint '{checkpoint}': expected 'best' or 'last'"
     )
   path = pathlib.Path(path).absolute()
-  if (path / 'state').is_dir():
+  if not path.exists():
+    raise FileNotFoundError(f'there is no file or directory {path}')
+  if _is_own_step(path):
     return path
   root = path / _DIRECTORY
-  steps = _complete_steps(root)
+  steps = [
+    step for step in _complete_steps(root) if _is_own_step(root / str(step))
+  ]
   if not steps:
     raise FileNotFoundError(
-      f'no checkpoint in {path}: expected a run directory of kdjax, which '
+      f'no checkpoint of kdjax in {path}: expected a run directory, which '
       f'holds {_DIRECTORY}/STEP, or one such checkpoint'
     )
   if checkpoint == 'last':
@@ -573,14 +661,25 @@ def _read_metadata(directory: pathlib.Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _reading(directory: pathlib.Path) -> Iterator[None]:
-  """Explains what Orbax raises when it cannot read, of whatever type."""
+def _reading(directory: pathlib.Path, *, own: bool = True) -> Iterator[None]:
+  """Explains what Orbax raises when it cannot read, of whatever type.
+
+  Args:
+    directory: what is read.
+    own: whether kdjax has written it.
+  """
   _ignore_late_callbacks()
   try:
     yield
   except Exception as error:
     if isinstance(error, OSError) and not isinstance(error, _LACKING):
       raise _cannot_read(directory, error) from error
+    if not own:
+      raise ValueError(
+        f'{directory} cannot be read as a PyTree of Orbax: it may not be '
+        'complete, or a version of Orbax that is not known here has written it '
+        f'({_shorten(error)})'
+      ) from error
     raise DamagedError(
       directory, f'its state cannot be read ({_shorten(error)})'
     ) from error
@@ -653,12 +752,13 @@ def _read_state(
   select: Callable[[Any], dict[str, Any]],
   metadata: Mapping[str, Any],
   item: str = 'state',
+  own: bool = True,
 ) -> dict[str, Any]:
   """Reads what `select` takes of a saved state; the rest is left on disk."""
   alone = _alone()
   handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
   with (
-    _reading(directory),
+    _reading(directory, own=own),
     ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
   ):
     path = directory / item

@@ -62,7 +62,9 @@ def main(argv: list[str]) -> None:
         f'{destination} is a directory that kdjax did not make: remove it, or '
         'choose another DESTINATION'
       )
-    found = pretrained.load(source, _CHECKPOINT.value, _EMA.value)
+    found = pretrained.load(
+      source, _CHECKPOINT.value, _EMA.value, class_names=_class_names()
+    )
     print('\n'.join(found.recognised or [f'{source}: written by kdjax']))
     network, card = _complete(found)
     write = safetensors.write if destination.suffix else orbax.write
@@ -101,16 +103,21 @@ def _complete(
     )
   if _IMAGE_SIZE.value:
     known['image_shape'] = [_IMAGE_SIZE.value, _IMAGE_SIZE.value, channels]
-  names = card['class_names']
-  if _CLASS_NAMES.value:
-    text = pathlib.Path(_CLASS_NAMES.value).read_text(encoding='utf-8')
-    names = text.splitlines()
-    if len(names) != card['model']['num_classes']:
-      raise ValueError(
-        f'{_CLASS_NAMES.value} names {len(names)} classes, and the network '
-        f'knows {card["model"]["num_classes"]}'
-      )
+  names = _class_names() or card['class_names']
+  if names and len(names) != card['model']['num_classes']:
+    raise ValueError(
+      f'{_CLASS_NAMES.value} names {len(names)} classes, and the network '
+      f'knows {card["model"]["num_classes"]}'
+    )
   return network, {**card, 'class_names': names, 'preprocessing': known}
+
+
+def _class_names() -> list[str] | None:
+  """Reads the names of classes that --class_names has, a line each."""
+  if not _CLASS_NAMES.value:
+    return None
+  text = pathlib.Path(_CLASS_NAMES.value).read_text(encoding='utf-8')
+  return text.splitlines()
 
 
 def _numbers(flag: str, values: Sequence[str] | None) -> list[float]:

@@ -15,6 +15,8 @@ from kdjax import digests, features, models, programs, results, step, weights
 from kdjax import variables as variables_lib
 from kdjax.data import images
 from kdjax.version import __version__
+from kdjax.weights import directory as weights_directory
+from kdjax.weights.stored import listed
 
 # Where a file of weights has its card.
 CARD = 'kdjax'
@@ -25,6 +27,8 @@ DIGEST = 'digest'
 _WHOLE = 1.0
 # Height and width of images for a network that takes any.
 _ANY_SIZE = 32, 32
+# What files of weights are often called.
+_SUFFIXES = '.safetensors', '.pth', '.pt', '.bin', '.ckpt', '.msgpack', '.pkl'
 # Those of the images that torchvision's and timm's ResNets are trained on.
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 
@@ -55,13 +59,14 @@ def load(
   *,
   headless: bool = False,
   like: Mapping[str, Any] | None = None,
+  class_names: Sequence[str] | None = None,
 ) -> Pretrained:
   """Loads a network.
 
   Args:
     path: a run directory, one checkpoint in it, a directory that
-      `kdjax.export` made, a file with the weights of a ResNet (see
-      `kdjax.weights.load`), or variables of any Flax module (see
+      `kdjax.export` made, a file or a directory with the weights of a ResNet
+      (see `kdjax.weights.load`), or variables of any Flax module (see
       `kdjax.variables`).
     checkpoint: of a run directory, 'best' (by validation accuracy) or 'last'.
     ema: of a run or a checkpoint, whether to take the moving averages of its
@@ -70,6 +75,7 @@ def load(
       None then, and the network cannot be applied.
     like: what variables are of, since they do not say: `model`, arguments of
       `kdjax.models.build`, and `image_shape`.
+    class_names: those of the data, by which a line of `recognised` calls them.
 
   Returns:
     The network.
@@ -81,6 +87,8 @@ def load(
       program, or not what is asked for.
   """
   path = pathlib.Path(path).absolute()
+  if not path.exists():
+    raise FileNotFoundError(f'there is no file or directory {path}')
   if checkpoint_lib.is_network(path):
     found = _load_network(path)
   elif path.is_file() and path.suffix in programs.SUFFIXES:
@@ -88,14 +96,37 @@ def load(
       f'{path} is a program, which holds no weights to take: use the run that '
       'it was exported from, or an export as safetensors or orbax'
     )
+  elif checkpoint_lib.is_own(path):
+    return _load_run(path, checkpoint, ema)
   elif variables_lib.are_in(path):
     found = _load_variables(path, like)
-  elif path.is_file():
-    found = _load_weights(path, headless)
+  elif path.is_file() or weights_directory.is_one(path):
+    found = _load_weights(path, headless, class_names)
   else:
-    return _load_run(path, checkpoint, ema)
+    raise FileNotFoundError(_no_network(path))
   card_lib.check_asked(found.card, path, checkpoint, ema)
   return found
+
+
+def _no_network(path: pathlib.Path) -> str:
+  """Says what was expected in a directory, and what of it is there."""
+  if next(path.glob('*.distcp'), None):
+    return (
+      f'{path} is a distributed checkpoint of PyTorch: make one file of it '
+      'with python -m torch.distributed.checkpoint.format_utils dcp_to_torch'
+    )
+  inside = [
+    str(found.relative_to(path))
+    # A cache of Hugging Face has snapshots/REVISION.
+    for found in sorted([*path.glob('*'), *path.glob('snapshots/*')])
+    if found.suffix in _SUFFIXES or weights_directory.is_one(found)
+  ]
+  hint = f'. It holds {listed(inside)}: name that itself' if inside else ''
+  return (
+    f'no checkpoint in {path}: expected a run directory of kdjax, which holds '
+    'checkpoints/STEP, or one such checkpoint; or model.safetensors or '
+    f'pytorch_model.bin; or a PyTree that Orbax has saved{hint}'
+  )
 
 
 def with_normalization(
@@ -251,35 +282,84 @@ def _load_variables(
       'config.teacher.name says'
     )
   model, image_shape = models.build(**like['model']), like['image_shape']
-  variables = variables_lib.load(
+  variables, notes = variables_lib.load(
     path, model, jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
   )
   card = _unknown(preprocessing(image_shape, image_shape[-1], None))
   card['model'] = like['model']
-  return Pretrained(step.Network(model, jax.device_put(variables)), card)
+  network = step.Network(model, jax.device_put(variables))
+  return Pretrained(network, card, notes)
 
 
-def _load_weights(path: pathlib.Path, headless: bool) -> Pretrained:
-  """Loads a ResNet from a file of weights."""
-  found = weights.load(path)
+def _load_weights(
+  path: pathlib.Path, headless: bool, class_names: Sequence[str] | None
+) -> Pretrained:
+  """Loads a ResNet from a file or a directory of weights."""
+  found = weights.load(path, headless=headless)
   num_classes = found.model['num_classes']
   if num_classes is None and not headless:
     raise ValueError(
       f'{path} holds no last layer (fc.weight): it can only be begun with '
       '(config.student.init_from with config.student.head=fresh)'
     )
-  card = _read_card(path, found) or _unknown(
-    preprocessing(None, found.channels, None)
-  )
+  card = _read_card(path, found)
+  if not card:
+    found = _with_two_logits(found, class_names)
+    card = _describe(path, found)
+    found = found._replace(recognised=found.recognised + card.pop('notes'))
   # The dtype is what arrays do not tell.
   model = {'dtype': 'float32', **card['model'], **found.model}
   card['model'] = model
   variables = _as_known(found.variables, card)
   network = step.Network(
-    models.build(**{**model, 'num_classes': num_classes or 1}),
+    models.build(**{**model, 'num_classes': model['num_classes'] or 1}),
     jax.device_put(variables),
   )
   return Pretrained(network, card, found.recognised)
+
+
+def _describe(path: pathlib.Path, found: weights.Imported) -> dict[str, Any]:
+  """Makes the card of others' weights, with `notes` for a person."""
+  known, shape, crop = found.normalization, None, _WHOLE
+  names, notes = None, tuple[str, ...]()
+  if path.is_dir():
+    said = weights_directory.describe(
+      path, found.model['num_classes'], found.channels
+    )
+    names, notes, crop = said.class_names, said.notes, said.crop
+    shape = said.size and (*said.size, found.channels)
+    # What the network computes itself comes on top.
+    known = known or said.normalization
+  card = _unknown(preprocessing(shape, found.channels, known, crop))
+  return {**card, 'class_names': names, 'notes': notes}
+
+
+def _with_two_logits(
+  found: weights.Imported, names: Sequence[str] | None
+) -> weights.Imported:
+  """Gives a network with one logit, z, the two logits 0 and z.
+
+  Their softmax is the sigmoid of z, by which such a network is trained.
+  """
+  if found.model['num_classes'] != 1:
+    return found
+  positive = 'the second, in the order of their names,'
+  if names and len(names) == 2:
+    positive = f'the second, {listed(names[1:])},'
+  note = (
+    'one logit, z, as of BCEWithLogitsLoss: taken as the logits 0 and z of two '
+    f'classes, of which {positive} is the positive one'
+  )
+  params = found.variables['params']
+  head = {
+    name: np.concatenate([np.zeros_like(array), array], axis=-1)
+    for name, array in params['fc'].items()
+  }
+  return found._replace(
+    model={**found.model, 'num_classes': 2},
+    variables={**found.variables, 'params': {**params, 'fc': head}},
+    recognised=(*found.recognised, note),
+  )
 
 
 def _unknown(preprocessing: Mapping[str, Any]) -> dict[str, Any]:

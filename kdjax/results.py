@@ -157,8 +157,18 @@ def write_config(
 
 
 def is_run(path: pathlib.Path) -> bool:
-  """Whether a path is the directory of a run, finished or not."""
-  return (path / _CONFIG).exists()
+  """Whether a path is the directory of a run, finished or not.
+
+  Networks of other programs have a file of that name, too.
+  """
+  file = path / _CONFIG
+  if not file.exists():
+    return False
+  try:
+    content = json.loads(file.read_bytes())
+  except (OSError, ValueError, RecursionError):
+    return True
+  return not isinstance(content, dict) or 'student' in content
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:

@@ -74,10 +74,10 @@ def load(
     config: configuration of the run that it teaches in; says which checkpoint,
       and the dtype to compute in.
     names: the features that will be wanted of it.
-    assumed: of a network that does not say so itself, `num_classes` and
-      `image_shape`, and `mean` and `std` of images, `[channels]`, unless the
-      configuration has them or it knows 1,000 classes, which are taken for
-      ImageNet's.
+    assumed: of a network that does not say so itself, `num_classes`,
+      `class_names` and `image_shape`, and `mean` and `std` of images,
+      `[channels]`, unless the configuration has them or it knows 1,000 classes,
+      which are taken for ImageNet's.
 
   Returns:
     The teacher. Its report describes the network as it was saved.
@@ -105,7 +105,10 @@ def load(
     )
     like = {'model': arguments, 'image_shape': assumed['image_shape']}
   (_, variables), card, recognised = pretrained.load(
-    path, config.teacher.checkpoint, like=like
+    path,
+    config.teacher.checkpoint,
+    like=like,
+    class_names=assumed.get('class_names') if assumed else None,
   )
   for line in recognised:
     logger.info('%s: %s', path.name, line)

@@ -184,6 +184,8 @@ def _run(
   with lock.hold(workdir, what):
     # Another process may have made it while the teacher was trained.
     results.check_same_run(workdir, config)
+    if not results.is_run(workdir):
+      checkpoint.check_not_foreign(workdir)
     if results.read_result(workdir):
       return _evaluate(workdir, config)
     devices.write_once(
@@ -299,6 +301,7 @@ def _find_teacher(
     'image_shape': list(dataset.image_shape),
     'mean': dataset.mean.tolist(),
     'std': dataset.std.tolist(),
+    'class_names': list(dataset.class_names),
   }
   with devices.together():
     teacher = session.teacher(path, config, names, assumed)

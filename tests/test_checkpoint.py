@@ -317,6 +317,8 @@ def test_where_none_is_sound_nothing_is_changed(tmp_path, state, two_saved):
 
 def test_a_damaged_student_is_refused(tmp_path, two_saved, caplog):
   shutil.copytree(two_saved, tmp_path, dirs_exist_ok=True)
+  # By this a run is known where its metadata cannot be read.
+  (tmp_path / 'config.json').write_text('{}')
   newest = tmp_path / 'checkpoints' / '2'
   arrays = newest.glob('state/ocdbt.process_0/d/*')
   largest = max(arrays, key=lambda path: path.stat().st_size)
@@ -382,8 +384,36 @@ def test_a_checkpoint_of_another_version(tmp_path, state, monkeypatch):
 
 
 def test_no_checkpoint_is_said_so(tmp_path):
-  for path in (tmp_path, tmp_path / 'nowhere'):
-    with pytest.raises(FileNotFoundError, match='no checkpoint in'):
-      checkpoint.restore(path)
+  with pytest.raises(FileNotFoundError, match='no checkpoint of kdjax in'):
+    checkpoint.restore(tmp_path)
+  with pytest.raises(FileNotFoundError, match='there is no file or directory'):
+    checkpoint.restore(tmp_path / 'nowhere')
   with pytest.raises(ValueError, match="unknown checkpoint 'first'"):
     checkpoint.find(tmp_path, 'first')
+
+
+def test_what_another_program_has_saved_is_not_called_damaged(tmp_path, state):
+  root = tmp_path / 'checkpoints'
+  with ocp.CheckpointManager(root) as manager:
+    for done in (3, 20):
+      manager.save(
+        done,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave({'w': np.zeros(2, np.float32)}),
+          metadata=ocp.args.JsonSave({'lr': 0.1}),
+        ),
+      )
+  (tmp_path / 'config.json').write_text('{"lr": 0.1}')
+  for path in (tmp_path, root, root / '3'):
+    assert not checkpoint.is_own(path)
+    with pytest.raises(FileNotFoundError, match='no checkpoint of kdjax in'):
+      checkpoint.restore(path)
+  # Nor is it taken for a run that can be continued, or begun again.
+  with pytest.raises(ValueError, match='step 20, which another program has'):
+    checkpoint.check_not_foreign(tmp_path)
+  checkpoint.check_not_foreign(tmp_path / 'new')
+  shutil.rmtree(root)
+  save_all(tmp_path, state, [0.5])
+  assert checkpoint.is_own(tmp_path)
+  assert checkpoint.is_own(root / '1')
+  checkpoint.check_not_foreign(tmp_path)

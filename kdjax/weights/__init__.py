@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import os
 import pathlib
-import stat
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -23,7 +22,14 @@ import numpy as np
 import safetensors.numpy
 
 from kdjax import files
-from kdjax.weights import names, safetensors_file, stored, torch_file
+from kdjax.weights import (
+  directory,
+  msgpack_file,
+  names,
+  safetensors_file,
+  stored,
+  torch_file,
+)
 from kdjax.weights.stored import Stored, Tensor
 
 __all__ = [
@@ -35,6 +41,17 @@ __all__ = [
   'save',
   'to_torchvision',
 ]
+
+
+# Endings that browsers and other programs give a file while it arrives.
+_UNFINISHED = ('.part', '.partial', '.crdownload', '.download', '.incomplete')
+# How files begin that are something else.
+_OTHERS = {
+  b'\x1f\x8b': 'compressed by gzip: unpack it first',
+  b'7z\xbc\xaf': 'a 7z archive: unpack it first',
+  b'\x89HDF': 'an HDF5 file, as of Keras: expected safetensors, or a file of '
+  'PyTorch or Flax',
+}
 
 
 class Imported(NamedTuple):
@@ -49,6 +66,8 @@ class Imported(NamedTuple):
     metadata: the header of a safetensors file, else empty.
     recognised: what a person may want to know, a line each: the format, whose
       names, a prefix taken off, what was ignored, dtypes converted.
+    normalization: `mean` and `std` of each channel, of pixels scaled to 0 … 1,
+      where a layer in the file normalises its images; else None.
   """
 
   model: dict[str, Any]
@@ -56,9 +75,10 @@ class Imported(NamedTuple):
   variables: dict[str, Any]
   metadata: dict[str, str]
   recognised: tuple[str, ...]
+  normalization: dict[str, list[float]] | None = None
 
 
-def load(path: str | os.PathLike[str]) -> Imported:
+def load(path: str | os.PathLike[str], *, headless: bool = False) -> Imported:
   """Loads a ResNet from a file of weights, and runs nothing that is in it.
 
   The file may be safetensors, or of PyTorch's `torch.save` (of any version;
@@ -69,6 +89,8 @@ def load(path: str | os.PathLike[str]) -> Imported:
 
   Args:
     path: the file.
+    headless: whether a head that is not one linear layer is left out, as if the
+      file had none.
 
   Returns:
     The network.
@@ -81,18 +103,59 @@ def load(path: str | os.PathLike[str]) -> Imported:
   path = pathlib.Path(path)
   file = read(path)
   try:
-    found = names.find(file)
+    found = names.find(file, headless=headless)
     used = sum(tensor.nbytes for tensor in found.tensors.values())
-    if used > path.stat().st_size:
+    if used > file.size:
       raise ValueError(f'its tensors would take {used} bytes, more than it has')
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
+  arrays = _read_all(path, found)
+  images, notes = None, tuple[str, ...]()
+  if found.normalization:
+    images, notes = _read_normalization(path, file, found)
   return Imported(
     model=found.network.model,
     channels=found.network.channels,
-    variables=names.to_flax(_read_all(path, found)),
+    variables=names.to_flax(arrays),
     metadata=dict(file.metadata),
-    recognised=found.recognised,
+    recognised=found.recognised + notes,
+    normalization=images,
+  )
+
+
+def _read_normalization(
+  path: pathlib.Path, file: Stored, found: names.Found
+) -> tuple[dict[str, list[float]], tuple[str, ...]]:
+  """Reads how a layer of the file normalises images; a line says so."""
+  values = {
+    kind: np.asarray(file.tensors[name].read(), np.float64).ravel()
+    for kind, name in found.normalization.items()
+  }
+  where = stored.listed(sorted(found.normalization.values()))
+  mean, std = values['mean'], values['std']
+  scale = 1
+  # Pixels of 0 … 255 are known by the size of the numbers.
+  if not (np.abs(mean) <= 1).all() or not (std <= 1).all():
+    scale = 255
+  if (
+    not (np.abs(mean) <= scale).all()
+    or not ((std > 0) & (std <= scale)).all()
+    or (scale == 255 and max(mean.max(), std.max()) < 10)
+  ):
+    raise ValueError(
+      f'{path}: {where} are mean {mean.tolist()} and standard deviation '
+      f'{std.tolist()}: expected those of pixels of 0 … 1 or of 0 … 255'
+    )
+  images = {
+    kind: np.resize(each / scale, found.network.channels).tolist()
+    for kind, each in values.items()
+  }
+  shown = {
+    kind: ', '.join(f'{x:.4g}' for x in each) for kind, each in values.items()
+  }
+  return images, (
+    f'it normalises its images by its own {where}: mean {shown["mean"]}, '
+    f'standard deviation {shown["std"]}, of pixels of 0 … {scale}',
   )
 
 
@@ -137,21 +200,31 @@ def read(path: str | os.PathLike[str]) -> Stored:
     OSError: it cannot be read.
   """
   path = pathlib.Path(path)
-  if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+  if not path.exists():
+    raise FileNotFoundError(f'there is no file {path}')
+  if path.is_dir() and directory.is_one(path):
+    return directory.join([read(each) for each in directory.weights_of(path)])
+  if not path.is_file():
     raise IsADirectoryError(f'{path}: expected a file of weights')
   with path.open('rb') as raw:
     start = raw.read(512)
   try:
     file = _reader(start)(path)
   except ValueError as error:
+    if path.suffix in _UNFINISHED:
+      raise ValueError(
+        f'{path}: by its name a download that has not finished: download the '
+        'file again'
+      ) from error
     raise ValueError(f'{path}: {error}') from error
   return file._replace(
+    size=path.stat().st_size,
     tensors={
       name: dataclasses.replace(
         tensor, read=functools.partial(_read_one, path, name, tensor)
       )
       for name, tensor in file.tensors.items()
-    }
+    },
   )
 
 
@@ -171,6 +244,8 @@ def _reader(start: bytes) -> Any:
     return torch_file.read_zip
   if start.startswith(b'\x80'):
     return torch_file.read_legacy
+  if msgpack_file.begins(start):
+    return msgpack_file.read
   if not start:
     raise ValueError('the file is empty')
   if start.startswith(b'version https://git-lfs'):
@@ -182,8 +257,17 @@ def _reader(start: bytes) -> Any:
     raise ValueError(
       'a web page in place of the weights: download the file itself'
     )
+  for beginning, what in _OTHERS.items():
+    if start.startswith(beginning):
+      raise ValueError(f'{what}')
+  text = start.decode('latin-1').strip()
+  if text.isprintable() and text.isascii():
+    raise ValueError(
+      f'a text in place of the weights, {text[:80]!r}: download the file again'
+    )
   raise ValueError(
-    f'neither safetensors nor a file of PyTorch: it starts with {start[:16]!r}'
+    'neither safetensors nor a file of PyTorch or Flax: it starts with '
+    f'{start[:16]!r}'
   )
 
 

@@ -3,9 +3,10 @@
 A pickle is a program. Python's own unpickler runs it: it imports and calls what
 the program names. Here a small stack machine goes through the operations and
 only puts data together: dictionaries, lists, tuples, strings, numbers, and
-descriptions of tensors. What it does not know is an error; what a trainer saves
-beside the weights and is known to be harmless (a namespace of arguments,
-numbers of NumPy) is passed over, and never made.
+descriptions of tensors. Objects of any other class (a namespace of arguments, a
+loss function, numbers of NumPy) are passed over and never made; their classes
+are named unless they are common and harmless. A file that would start programs
+or run code is refused.
 
 Everything is bounded: by the size of the pickle, which has a limit, and by the
 number of operations, which has one too.
@@ -13,9 +14,10 @@ number of operations, which has one too.
 
 import dataclasses
 import pickletools
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -59,7 +61,7 @@ _DTYPES: Mapping[str, np.dtype] = {
   'bool': np.dtype('?'),
 }
 
-# What is passed over: neither imported nor called.
+# What is passed over without a word: neither imported nor called.
 _HARMLESS = frozenset(
   (
     '__builtin__.bytearray',
@@ -103,6 +105,25 @@ _HARMLESS = frozenset(
     'types.SimpleNamespace',
     *(f'builtins.{name}' for name in ('dict', 'int', 'list', 'str', 'tuple')),
     *(f'__builtin__.{name}' for name in ('dict', 'int', 'list', 'unicode')),
+  )
+)
+# What no data needs: it starts programs, or runs code.
+_EXECUTING = frozenset(
+  (
+    *('_posixsubprocess', 'code', 'ctypes', 'importlib', 'marshal', 'nt', 'os'),
+    *('pickle', '_pickle', 'posix', 'pty', 'runpy', 'shutil', 'socket'),
+    *('subprocess', 'sys', 'webbrowser'),
+  )
+)
+_EXECUTING_NAMES = frozenset(
+  (
+    *(
+      f'{module}.{name}'
+      for module in ('builtins', '__builtin__')
+      for name in ('__import__', 'compile', 'eval', 'exec', 'execfile', 'open')
+    ),
+    'torch.load',
+    'torch.storage._load_from_bytes',
   )
 )
 _ORDERED_DICT = 'collections.OrderedDict'
@@ -166,15 +187,45 @@ class Global:
   name: str
 
 
-class Opaque:
-  """Something that is passed over."""
+class Opaque(dict):
+  """An object that is passed over, but for the items that it has as a dict.
+
+  Some trainers keep weights in a dictionary of a class of their own.
+  """
 
 
-_OPAQUE = Opaque()
+_KNOWN = frozenset(
+  (
+    *(_ORDERED_DICT, _REBUILD_SUBCLASS),
+    *(*_TENSOR_TYPES, *_REBUILD_TENSOR, *_REBUILD_PARAMETER),
+  )
+)
+_NAME = re.compile(r'\w+(?:\.[\w<>-]+)+')
+# What to do about a file that holds more than data.
+REMEDY = (
+  'nothing was executed. Save the weights alone, '
+  'torch.save(model.state_dict(), …), where PyTorch and the code that made '
+  'this file are installed and trusted'
+)
 _DAMAGED = 'its pickle takes what is not there: the file is damaged'
 
 
-def load(file: Any) -> Any:
+class Loaded(NamedTuple):
+  """What a pickle holds.
+
+  Attributes:
+    value: dict, list, tuple, str, int, float, bool, bytes, None, `View` for a
+      tensor, and `Global`, `Opaque`, `Storage` or a dtype for what is passed
+      over. It may contain itself.
+    classes: names of the classes and functions that were passed over and are
+      not known to be harmless.
+  """
+
+  value: Any
+  classes: tuple[str, ...]
+
+
+def load(file: Any) -> Loaded:
   """Reads one pickle.
 
   Args:
@@ -182,12 +233,10 @@ def load(file: Any) -> Any:
       than the file has; it is left behind the pickle.
 
   Returns:
-    What was pickled, of dict, list, tuple, str, int, float, bool, bytes, None,
-    `View` for a tensor, and `Global`, `Opaque`, `Storage` or a dtype for what
-    is passed over. It may contain itself.
+    What was pickled.
 
   Raises:
-    ValueError: it is damaged, or holds what is not data.
+    ValueError: it is damaged, or would run code.
   """
   machine = _Machine()
   while True:
@@ -196,9 +245,9 @@ def load(file: Any) -> Any:
     if not code:
       raise ValueError('its pickle ends too soon: the file is truncated')
     if code == b'.':
-      return machine.pop()
+      return Loaded(machine.pop(), tuple(machine.classes))
     if code == b'c':
-      machine.push(_global(_line(file), _line(file)))
+      _push_global(machine, _line(file), _line(file))
       continue
     opcode = _OPCODES.get(code.decode('latin-1'))
     if opcode is None:
@@ -217,27 +266,31 @@ def _line(file: Any) -> str:
   return file.readline().removesuffix(b'\n').decode('utf-8', 'replace')
 
 
-def _global(module: str, name: str) -> Any:
-  """Gives what stands for a global, which is not imported."""
+def _push_global(machine: '_Machine', module: str, name: str) -> None:
+  """Pushes what stands for a global, which is not imported."""
   full = f'{module}.{name}'
-  if module == 'torch' and name in _DTYPES:
-    return _DTYPES[name]
-  if module in ('torch', 'torch.cuda', 'torch.storage') and name in _STORAGES:
-    return _STORAGES[name]
-  if (
-    full in _HARMLESS
-    or full in (_ORDERED_DICT, _REBUILD_SUBCLASS)
-    or full in (*_TENSOR_TYPES, *_REBUILD_TENSOR, *_REBUILD_PARAMETER)
-  ):
-    return Global(full)
-  what = _WHAT.get(full, 'not plain data')
+  known: Any = None
+  if module == 'torch':
+    known = _DTYPES.get(name)
+  if known is None and module in ('torch', 'torch.cuda', 'torch.storage'):
+    known = _STORAGES.get(name)
+  if known is not None:
+    machine.push(known)
+    return
+  what = _WHAT.get(full)
   if module == 'torch' and name.endswith('Storage'):
     what = 'a type of numbers that is not supported'
-  raise ValueError(
-    f'it holds {stored.listed([full])}, which is {what}: nothing was executed. '
-    'Save the weights alone, torch.save(model.state_dict(), …), where '
-    'PyTorch and the code that made this file are installed and trusted'
-  )
+  elif not _NAME.fullmatch(full):
+    what = 'not a name'
+  elif module.partition('.')[0] in _EXECUTING or full in _EXECUTING_NAMES:
+    what = 'code to run and not data'
+  if what:
+    raise ValueError(
+      f'it holds {stored.listed([full])}, which is {what}: {REMEDY}'
+    )
+  if full not in _HARMLESS and full not in _KNOWN:
+    machine.classes[full] = None
+  machine.push(Global(full))
 
 
 class _Machine:
@@ -247,6 +300,7 @@ class _Machine:
     self.stack: list[Any] = []
     self.marks: list[int] = []
     self.memo: dict[int, Any] = {}
+    self.classes: dict[str, None] = {}
     self.operations = 0
 
   def spend(self, operations: int) -> None:
@@ -288,8 +342,6 @@ class _Machine:
 
   def set_items(self, items: list[Any]) -> None:
     target = self.top()
-    if isinstance(target, Opaque):
-      return
     if not isinstance(target, dict) or len(items) % 2:
       raise ValueError('its pickle sets items of no dictionary')
     self.update(target, zip(items[::2], items[1::2], strict=True))
@@ -299,10 +351,12 @@ class _Machine:
       if isinstance(key, str):
         # One that is there already is compared.
         self.spend(len(key) // _LONG_KEY)
-      elif not isinstance(key, int) or abs(key) > _MAX_KEY:
+      elif not isinstance(key, int):
+        continue  # No state dictionary has such keys, and hashing may be slow.
+      elif abs(key) > _MAX_KEY:
         raise ValueError(
-          'a dictionary has keys that are neither names nor small integers: '
-          'save model.state_dict() alone'
+          'a dictionary has integers as keys that are not small: save '
+          'model.state_dict() alone'
         )
       target[key] = value
 
@@ -315,9 +369,12 @@ class _Machine:
 
   def call(self) -> None:
     function, arguments = self.pop_tuple(2)
-    if not isinstance(function, Global) or not isinstance(arguments, tuple):
+    if not isinstance(function, Global | Opaque) or not isinstance(
+      arguments, tuple
+    ):
       raise ValueError('its pickle calls what is no function')
-    self.push(_call(self, function.name, arguments))
+    name = function.name if isinstance(function, Global) else ''
+    self.push(_call(self, name, arguments))
 
   def build(self) -> None:
     """Passes over attributes, such as the version of a state dictionary."""
@@ -370,7 +427,7 @@ def _call(machine: _Machine, name: str, arguments: tuple) -> Any:
       ) if kind in _TENSOR_TYPES and inner != _REBUILD_SUBCLASS:
         return _call(machine, inner, inner_arguments)
     raise ValueError('a tensor is of a class that is not known')
-  return _OPAQUE
+  return Opaque()
 
 
 def _view(name: str, arguments: tuple) -> View:
@@ -406,6 +463,9 @@ def _persistent(machine: _Machine, _: None) -> None:
       0 <= size <= sys.maxsize and view in ([], [None])
     ):
       machine.push(Storage(key, dtype, size))
+    case ('module', Global() as kind, *_):
+      # A whole module, before PyTorch 1.6: its class and its source code.
+      machine.push(kind)
     case _:
       raise ValueError(
         'its pickle refers to something that is no storage: the file is '
@@ -417,7 +477,19 @@ def _stack_global(machine: _Machine, _: None) -> None:
   module, name = machine.pop_tuple(2)
   if not isinstance(module, str) or not isinstance(name, str):
     raise ValueError('its pickle names a global by what is no name')
-  machine.push(_global(module, name))
+  _push_global(machine, module, name)
+
+
+def _frozenset(machine: _Machine, _: None) -> None:
+  machine.pop_mark()
+  machine.push(Opaque())
+
+
+def _new_with_keywords(machine: _Machine, _: None) -> None:
+  function, arguments, _ = machine.pop_tuple(3)
+  machine.push(function)
+  machine.push(arguments)
+  machine.call()
 
 
 def _constant(make: Callable[[], Any]) -> Callable[[_Machine, Any], None]:
@@ -442,7 +514,7 @@ _OPERATIONS: Mapping[str, Callable[[_Machine, Any], object]] = {
   'EMPTY_DICT': _constant(dict),
   'EMPTY_LIST': _constant(list),
   'EMPTY_TUPLE': _constant(tuple),
-  'EMPTY_SET': _constant(lambda: _OPAQUE),
+  'EMPTY_SET': _constant(Opaque),
   **dict.fromkeys(
     (
       *('INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4'),
@@ -474,6 +546,8 @@ _OPERATIONS: Mapping[str, Callable[[_Machine, Any], object]] = {
   'STACK_GLOBAL': _stack_global,
   'REDUCE': lambda machine, _: machine.call(),
   'NEWOBJ': lambda machine, _: machine.call(),
+  'NEWOBJ_EX': _new_with_keywords,
+  'FROZENSET': _frozenset,
   'BUILD': lambda machine, _: machine.build(),
   'BINPERSID': _persistent,
 }

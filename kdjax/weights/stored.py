@@ -37,12 +37,17 @@ class Stored(NamedTuple):
     metadata: the header of a safetensors file, else empty.
     others: names of what else is there, such as an epoch.
     format: what kind of file it is, for a person.
+    classes: names of the classes and functions of a pickle that were passed
+      over.
+    size: bytes of the file, or of all files.
   """
 
   tensors: Mapping[str, Tensor]
   metadata: Mapping[str, str]
   others: tuple[str, ...]
   format: str
+  classes: tuple[str, ...] = ()
+  size: int = 0
 
 
 def listed(names: Iterable[object], most: int = 10) -> str:

@@ -67,7 +67,7 @@ def read_zip(path: pathlib.Path) -> stored.Stored:
       f'its pickle has {size} bytes: expected at most {pickled.MAX_BYTES}; '
       'save model.state_dict() alone'
     )
-  value = pickled.load(io.BytesIO(_member(members[pickles[0]], content)))
+  loaded = pickled.load(io.BytesIO(_member(members[pickles[0]], content)))
 
   @functools.cache
   def find(key: str) -> tuple[int, Bytes]:
@@ -79,7 +79,7 @@ def read_zip(path: pathlib.Path) -> stored.Stored:
     )
 
   return _stored(
-    value, lambda storage: find(storage.key), len(content), 'PyTorch (zip)'
+    loaded, lambda storage: find(storage.key), len(content), 'PyTorch (zip)'
   )
 
 
@@ -99,22 +99,22 @@ def read_legacy(path: pathlib.Path) -> stored.Stored:
     OSError: it cannot be read.
   """
   content, file = _map(path), _map(path, pickled.MAX_BYTES)
-  if pickled.load(file) != _MAGIC_NUMBER:
+  if pickled.load(file).value != _MAGIC_NUMBER:
     raise ValueError('a pickle, but none of torch.save')
-  if pickled.load(file) != _PROTOCOL:
+  if pickled.load(file).value != _PROTOCOL:
     raise ValueError('a file of PyTorch whose protocol is not known')
-  match pickled.load(file):
+  match pickled.load(file).value:
     case {'little_endian': True}:
       pass
     case _:
       raise ValueError('its byte order is not little: save it anew elsewhere')
-  value = pickled.load(file)
-  keys = pickled.load(file)
+  loaded = pickled.load(file)
+  keys = pickled.load(file).value
   start = file.tell()
   if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys):
     raise ValueError('its list of storages is damaged')
   itemsizes: dict[str, int] = {}
-  for _, leaf in _leaves(value):
+  for _, leaf in _leaves(loaded):
     match leaf:
       case pickled.View(storage=storage) | (pickled.Storage() as storage):
         itemsizes.setdefault(storage.key, storage.dtype.itemsize)
@@ -137,7 +137,7 @@ def read_legacy(path: pathlib.Path) -> stored.Stored:
       raise ValueError('storages are missing: the file is damaged')
     return storages[storage.key]
 
-  return _stored(value, find, len(content), 'PyTorch (before 1.6)')
+  return _stored(loaded, find, len(content), 'PyTorch (before 1.6)')
 
 
 def _whole(content: memoryview) -> memoryview:
@@ -207,8 +207,14 @@ def _member(member: zipfile.ZipInfo, content: memoryview) -> memoryview:
   return data
 
 
-def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
+def _leaves(loaded: pickled.Loaded) -> Iterator[tuple[str, Any]]:
   """Yields what is in nested dictionaries and lists, each of these once."""
+  value, classes = loaded
+  if isinstance(value, pickled.Opaque) and not value and classes:
+    raise ValueError(
+      'it holds a whole object in place of a dictionary of weights, of '
+      f'{stored.listed(classes, most=3)}: {pickled.REMEDY}'
+    )
   if not isinstance(value, dict | list | tuple):
     raise ValueError('it holds no dictionary of tensors')
   seen = {id(value)}
@@ -221,6 +227,8 @@ def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
     items = container.items() if is_dict else enumerate(container)
     for key, child in items:
       nested = isinstance(child, dict | list | tuple) and depth < _MAX_DEPTH
+      if isinstance(child, pickled.Opaque) and not child:
+        nested = False
       # A long list of losses matters to nobody.
       if not nested and not is_dict and not isinstance(child, pickled.View):
         continue
@@ -241,7 +249,7 @@ def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _stored(
-  value: Any,
+  loaded: pickled.Loaded,
   find: Callable[[pickled.Storage], tuple[int, Bytes]],
   size: int,
   kind: str,
@@ -249,14 +257,14 @@ def _stored(
   """Puts together the tensors of a pickle.
 
   Args:
-    value: what was pickled.
+    loaded: what was pickled.
     find: gives the number of bytes of a storage, and what reads them.
     size: bytes of the file.
     kind: what kind of file it is.
   """
   tensors: dict[str, stored.Tensor] = {}
   others = []
-  for name, leaf in _leaves(value):
+  for name, leaf in _leaves(loaded):
     if name in tensors:
       raise ValueError(f'two entries are called {stored.listed([name])}')
     if not isinstance(leaf, pickled.View):
@@ -266,7 +274,7 @@ def _stored(
       tensors[name] = _tensor(leaf, *find(leaf.storage), size)
     except ValueError as error:
       raise ValueError(f'{stored.listed([name])}: {error}') from error
-  return stored.Stored(tensors, {}, tuple(others), kind)
+  return stored.Stored(tensors, {}, tuple(others), kind, loaded.classes)
 
 
 def _tensor(

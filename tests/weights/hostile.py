@@ -19,6 +19,7 @@ import time
 import traceback
 import zipfile
 
+import flax
 import numpy as np
 import reference
 import safetensors.numpy
@@ -83,14 +84,14 @@ CALLS = {
     ('builtins', 'eval', ('open("executed", "w")',)),
     ('builtins', 'exec', ('open("executed", "w")',)),
     ('__builtin__', 'eval', ('open("executed", "w")',)),
-    ('builtins', 'getattr', (NAMESPACE, '__class__')),
     ('builtins', '__import__', ('this',)),
     ('subprocess', 'Popen', (['touch', 'executed'],)),
     ('importlib', 'import_module', ('this',)),
     ('pickle', 'loads', (pickle.dumps(1),)),
     ('torch', 'load', ('executed',)),
     ('torch.storage', '_load_from_bytes', (b'',)),
-    ('torchvision.models.resnet', 'ResNet', ()),
+    ('ctypes', 'CDLL', ('libc.so.6',)),
+    ('socket', 'create_connection', (('localhost', 1),)),
     ('torch._utils', '_rebuild_qtensor', ()),
     ('torch._utils', '_rebuild_sparse_tensor', ()),
     ('torch\n', 'x', ()),
@@ -99,6 +100,19 @@ CALLS = {
 X = STATE['x']
 PICKLES = {
   **CALLS,
+  'a method by its name': {
+    **STATE,
+    'y': Call(
+      Call(Global('builtins', 'getattr'), (NAMESPACE, '__class__')), ('a',)
+    ),
+  },
+  'code of a package': {
+    **STATE,
+    'y': Call(Global('mine.code', 'run'), ('touch executed',)),
+  },
+  'many classes': Raw(
+    b'(' + b''.join(b'cm\n%x\n' % i for i in range(200_000)) + b't'
+  ),
   'a call of a call': Call(Call(Global('os', 'system'), ('a',)), ('b',)),
   'a call of what is harmless': Call(NAMESPACE, ('touch executed',)),
   'a call of a tensor': Call(X, (1,)),
@@ -383,6 +397,40 @@ def headers(folder):
     yield name, path
 
 
+# Dictionaries of Flax, by what stands behind the first key.
+DICTIONARIES = {
+  'a list of billions': b'\xdd\xff\xff\xff\xff',
+  'a dictionary of billions': b'\xdf\xff\xff\xff\xff',
+  'a string of gigabytes': b'\xdb\xff\xff\xff\xff',
+  'bytes of gigabytes': b'\xc6\xff\xff\xff\xff',
+  'an array of gigabytes': b'\xc9\xff\xff\xff\xff\x01',
+  'a shape of exabytes': b'\xc7\x15\x01\x93\x91\xcf\x40'
+  + b'\0' * 7
+  + b'\xa5uint8\xc4\x02\0\0',
+  'a shape of billions of axes': b'\xc7\x0e\x01\x93\xdd\xff\xff\xff\xff'
+  b'\xa5uint8\xc4\0',
+  'a negative shape': b'\xc7\x0b\x01\x93\x91\xff\xa5uint8\xc4\0',
+  'a shape of a string': b'\xc7\x0b\x01\x93\xa1x\xa5uint8\xc4\0',
+  'an array of objects': b'\xc7\x0c\x01\x93\x91\x01\xa6object\xc4\0',
+  'lists in lists': b'\x91' * 100_000 + b'\xc0',
+  'lists of many': b'\xdc\xff\xff' * 1000,
+  'a name that is no text': b'\x81\xa1\xff\xc0',
+  'a key that is a number': b'\x81\x01\xc0',
+  'a key twice': b'\x82\xa1a\xc0\xa1a\xc0',
+  'a long name': b'\x81\xda\x7f\xff' + b'a' * 0x7FFF + b'\xc0',
+  'a type that does not exist': b'\xc1',
+  'more behind the end': b'\xc0\xc0',
+  'nothing': b'',
+}
+
+
+def dictionaries(folder):
+  path = folder / 'file'
+  for name, code in DICTIONARIES.items():
+    path.write_bytes(b'\x81\xa6params' + code)
+    yield name, path
+
+
 def made_by_hand(folder):
   path = folder / 'file'
   for name, value in PICKLES.items():
@@ -398,6 +446,7 @@ def made_by_hand(folder):
     'zip': archives,
     'legacy': legacies,
     'safetensors': headers,
+    'msgpack': dictionaries,
   }.items():
     for name, case in cases(folder):
       yield f'{kind}: {name}', case
@@ -449,11 +498,12 @@ def made_by_chance(folder, number, state):
   legacy = path.read_bytes()
   flat = safetensors.numpy.save(state, {'format': 'pt'})
   code = torch_files.Writer().pickle(content)
+  tree = flax.serialization.to_bytes({'params': state})
   length = int.from_bytes(flat[:8], 'little')
   header, data = flat[8 : 8 + length], flat[8 + length :]
   for _ in range(number):
     kind = generator.choice(
-      ['zip', 'pickle', 'legacy', 'safetensors', 'header']
+      ['zip', 'pickle', 'legacy', 'safetensors', 'header', 'msgpack']
     )
     if kind == 'zip':
       path.write_bytes(mutated(zipped, generator))
@@ -464,6 +514,8 @@ def made_by_chance(folder, number, state):
       path.write_bytes(mutated(legacy, generator))
     elif kind == 'safetensors':
       path.write_bytes(mutated(flat, generator))
+    elif kind == 'msgpack':
+      path.write_bytes(mutated(tree, generator))
     else:
       new = mutated(header, generator)
       path.write_bytes(struct.pack('<Q', len(new)) + new + data)

@@ -233,6 +233,38 @@ def sequential(state):
   return renamed
 
 
+def numbered(first, head=None):
+  """Renames as the children of a ResNet in a `Sequential`."""
+
+  def rename(state):
+    places = {'conv1': '0', 'bn1': '1', 'fc': head or 'classifier'}
+    places |= {f'layer{i + 1}': str(first + i) for i in range(4)}
+    return {
+      '.'.join([places[(words := name.split('.'))[0]], *words[1:]]): array
+      for name, array in state.items()
+    }
+
+  return rename
+
+
+def beside(head, body='backbone.'):
+  """Renames as a body and a head beside it."""
+
+  def rename(state):
+    return {
+      name.replace('fc.', f'{head}.')
+      if name.startswith('fc.')
+      else f'{body}{name}': array
+      for name, array in state.items()
+    }
+
+  return rename
+
+
+def wrapped(old, new):
+  return lambda state: rename(state, (old, new))
+
+
 NAMINGS = {
   'torchvision': lambda state: state,
   'cifar': lambda state: rename(
@@ -244,11 +276,47 @@ NAMINGS = {
     for name, array in transformers(state).items()
   },
   'sequential': sequential,
+  'children in a Sequential': numbered(4, 'fc'),
+  'children in a Sequential with a head': numbered(4, '10'),
+  'children without a max-pool': numbered(3),
+  'children in a Sequential beside a head': lambda state: beside(
+    'classifier', 'feature_extractor.'
+  )(numbered(4, 'fc')(state)),
+  'a Sequential of a body and a head': beside('2', '0.'),
+  'a Sequential in a Sequential': lambda state: beside('1.3', '0.')(
+    numbered(4, 'fc')(state)
+  ),
+  'backbone and head.fc': beside('head.fc'),
+  'backbone and head': beside('head'),
+  'backbone and cls_head.fc': beside('cls_head.fc'),
+  'backbone and classifier after dropout': beside('classifier.1'),
+  'deeper': lambda state: prefixed(beside('linear')(state), 'module.net.'),
+  'torch.compile of a stage': wrapped('layer1.', 'layer1._orig_mod.'),
+  'torch.compile of a head': wrapped('fc.', 'fc._orig_mod.'),
+  'FSDP of a stage': wrapped('layer3.', 'layer3._fsdp_wrapped_module.'),
+  'checkpoints of blocks': lambda state: {
+    re.sub(r'(layer\d\.\d)\.', r'\1._checkpoint_wrapped_module.', name): array
+    for name, array in state.items()
+  },
+  'all of them': lambda state: prefixed(
+    rename(
+      beside('head', '_orig_mod.backbone.module.')(state),
+      ('layer1.', 'layer1._fsdp_wrapped_module.'),
+      ('head.', '_orig_mod.head.module.'),
+    ),
+    'module.',
+  ),
 }
 
 
-@pytest.mark.parametrize('name', ['resnet10', 'resnet50'])
-@pytest.mark.parametrize('naming', NAMINGS)
+@pytest.mark.parametrize(
+  ('naming', 'name'),
+  [
+    *((naming, 'resnet10') for naming in NAMINGS),
+    # Three convolutions in a block; heads and wrappers are the same.
+    *((naming, 'resnet50') for naming in [*NAMINGS][:6]),
+  ],
+)
 def test_names_of_others(tmp_path, naming, name):
   state = state_of(name=name)
   imported = load(tmp_path, NAMINGS[naming](state))
@@ -267,6 +335,11 @@ def test_names_of_others(tmp_path, naming, name):
     (lambda s: prefixed(s, '_orig_mod.module.'), '_orig_mod.module.'),
     (lambda s: prefixed(s, 'backbone.encoder.'), 'backbone.encoder.'),
     (lambda s: {'teacher': s}, 'teacher.'),
+    # As torch.optim.swa_utils.AveragedModel has it.
+    (lambda s: {'n_averaged': np.int64([3]), **prefixed(s, 'module.')}, None),
+    (lambda s: prefixed(s, 'ema_model.'), 'ema_model.'),
+    # What is of no use beside it.
+    (lambda s: (s, {'state': {0: {'exp_avg': np.ones(3, 'f')}}}), '0.'),
   ],
 )
 def test_wrappers(tmp_path, wrap, prefix):
@@ -283,6 +356,8 @@ def test_wrappers(tmp_path, wrap, prefix):
     ('student.', 'teacher.'),
     ('state_dict.', 'state_dict_ema.'),
     ('model.', 'ema_model.module.'),
+    ('module.encoder_q.', 'module.encoder_k.'),
+    ('online_encoder.', 'target_encoder.'),
     ('', 'teacher.'),
     ('model.', 'model.teacher.'),
   ],
@@ -304,15 +379,38 @@ def test_of_two_networks_the_one_that_is_meant(tmp_path, first, second, turned):
 
 def test_two_networks_of_which_either_may_be_meant(tmp_path):
   state = state_of()
+  other = {**state, 'bn1.bias': state['bn1.bias'] + 1}
   content = {
     'netA': state,
-    'netB': {'module': dict(state)},
+    'netB': {'module': other},
     'teacher': dict(state),
   }
   with pytest.raises(
-    ValueError, match=r'2 networks.*: netA\., netB\.module\.;'
+    ValueError, match=r'2 networks which differ.*: netA\., netB\.module\.; save'
   ):
     load(tmp_path, content)
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_the_same_network_twice_is_taken_once(tmp_path, suffix):
+  state = state_of()
+  body = {
+    name: array for name, array in state.items() if not name.startswith('fc.')
+  }
+  # As of a module that has a network, and its body under another name, too.
+  content = {
+    **prefixed(numbered(4)(body), 'body.'),
+    **prefixed(state, 'model.'),
+    **prefixed(state, 'net.module.'),
+  }
+  imported = load(tmp_path, content, f'weights.{suffix}')
+  assert_same(imported.variables, reference.flax_variables(state))
+  [line] = [line for line in imported.recognised if 'the same net' in line]
+  assert sorted(line.partition(': ')[2].split(', ')) == ['body.', 'net.module.']
+  assert not any('ignored' in line for line in imported.recognised)
+  content['body.4.0.conv1.weight'] = -content['body.4.0.conv1.weight']
+  with pytest.raises(ValueError, match=r'3 networks which differ'):
+    load(tmp_path, content, f'weights.{suffix}')
 
 
 def test_one_dictionary_under_two_names_is_one_network(tmp_path):
@@ -462,6 +560,192 @@ def test_dictionaries_as_python_2_wrote_them(tmp_path):
   assert_same(weights.load(path).variables, reference.flax_variables(state))
 
 
+OBJECTS = {
+  'message_hub': {
+    'loss': Call(
+      Global('mmengine.logging.history_buffer', 'HistoryBuffer'),
+      *((), b'\x81', {'_max_length': 3}),
+    )
+  },
+  'hyper_parameters': Call(
+    Global('lightning.fabric.utilities.data', 'AttributeDict'),
+    *((), b'\x81'),
+    state={
+      'loss': Call(Global('torch.nn.modules.loss', 'MSELoss'), (), b'\x81')
+    },
+  ),
+  'partial': Call(
+    Call(Global('functools', 'partial'), (Global('my.code', 'make'),)), ()
+  ),
+  'of protocol 4': Raw(b'cmy.code\nConfig\n)}\x92(K\1\x910'),
+  'floats': {0.5: 1, None: 2, (1, 2): Global('enum', 'Enum')},
+  'in a list': [Call(Global('numpy.random._pickle', 'randomstate_ctor'), ())],
+}
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'legacy'])
+def test_objects_beside_the_weights_are_named(tmp_path, suffix):
+  state = state_of()
+  content = {**OBJECTS, 'state_dict': state}
+  imported = load(tmp_path, content, f'weights.{suffix}')
+  assert_same(imported.variables, reference.flax_variables(state))
+  [line] = [line for line in imported.recognised if 'objects' in line]
+  assert line.startswith('objects, not read and not executed: mmengine.logging')
+  assert 'MSELoss' in line
+  assert 'my.code.Config' in line
+
+
+def test_a_dictionary_of_a_class_of_its_own(tmp_path):
+  state = state_of()
+  items = torch_files.Writer()
+  inner = items.encode(state)
+  # (A dictionary's items, without the dictionary.)
+  code = b'ceasydict\nEasyDict\n)\x81' + inner[1:]
+  torch_files.write_zip(
+    tmp_path / 'a.pth', items.storages, pickled=b'\x80\x02' + code + b'.'
+  )
+  imported = weights.load(tmp_path / 'a.pth')
+  assert_same(imported.variables, reference.flax_variables(state))
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'legacy'])
+@pytest.mark.parametrize('wrap', [lambda x: x, lambda x: {'model': x}])
+def test_an_object_in_place_of_weights(tmp_path, suffix, wrap):
+  whole = Call(
+    Global('torchvision.models.resnet', 'ResNet'),
+    *((), b'\x81', {'_modules': {'fc': np.ones(3, np.float32)}}),
+  )
+  if suffix == 'legacy':
+    # As before PyTorch 1.6: with the class's source code.
+    kind = Global('torchvision.models.resnet', 'ResNet')
+    identity = torch_files.Writer().encode(('module', kind, 'a.py', 'code'))
+    whole = Call(Raw(identity + b'Q'), (), b'\x81', {})
+  with pytest.raises(
+    ValueError, match=r'object.*ResNet: nothing was exec.*model\.state_dict\(\)'
+  ):
+    load(tmp_path, wrap(whole), f'weights.{suffix}')
+
+
+# Heads
+
+
+def without_head(state):
+  return {name: a for name, a in state.items() if not name.startswith('fc.')}
+
+
+@pytest.mark.parametrize(
+  'head',
+  [
+    # Linear, ReLU, Dropout, Linear.
+    {'fc.0.weight': (4, 16), 'fc.0.bias': (4,), 'fc.3.weight': (3, 4)},
+    # As fastai's: pooling, norm, dropout, linear, ReLU, norm, dropout, linear.
+    {'1.2.weight': (16,), '1.4.weight': (4, 16), '1.8.weight': (3, 4)},
+    # A head of another one's features.
+    {'fc.weight': (7, 16), 'fc.bias': (7,), 'classifier.weight': (3, 7)},
+    # A network, its body under another name, and a head of that.
+    {'model.fc.weight': (7, 16), 'classifier.weight': (3, 16), 'twice': ()},
+    # What may come between a body and its head.
+    {'head.weight': (3, 16), 'head.bias': (3,), 'neck.fc.weight': (16, 16)},
+  ],
+)
+def test_a_head_of_several_layers(tmp_path, head):
+  state = state_of()
+  body = {'head.weight': 'backbone.', '1.2.weight': '0.'}
+  content = prefixed(without_head(state), body.get(next(iter(head)), ''))
+  if 'twice' in head:
+    content = prefixed(content, 'model.')
+    content |= prefixed(numbered(4)(without_head(state)), 'encoder.')
+  for name, shape in head.items():
+    content[name] = np.ones(shape, np.float32)
+  with pytest.raises(ValueError, match=r'a head of several layers.*head=fresh'):
+    load(tmp_path, content)
+  # Its body can be taken without it.
+  imported = weights.load(tmp_path / 'weights.pth', headless=True)
+  assert imported.model['num_classes'] is None
+  expected = reference.flax_variables(without_head(state))
+  assert_same(imported.variables, expected)
+  assert any('last layers, not taken' in line for line in imported.recognised)
+
+
+def test_a_head_that_has_two_names(tmp_path):
+  state = state_of()
+  content = {
+    **state,
+    **{f'linear.{kind}': state[f'fc.{kind}'] for kind in ('weight', 'bias')},
+  }
+  imported = load(tmp_path, content)
+  assert_same(imported.variables, reference.flax_variables(state))
+
+
+def test_children_without_a_max_pool_after_the_stem_of_imagenet(tmp_path):
+  state = state_of(stem='imagenet')
+  imported = load(tmp_path, numbered(4)(state))
+  assert imported.model['stem'] == 'imagenet'
+  with pytest.raises(ValueError, match='7×7 there is no max-pool, or no ReLU'):
+    load(tmp_path, numbered(3)(state))
+
+
+# Normalisation in the network
+
+
+@pytest.mark.parametrize(
+  ('place', 'rest'),
+  [
+    ('', ''),
+    ('normalize.', ''),
+    ('0.', '1.'),
+    ('model.norm_layer.', 'model.backbone.'),
+  ],
+)
+@pytest.mark.parametrize('shape', [(3,), (1, 3, 1, 1), (3, 1, 1)])
+def test_a_layer_that_normalises_images(tmp_path, place, rest, shape):
+  state = state_of()
+  mean, std = np.float32([0.5, 0.25, 0.125]), np.float32([0.25, 0.5, 1])
+  content = prefixed(state, rest)
+  content[f'{place}mean'] = 255 * mean.reshape(shape)
+  content[f'{place}std'] = 255 * std.reshape(shape)
+  imported = load(tmp_path, content)
+  assert_same(imported.variables, reference.flax_variables(state))
+  assert imported.normalization == {'mean': mean.tolist(), 'std': std.tolist()}
+  assert imported.recognised[-1] == (
+    f'it normalises its images by its own {place}mean, {place}std: mean 127.5, '
+    '63.75, 31.88, standard deviation 63.75, 127.5, 255, of pixels of 0 … 255'
+  )
+
+
+@pytest.mark.parametrize(
+  ('mean', 'std', 'found'),
+  [
+    ([0.5], [0.25], ([0.5] * 3, [0.25] * 3)),
+    ([0] * 3, [1] * 3, ([0] * 3, [1] * 3)),
+    ([0] * 3, [255] * 3, ([0] * 3, [1] * 3)),
+    ([0.5] * 3, [2] * 3, None),
+    ([0.5] * 3, [0] * 3, None),
+    ([300] * 3, [50] * 3, None),
+    ([np.nan] * 3, [0.5] * 3, None),
+  ],
+)
+def test_what_a_layer_normalises_by_is_checked(tmp_path, mean, std, found):
+  content = {**state_of(), 'mean': np.float32(mean), 'std': np.float32(std)}
+  if found is None:
+    with pytest.raises(ValueError, match='expected those of pixels of 0 … 1'):
+      load(tmp_path, content)
+    return
+  imported = load(tmp_path, content)
+  assert tuple(imported.normalization.values()) == found
+
+
+def test_several_layers_that_normalise_images_otherwise(tmp_path):
+  content = prefixed(state_of(), 'net.')
+  for place in ('a.', 'b.'):
+    content[f'{place}mean'] = np.zeros(3, np.float32)
+    content[f'{place}std'] = np.full(3, 0.5, np.float32)
+  assert load(tmp_path, content).normalization['std'] == [0.5] * 3
+  content['b.std'] = np.ones(3, np.float32)
+  with pytest.raises(ValueError, match=r'differ: a\.mean, a\.std, b\.mean'):
+    load(tmp_path, content)
+
+
 # What a file is
 
 
@@ -494,7 +778,11 @@ def test_the_suffix_does_not_matter(tmp_path, suffix):
       'git lfs pull',
     ),
     (b'\n<!DOCTYPE html><html>', 'a web page'),
-    (b'\x89HDF\r\n\x1a\n\0\0\0', r'neither.*HDF'),
+    (b'\x89HDF\r\n\x1a\n\0\0\0', 'an HDF5 file'),
+    (b'\x1f\x8b\x08\0', 'compressed by gzip: unpack it first'),
+    (b'\x01\x02\x03', r'neither.*x01'),
+    (b'Entry not found', "a text in place of the weights, 'Entry not found'"),
+    (b'{"error": "no access"}', 'a text in place of the weights'),
     (b'\x80\x02K\x01.', 'none of torch.save'),
     (b'PK\x03\x04', 'zip archive that is truncated'),
     (
@@ -511,8 +799,18 @@ def test_a_file_that_is_none(tmp_path, content, message):
     weights.load(path)
 
 
+def test_a_download_that_has_not_finished(tmp_path):
+  path = write(tmp_path / 'weights.pth', state_of())
+  whole = path.rename(tmp_path / 'weights.pth.part')
+  # It may have finished, and not been renamed.
+  assert weights.load(whole).model['name'] == 'resnet10'
+  whole.write_bytes(whole.read_bytes()[:3000])
+  with pytest.raises(ValueError, match=r'pth\.part: .*download that has not'):
+    weights.load(whole)
+
+
 def test_a_file_that_is_not_there(tmp_path):
-  with pytest.raises(FileNotFoundError):
+  with pytest.raises(FileNotFoundError, match='there is no file'):
     weights.load(tmp_path / 'weights.pth')
   with pytest.raises(IsADirectoryError, match='expected a file of weights'):
     weights.load(tmp_path)
@@ -651,8 +949,8 @@ def test_values_that_cannot_be(tmp_path, value, message):
       r'no ResNet: none of its \d+ tensors is called layer1\.0\.conv1\.weight',
     ),
     (
-      lambda s: s.update({'linear.bias': s['fc.bias']}),
-      r'fc\.bias, linear\.bias are the same tensor',
+      lambda s: s.update({'layer1.0._orig_mod.bn1.bias': s['bn1.bias'] + 1}),
+      r'layer1\.0\.bn1\.bias, layer1\.0\._orig_mod\.bn1\.bias are the same',
     ),
     (
       # A classifier of no classes.
