@@ -10,7 +10,7 @@ from typing import Any
 import optax
 from absl import app, flags
 
-from kdjax import checkpoint, digests, pretrained
+from kdjax import checkpoint, digests, normalization, pretrained
 from kdjax.command import command
 from kdjax.export import orbax, safetensors, staging
 
@@ -115,7 +115,7 @@ def _complete(
 
 def _numbers(flag: str, values: Sequence[str] | None) -> list[float]:
   if values == ['imagenet']:
-    return list(pretrained.IMAGENET[flag])
+    return list(getattr(normalization.IMAGENET, flag))
   try:
     return [float(value) for value in values or ()]
   except ValueError as error:

@@ -16,25 +16,24 @@ from kdjax import (
   data,
   digests,
   features,
-  feed,
   methods,
   models,
+  normalization,
   precomputed,
   pretrained,
   results,
   step,
+  teacher_outputs,
 )
 from kdjax import config as config_lib
 from kdjax import initial as initial_lib
 from kdjax.logs import logger
-from kdjax.models import ensemble
+from kdjax.models import ensemble, resnet
 
 _Path = str | os.PathLike[str]
 
-# So many show whether a teacher knows a data set.
-_KNOWN_IMAGES = 1000
-# It does if it is so much better than guessing, where 1 is to be always right.
-_KNOWS = 0.2
+# Images of noise that show whether a network gives probabilities.
+_NOISE_IMAGES = 4
 
 
 class Teacher(NamedTuple):
@@ -51,12 +50,15 @@ class Teacher(NamedTuple):
       `mean` and `std` only there; that of known logits has next to nothing.
     logits: those that are known, if there is no network.
     members: those of an ensemble.
+    assumed: what of the network neither its source nor the configuration says:
+      'normalization', 'stem', both or nothing.
   """
 
   network: step.Network | None
   report: dict[str, Any]
   logits: precomputed.Logits | None = None
   members: tuple['Teacher', ...] = ()
+  assumed: tuple[str, ...] = ()
 
 
 def load(
@@ -77,26 +79,44 @@ def load(
     assumed: of a network that does not say so itself, `num_classes` and
       `image_shape`, and `mean` and `std` of images, `[channels]`, unless the
       configuration has them or it knows 1,000 classes, which are taken for
-      ImageNet's.
+      ImageNet's. And `class_names`, into whose order its logits are put if it
+      names the same classes in another one.
 
   Returns:
-    The teacher. Its report describes the network as it was saved.
+    The teacher. Its report describes the network as it was saved, but for the
+    names and the order of its classes.
 
   Raises:
     FileNotFoundError: there is no network.
     ValueError: the run has not finished, or the file holds no network that is
       known here, or none that can be told how its images are normalised, or it
-      holds logits and features are wanted.
+      says that itself and the configuration says something else, or it holds
+      logits and features are wanted.
   """
   if isinstance(path, tuple):
     members = [
       load(one, config, _of_member(names, index), assumed)
       for index, one in enumerate(path)
     ]
+    _check_uses(members, config)
     return _join(members, config.teacher.average)
   path = pathlib.Path(path).absolute()
   if config_lib.is_logits(str(path)):
-    return _load_logits(path, names)
+    teacher = _load_logits(path, names, assumed)
+  else:
+    teacher = _load_network(path, config, names, assumed)
+  if not config.teacher.ensemble:
+    _check_uses([teacher], config)
+  return teacher
+
+
+def _load_network(
+  path: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  names: Sequence[str],
+  assumed: Mapping[str, Any] | None,
+) -> Teacher:
+  """Loads a teacher that is one network."""
   wall_time = _wall_time(path) if results.is_run(path) else None
   like = None
   if assumed and 'num_classes' in assumed:
@@ -109,8 +129,20 @@ def load(
   )
   for line in recognised:
     logger.info('%s: %s', path.name, line)
-  variables = _with_normalization(path, variables, card, config, assumed)
   provenance, preprocessing = card['provenance'], card['preprocessing']
+  unsaid = []
+  if 'normalization' not in variables:
+    if not config.teacher.mean:
+      unsaid.append('normalization')
+    variables = _with_normalization(path, variables, card, config, assumed)
+  # Of all others kdjax has trained the network itself.
+  foreign = provenance.get('data_digest') is None
+  arguments = dict(card['model'])
+  if foreign and 'stem' in arguments:
+    if config.teacher.stem is None:
+      unsaid.append('stem')
+    else:
+      arguments['stem'] = _asked_stem(path, arguments['stem'], config)
   report = {
     'path': str(path),
     'digest': digests.digest(variables),
@@ -129,11 +161,163 @@ def load(
     report[key] = provenance.get(key)
   dtype = config.teacher.dtype or config.student.dtype
   # First the dtype: a folded network's convolutions are stored in it.
-  model = models.build(**{**card['model'], 'dtype': dtype})
-  return Teacher(step.Network(*models.fold(model, variables, names)), report)
+  model = models.build(**{**arguments, 'dtype': dtype})
+  network = step.Network(*models.fold(model, variables, names))
+  shape = report['image_shape'] or (assumed or {}).get('image_shape')
+  changes: dict[str, Any] = {}
+  if foreign and arguments.get('stem') == 'cifar_pool':
+    changes['stem'] = arguments['stem']
+  # Whatever kdjax has by name ends with a linear layer.
+  if foreign and shape and ':' in arguments['name']:
+    changes |= _probabilities(path, network, shape)
+  if order := _order(report, assumed):
+    changes['order'] = order
+    if names and shape:
+      _check_no_outputs(path, network, names, shape)
+  if changes:
+    # What it teaches is not what its arrays alone make.
+    report['digest'] = digests.of_json({'arrays': report['digest'], **changes})
+  return Teacher(_adapt(network, changes), report, assumed=tuple(unsaid))
 
 
-def _load_logits(path: pathlib.Path, names: Sequence[str]) -> Teacher:
+def _adapt(network: step.Network, changes: Mapping[str, Any]) -> step.Network:
+  """Has a network give logits (see `kdjax.features.to_logits`)."""
+  dtypes = {'smallest': np.float32, 'order': np.int32}
+  adaptation = {
+    name: np.array(changes[name], dtype)
+    for name, dtype in dtypes.items()
+    if name in changes
+  }
+  if not adaptation:
+    return network
+  return network._replace(
+    variables={**network.variables, 'adaptation': adaptation}
+  )
+
+
+def _asked_stem(
+  path: pathlib.Path, found: str, config: ml_collections.ConfigDict
+) -> str:
+  """Gives the stem that the configuration asks for, if weights allow it."""
+  asked: str = config.teacher.stem
+  possible = found, *resnet.stems_like(found)
+  if asked not in possible:
+    raise ValueError(
+      f'config.teacher.stem is {asked!r}, and the weights in {path} are those '
+      f'of the stem {" or ".join(possible)}: give one of these, or leave it out'
+    )
+  return asked
+
+
+def _probabilities(
+  path: pathlib.Path, network: step.Network, shape: Sequence[int]
+) -> dict[str, float]:
+  """Tells by images of noise whether a network gives probabilities.
+
+  Whatever images are, the probabilities of their classes sum to one.
+
+  Args:
+    path: where it comes from.
+    network: the network.
+    shape: height, width and channels of its images.
+
+  Returns:
+    If it does, `smallest`, the smallest probability that is told from zero.
+  """
+  noise = np.random.default_rng(0).integers(
+    0, 256, (_NOISE_IMAGES, *shape), np.uint8
+  )
+  outputs = np.asarray(step.predict(network, noise, _NOISE_IMAGES))
+  found = teacher_outputs.kind(outputs)
+  teacher_outputs.log(found, f'the outputs of the teacher in {path}')
+  if found != teacher_outputs.PROBABILITIES:
+    return {}
+  return {'smallest': float(np.finfo(np.float32).tiny)}
+
+
+def _order(
+  report: dict[str, Any], assumed: Mapping[str, Any] | None
+) -> list[int] | None:
+  """Finds for each class of a data set its place among those of a teacher.
+
+  Args:
+    report: the teacher's report, which is given the data set's names if it has
+      the same classes.
+    assumed: as `load` has it.
+
+  Returns:
+    The places; None where none is known, or each is its own.
+  """
+  names, wanted = report['class_names'], (assumed or {}).get('class_names')
+  if not names or not wanted:
+    return None
+  order = teacher_outputs.order(names, wanted)
+  if order is None:
+    return None
+  report['class_names'] = list(wanted)
+  moved = [f'{wanted[i]} is its {k}' for i, k in enumerate(order) if i != k]
+  if not moved:
+    return None
+  logger.info(
+    'the teacher in %s has the classes in another order than the data set '
+    '(counted from 0, %s): its outputs are put in the order of the data set',
+    report['path'],
+    _shorten(moved),
+  )
+  return order
+
+
+def _check_no_outputs(
+  path: pathlib.Path,
+  network: step.Network,
+  names: Sequence[str],
+  shape: Sequence[int],
+) -> None:
+  """Checks that no feature has one value for each class, in its own order."""
+  images = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
+  shapes = features.output_shapes(*network, images, names)
+  for name, feature in shapes.features.items():
+    if feature.shape == shapes.logits.shape:
+      raise ValueError(
+        f'the teacher in {path} has the classes in another order than the data '
+        f'set, so its feature {name}, one value for each class, cannot be '
+        'compared: use the logits, or another feature'
+      )
+
+
+def _check_uses(
+  teachers: Sequence[Teacher], config: ml_collections.ConfigDict
+) -> None:
+  """Checks that a normalisation which is asked for is that of a teacher.
+
+  Members of an ensemble that say themselves how their images are normalised may
+  be so otherwise, if there are others.
+  """
+  asked = {name: config.teacher[name] for name in ('mean', 'std')}
+  if not asked['mean']:
+    return
+  found = [teacher.report for teacher in teachers if teacher.network]
+  if any(
+    len(report['mean']) == len(asked['mean'])
+    and all(np.allclose(report[key], asked[key], rtol=1e-3) for key in asked)
+    for report in found
+  ):
+    return
+  said = ', '.join(
+    f'{report["path"]} says {report["mean"]} and {report["std"]}'
+    for report in found
+  )
+  raise ValueError(
+    f'config.teacher.mean is {asked["mean"]} and config.teacher.std '
+    f'{asked["std"]}, and {said or "logits are of no images"}: leave both out'
+  )
+
+
+def _load_logits(
+  path: pathlib.Path,
+  names: Sequence[str],
+  assumed: Mapping[str, Any] | None,
+) -> Teacher:
   """Loads logits that are known already."""
   if names:
     raise ValueError(
@@ -145,7 +329,6 @@ def _load_logits(path: pathlib.Path, names: Sequence[str]) -> Teacher:
   unknown = (
     'parameters',
     'wall_time_s',
-    'class_names',
     'image_shape',
     'step',
     'validation_accuracy',
@@ -157,7 +340,11 @@ def _load_logits(path: pathlib.Path, names: Sequence[str]) -> Teacher:
     'model': 'logits',
     'num_classes': logits.train.logits.shape[1],
     **dict.fromkeys(unknown),
+    'class_names': logits.class_names and list(logits.class_names),
   }
+  if order := _order(report, assumed):
+    logits = logits.reorder(order)
+    report['digest'] = logits.digest
   return Teacher(None, report, logits)
 
 
@@ -222,19 +409,25 @@ def _with_normalization(
   config: ml_collections.ConfigDict,
   assumed: Mapping[str, Any] | None,
 ) -> Mapping[str, Any]:
-  """Adds what a network's images are normalised with, if it does not say."""
-  if 'normalization' in variables:
-    return variables
+  """Adds what a network's images are normalised with; it does not say."""
+  channels = card['preprocessing']['channels']
   if config.teacher.mean:
-    given, origin = config.teacher, 'config.teacher.mean and .std'
-  elif card['model']['num_classes'] == 1000:
-    given, origin = pretrained.IMAGENET, 'ImageNet'
+    mean, std = config.teacher.mean, config.teacher.std
+    origin = 'config.teacher.mean and .std'
+  elif card['model']['num_classes'] == 1000 and channels == 3:
+    _, mean, std = normalization.IMAGENET
+    origin = 'ImageNet'
   elif assumed:
-    given, origin = assumed, "this run's data"
+    mean, std, origin = assumed['mean'], assumed['std'], "this run's data"
   else:
     raise ValueError(
       f'{path} does not say how its images are normalised: set '
       'config.teacher.mean and config.teacher.std'
+    )
+  if len(mean) != channels:
+    raise ValueError(
+      f'the network in {path} takes images of {channels} channels, and the '
+      f'mean of {origin} has {len(mean)} numbers: expected one for each channel'
     )
   logger.info(
     '%s does not say how its images are normalised: mean and standard '
@@ -242,9 +435,7 @@ def _with_normalization(
     path.name,
     origin,
   )
-  return pretrained.with_normalization(
-    variables, given['mean'], given['std'], card['preprocessing']['channels']
-  )
+  return pretrained.with_normalization(variables, mean, std, channels)
 
 
 def load_again(
@@ -304,15 +495,29 @@ def check_suits(teacher: Teacher, dataset: data.Dataset) -> None:
     ValueError: it knows others.
   """
   if teacher.logits:
-    found, expected = teacher.report['num_classes'], len(dataset.class_names)
-    if found != expected:
-      raise ValueError(
-        f'{teacher.report["path"]} has logits of {found} classes, '
-        f'{dataset.name} has {expected}'
-      )
+    _check_logits(teacher.logits, teacher.report, dataset)
     return
   for report in teacher.report.get('members', [teacher.report]):
     _check_suits(report, dataset)
+
+
+def _check_logits(
+  logits: precomputed.Logits, report: Mapping[str, Any], dataset: data.Dataset
+) -> None:
+  """Checks that logits are those of the examples and classes of a data set."""
+  found, expected = report['num_classes'], len(dataset.class_names)
+  if found != expected:
+    raise ValueError(
+      f'{report["path"]} has logits of {found} classes, {dataset.name} has '
+      f'{expected}'
+    )
+  _check_classes(report, dataset)
+  logits.train.check_ids(dataset.num_train)
+  # Those of each image, or an error.
+  logits.train.rows(dataset.train_ids)
+  if logits.test:
+    logits.test.check_ids(dataset.num_test)
+    logits.test.rows(dataset.test_ids)
 
 
 def _check_suits(report: Mapping[str, Any], dataset: data.Dataset) -> None:
@@ -328,70 +533,30 @@ def _check_suits(report: Mapping[str, Any], dataset: data.Dataset) -> None:
   for what, known, present in (
     ('images of shape', report['image_shape'], dataset.image_shape),
     ('images with channels', [len(report['mean'])], dataset.image_shape[-1:]),
-    ('the classes', report['class_names'], dataset.class_names),
   ):
-    if known is not None and known != list(present):
-      raise ValueError(
-        f'the teacher in {report["path"]} knows {what} {_shorten(known)}, '
-        f'{dataset.name} has {_shorten(present)}. Give this run a teacher of '
-        'its own with config.teacher.path or config.teacher.sibling'
-      )
+    _check_known(report, what, known, present, dataset)
+  _check_classes(report, dataset)
 
 
-def check_knows(
-  teacher: Teacher, dataset: data.Dataset, batch_size: int
-) -> None:
-  """Measures a teacher that comes from elsewhere before it teaches.
-
-  Classes in another order, or images normalised otherwise, show in nothing
-  else.
-
-  Args:
-    teacher: the teacher. Of an ensemble also each member is measured that
-      comes from elsewhere: the others may outvote it.
-    dataset: the data set, of whose validation images at most 1,000 are used; of
-      the training images where there are none, or where those are all that the
-      teacher has logits of.
-    batch_size: how many images to compute at once.
-  """
-  for member in teacher.members:
-    if member.report['data_digest'] is None:
-      check_knows(member, dataset, batch_size)
-  split = dataset.validation if dataset.validation.size else dataset.train
-  if teacher.logits:
-    split = dataset.train
-  count = min(_KNOWN_IMAGES, split.size)
-  rows = np.arange(count) * split.size // count
-  if teacher.network:
-    predicted, labels = feed.predict(
-      teacher.network, data.take(split, rows), batch_size
-    )
-    logits = np.asarray(predicted)
-  else:
-    assert teacher.logits
-    logits = teacher.logits.train.rows(dataset.train_ids[rows])
-    labels = data.labels_of(split, rows)
-  accuracy = float((logits.argmax(axis=-1) == labels).mean())
-  logger.info(
-    'the teacher in %s classifies %.1f %% of %d %s images',
-    teacher.report['path'],
-    100 * accuracy,
-    len(labels),
-    'training' if split is dataset.train else 'held-out',
+def _check_classes(report: Mapping[str, Any], dataset: data.Dataset) -> None:
+  # Where they are the same, `load` has put them in the same order.
+  _check_known(
+    report, 'the classes', report['class_names'], dataset.class_names, dataset
   )
-  chance = 1 / len(dataset.class_names)
-  if accuracy < chance + _KNOWS * (1 - chance):
-    logger.warning(
-      'the teacher in %s classifies %.1f %% of %d images of %s, and guessing '
-      '%.1f %%: are its classes the same, in the same order, and %s?',
-      teacher.report['path'],
-      100 * accuracy,
-      len(labels),
-      dataset.name,
-      100 * chance,
-      'its ids those of the images'
-      if teacher.logits
-      else 'its images normalised so (config.teacher.mean, config.teacher.std)',
+
+
+def _check_known(
+  report: Mapping[str, Any],
+  what: str,
+  known: Sequence[Any] | None,
+  present: Sequence[Any],
+  dataset: data.Dataset,
+) -> None:
+  if known is not None and list(known) != list(present):
+    raise ValueError(
+      f'the teacher in {report["path"]} knows {what} {_shorten(known)}, '
+      f'{dataset.name} has {_shorten(present)}. Give this run a teacher of '
+      'its own with config.teacher.path or config.teacher.sibling'
     )
 
 

@@ -298,15 +298,11 @@ def _find_teacher(
     'image_shape': list(dataset.image_shape),
     'mean': dataset.mean.tolist(),
     'std': dataset.std.tolist(),
+    'class_names': list(dataset.class_names),
   }
   with devices.together():
     teacher = session.teacher(path, config, names, assumed)
     teacher_lib.check_suits(teacher, dataset)
-    if teacher.logits:
-      # Those of each image, or an error.
-      teacher.logits.train.rows(dataset.train_ids)
-      if teacher.logits.test:
-        teacher.logits.test.rows(dataset.test_ids)
   devices.check_agree({'teacher': teacher.report['digest']})
   augmented = [
     f'config.data.{field}={config.data[field]}'
@@ -324,7 +320,7 @@ def _find_teacher(
   report = teacher.report
   logger.info('teacher: %s of %s', report['model'], report['path'])
   if report['data_digest'] is None:
-    teacher_lib.check_knows(teacher, dataset, config.eval.batch_size)
+    session.check_knows(teacher, dataset, config.eval.batch_size)
     return teacher
   if report['step'] is not None:
     logger.info(

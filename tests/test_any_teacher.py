@@ -10,7 +10,7 @@ from flax import traverse_util
 
 import kdjax
 from kdjax import config as config_lib
-from kdjax import measure, pretrained, results, train
+from kdjax import measure, pretrained, results, teacher_checks, train
 from kdjax import teacher as teacher_lib
 from kdjax.session import Session
 
@@ -242,12 +242,12 @@ def test_a_member_that_knows_nothing_is_noticed(root, session, saved, caplog):
     root,
     'teacher',
     'orbax',
-    **{'teacher.mean': (9.0,), 'teacher.std': (0.1,)},
+    **{'teacher.mean': (-9.0,), 'teacher.std': (0.1,)},
   )
   assumed = {'num_classes': 10, 'image_shape': [8, 8, 1]}
   members = tuple(run.teacher.ensemble)
   teacher = teacher_lib.load(members, run, assumed=assumed)
-  teacher_lib.check_knows(teacher, session.dataset(run.data), 100)
+  teacher_checks.check_knows(teacher, session.dataset(run.data), 100)
   assert f'the teacher in {root / "orbax"} classifies' in caplog.text
   # That one has its own mean.
   assert f'the teacher in {root / "teacher"} classifies' not in caplog.text

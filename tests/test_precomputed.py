@@ -12,7 +12,7 @@ import tiny
 from numpy.lib import format as npy
 from processes import losses_of
 
-from kdjax import data, measure, precomputed, results, train
+from kdjax import data, measure, precomputed, results, teacher_checks, train
 from kdjax import teacher as teacher_lib
 from kdjax.data import batches
 from kdjax.session import Session
@@ -354,7 +354,7 @@ def test_logits_of_other_examples_are_noticed(root, session, caplog):
       path, ids=(np.arange(source.size) + shift) % source.size, logits=right
     )
     teacher = session.teacher(str(path), config())
-    teacher_lib.check_knows(teacher, dataset, 100)
+    teacher_checks.check_knows(teacher, dataset, 100)
     assert ('its ids those of the images?' in caplog.text) == bool(shift)
 
 
@@ -374,7 +374,7 @@ def test_what_is_better_than_guessing_depends_on_the_classes(
     {'path': 'x', 'data_digest': None},
     precomputed.Logits(table, None, ''),
   )
-  teacher_lib.check_knows(teacher, dataset, 100)
+  teacher_checks.check_knows(teacher, dataset, 100)
   assert ('and guessing 50.0 %' in caplog.text) == warns
 
 

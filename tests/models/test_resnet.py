@@ -321,5 +321,7 @@ def test_a_word_that_is_no_dtype_is_refused():
 
 def test_an_unknown_stem_is_refused():
   model = models.build('resnet18', num_classes=10, stem='mnist')
-  with pytest.raises(ValueError, match=r"'mnist'.*'imagenet' or 'cifar'"):
+  with pytest.raises(
+    ValueError, match=r"'mnist': expected one of imagenet, cif"
+  ):
     shapes_of(model)
