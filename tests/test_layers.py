@@ -136,6 +136,8 @@ ALLOWED = {
     'export.orbax',
     'export.safetensors',
     'export.staging',
+    'models',
+    'models.resnet',
     'normalization',
     'pretrained',
   ),

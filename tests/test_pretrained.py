@@ -13,6 +13,7 @@ from kdjax import (
   digests,
   measure,
   pretrained,
+  step,
   train,
   weights,
 )
@@ -131,14 +132,61 @@ def test_normalization_is_taken_from_where_it_is_known(root):
   report = teacher_lib.load(path, config, assumed=assumed).report
   assert (report['mean'], report['std']) == ([0.125], [2.0])
   # What says it itself is not overruled.
-  report = teacher_lib.load(root / 'run', config, assumed=assumed).report
-  assert report['mean'] == [pytest.approx(0.30, abs=0.01)]
+  with pytest.raises(ValueError, match=r'/run says \[0\.30.*leave both out'):
+    teacher_lib.load(root / 'run', config)
+  config.teacher.update(mean=(0.30607,), std=(0.37637,))
+  report = teacher_lib.load(root / 'run', config).report
+  assert report['mean'] == [pytest.approx(0.30607, abs=1e-5)]
   config.teacher.update(mean=(0.1, 0.2), std=(1.0, 1.0))
-  with pytest.raises(ValueError, match='images of 1 channels cannot'):
+  with pytest.raises(
+    ValueError, match=r'of 1 channels, and the mean of config\.teacher\.mean'
+  ):
     teacher_lib.load(path, config)
   config.teacher.update(mean=(0.1,), std=(0.0,))
   with pytest.raises(ValueError, match='positive'):
     teacher_lib.load(path, config)
+
+
+def test_a_stem_that_weights_do_not_show_is_said(root):
+  path, config = root / 'teacher.safetensors', tiny.config()
+  assumed = {'mean': [0.5], 'std': [0.25]}
+  plain = teacher_lib.load(path, config, assumed=assumed)
+  assert plain.assumed == ('normalization', 'stem')
+  config.teacher.stem = 'cifar_pool'
+  pooled = teacher_lib.load(path, config, assumed=assumed)
+  assert pooled.assumed == ('normalization',)
+  assert pooled.network.model.stem == 'cifar_pool'
+  # The weights are the same, and what they teach is not.
+  assert pooled.report['digest'] != plain.report['digest']
+  config.teacher.stem = 'imagenet'
+  with pytest.raises(ValueError, match='those of the stem cifar or cifar_pool'):
+    teacher_lib.load(path, config, assumed=assumed)
+
+
+def test_classes_in_another_order_are_put_in_that_of_the_data(root, caplog):
+  path, config = root / 'run', tiny.config()
+  images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+  run = teacher_lib.load(path, config)
+  names = [*'0123456798']
+  with caplog.at_level('INFO', 'kdjax'):
+    moved = teacher_lib.load(path, config, assumed={'class_names': names})
+  assert 'in another order than the data set (counted from 0, 9 is its 9' in (
+    caplog.text
+  )
+  assert moved.report['class_names'] == names
+  assert moved.report['digest'] != run.report['digest']
+  expected, found = (
+    np.asarray(step.predict(each.network, images, 4)) for each in (run, moved)
+  )
+  np.testing.assert_array_equal(found, expected[:, [*range(8), 9, 8]])
+  # Found again by what a result says of it.
+  again = teacher_lib.load(path, config, assumed=moved.report)
+  assert again.report == moved.report
+  assumed = {'class_names': names, 'image_shape': [8, 8, 1]}
+  with pytest.raises(
+    ValueError, match='its feature fc, one value for each cla'
+  ):
+    teacher_lib.load(path, config, ('fc',), assumed)
 
 
 @pytest.mark.parametrize(
