@@ -1,5 +1,6 @@
 """The frozen teacher of a run, and whether it suits the run."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -90,24 +91,18 @@ def load(
     FileNotFoundError: there is no network.
     ValueError: the run has not finished, or the file holds no network that is
       known here, or none that can be told how its images are normalised, or it
-      says that itself and the configuration says something else, or it holds
-      logits and features are wanted.
+      holds logits and features are wanted.
   """
   if isinstance(path, tuple):
     members = [
       load(one, config, _of_member(names, index), assumed)
       for index, one in enumerate(path)
     ]
-    _check_uses(members, config)
     return _join(members, config.teacher.average)
   path = pathlib.Path(path).absolute()
   if config_lib.is_logits(str(path)):
-    teacher = _load_logits(path, names, assumed)
-  else:
-    teacher = _load_network(path, config, names, assumed)
-  if not config.teacher.ensemble:
-    _check_uses([teacher], config)
-  return teacher
+    return _load_logits(path, names, assumed)
+  return _load_network(path, config, names, assumed)
 
 
 def _load_network(
@@ -141,8 +136,8 @@ def _load_network(
   if foreign and 'stem' in arguments:
     if config.teacher.stem is None:
       unsaid.append('stem')
-    else:
-      arguments['stem'] = _asked_stem(path, arguments['stem'], config)
+    elif config.teacher.stem in resnet.stems_like(arguments['stem']):
+      arguments['stem'] = config.teacher.stem
   report = {
     'path': str(path),
     'digest': digests.digest(variables),
@@ -195,20 +190,6 @@ def _adapt(network: step.Network, changes: Mapping[str, Any]) -> step.Network:
   )
 
 
-def _asked_stem(
-  path: pathlib.Path, found: str, config: ml_collections.ConfigDict
-) -> str:
-  """Gives the stem that the configuration asks for, if weights allow it."""
-  asked: str = config.teacher.stem
-  possible = found, *resnet.stems_like(found)
-  if asked not in possible:
-    raise ValueError(
-      f'config.teacher.stem is {asked!r}, and the weights in {path} are those '
-      f'of the stem {" or ".join(possible)}: give one of these, or leave it out'
-    )
-  return asked
-
-
 def _probabilities(
   path: pathlib.Path, network: step.Network, shape: Sequence[int]
 ) -> dict[str, float]:
@@ -227,8 +208,10 @@ def _probabilities(
   noise = np.random.default_rng(0).integers(
     0, 256, (_NOISE_IMAGES, *shape), np.uint8
   )
-  outputs = np.asarray(step.predict(network, noise, _NOISE_IMAGES))
-  found = teacher_outputs.kind(outputs)
+  # By this process alone, for another one may not find the file.
+  forward = functools.partial(features.forward, network.model, train=False)
+  outputs, _ = jax.jit(forward)(network.variables, noise)
+  found = teacher_outputs.kind(np.asarray(outputs.logits))
   teacher_outputs.log(found, f'the outputs of the teacher in {path}')
   if found != teacher_outputs.PROBABILITIES:
     return {}
@@ -283,34 +266,6 @@ def _check_no_outputs(
         f'set, so its feature {name}, one value for each class, cannot be '
         'compared: use the logits, or another feature'
       )
-
-
-def _check_uses(
-  teachers: Sequence[Teacher], config: ml_collections.ConfigDict
-) -> None:
-  """Checks that a normalisation which is asked for is that of a teacher.
-
-  Members of an ensemble that say themselves how their images are normalised may
-  be so otherwise, if there are others.
-  """
-  asked = {name: config.teacher[name] for name in ('mean', 'std')}
-  if not asked['mean']:
-    return
-  found = [teacher.report for teacher in teachers if teacher.network]
-  if any(
-    len(report['mean']) == len(asked['mean'])
-    and all(np.allclose(report[key], asked[key], rtol=1e-3) for key in asked)
-    for report in found
-  ):
-    return
-  said = ', '.join(
-    f'{report["path"]} says {report["mean"]} and {report["std"]}'
-    for report in found
-  )
-  raise ValueError(
-    f'config.teacher.mean is {asked["mean"]} and config.teacher.std '
-    f'{asked["std"]}, and {said or "logits are of no images"}: leave both out'
-  )
 
 
 def _load_logits(
@@ -518,6 +473,56 @@ def _check_logits(
   if logits.test:
     logits.test.check_ids(dataset.num_test)
     logits.test.rows(dataset.test_ids)
+
+
+def check_asked(teacher: Teacher, config: ml_collections.ConfigDict) -> None:
+  """Checks that what a configuration says of a teacher is so.
+
+  What members of an ensemble say themselves may be otherwise, if it is so of
+  others.
+
+  Args:
+    teacher: the teacher, as `load` gave it.
+    config: configuration of the run that it is to teach in.
+
+  Raises:
+    ValueError: a normalisation is asked for, and the network says another; or a
+      stem, and the weights are those of another.
+  """
+  asked, members = config.teacher, teacher.members or (teacher,)
+  reports = [each.report for each in members if each.network]
+  if asked.mean and not any(
+    len(report['mean']) == len(asked.mean)
+    and np.allclose(report['mean'], asked.mean, rtol=1e-3)
+    and np.allclose(report['std'], asked.std, rtol=1e-3)
+    for report in reports
+  ):
+    said = '; '.join(
+      f'{report["path"]} says itself mean {report["mean"]} and std '
+      f'{report["std"]}'
+      for report in reports
+    )
+    raise ValueError(
+      f'config.teacher.mean is {asked.mean} and config.teacher.std '
+      f'{asked.std}, and {said or "logits are of no images"}: leave both out'
+    )
+  # Of others' weights: those that kdjax trained have the stem that they had.
+  stems = {
+    each.report['path']: each.network.model.stem
+    for each in members
+    if each.network
+    and isinstance(each.network.model, resnet.ResNet)
+    and each.report['data_digest'] is None
+  }
+  if asked.stem and stems and asked.stem not in stems.values():
+    said = '; '.join(
+      f'{path} are those of {" or ".join((stem, *resnet.stems_like(stem)))}'
+      for path, stem in stems.items()
+    )
+    raise ValueError(
+      f'config.teacher.stem is {asked.stem!r}, and the weights in {said}: give '
+      'one of these, or leave it out'
+    )
 
 
 def _check_suits(report: Mapping[str, Any], dataset: data.Dataset) -> None:

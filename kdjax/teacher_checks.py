@@ -379,7 +379,8 @@ def _check_alternatives(
   if _is_assumed(teacher, assumed, best):
     raise ValueError(
       f'{message}It was run with the first, and nothing says that this is '
-      'right: give the flags of the line that is, which may be the first'
+      'right: give the flags of the line that is, which may be the first, or '
+      'write the same into the file (kdjax.convert --mean --std --stem)'
     )
   # Somebody has said so, and may be wrong.
   logger.warning('%sIt teaches run with the first, as it is told', message)

@@ -302,6 +302,7 @@ def _find_teacher(
   }
   with devices.together():
     teacher = session.teacher(path, config, names, assumed)
+    teacher_lib.check_asked(teacher, config)
     teacher_lib.check_suits(teacher, dataset)
   devices.check_agree({'teacher': teacher.report['digest']})
   augmented = [

@@ -11,6 +11,7 @@ import tiny
 from kdjax import (
   checkpoint,
   digests,
+  initial,
   measure,
   pretrained,
   step,
@@ -132,11 +133,12 @@ def test_normalization_is_taken_from_where_it_is_known(root):
   report = teacher_lib.load(path, config, assumed=assumed).report
   assert (report['mean'], report['std']) == ([0.125], [2.0])
   # What says it itself is not overruled.
-  with pytest.raises(ValueError, match=r'/run says \[0\.30.*leave both out'):
-    teacher_lib.load(root / 'run', config)
+  run = teacher_lib.load(root / 'run', config)
+  assert run.report['mean'] == [pytest.approx(0.30607, abs=1e-5)]
+  with pytest.raises(ValueError, match=r'/run says itself mean \[0\.30.*leave'):
+    teacher_lib.check_asked(run, config)
   config.teacher.update(mean=(0.30607,), std=(0.37637,))
-  report = teacher_lib.load(root / 'run', config).report
-  assert report['mean'] == [pytest.approx(0.30607, abs=1e-5)]
+  teacher_lib.check_asked(run, config)
   config.teacher.update(mean=(0.1, 0.2), std=(1.0, 1.0))
   with pytest.raises(
     ValueError, match=r'of 1 channels, and the mean of config\.teacher\.mean'
@@ -158,9 +160,31 @@ def test_a_stem_that_weights_do_not_show_is_said(root):
   assert pooled.network.model.stem == 'cifar_pool'
   # The weights are the same, and what they teach is not.
   assert pooled.report['digest'] != plain.report['digest']
+  teacher_lib.check_asked(pooled, config)
   config.teacher.stem = 'imagenet'
-  with pytest.raises(ValueError, match='those of the stem cifar or cifar_pool'):
-    teacher_lib.load(path, config, assumed=assumed)
+  other = teacher_lib.load(path, config, assumed=assumed)
+  with pytest.raises(
+    ValueError, match='are those of cifar or cifar_pool: give'
+  ):
+    teacher_lib.check_asked(other, config)
+  # What kdjax has trained has the stem that it had.
+  teacher_lib.check_asked(teacher_lib.load(root / 'run', config), config)
+
+
+def test_a_student_may_have_a_max_pool_that_weights_do_not_show(root):
+  config = tiny.config()
+  config.teacher.update(
+    path=str(root / 'headless'), head='fresh', stem='cifar_pool'
+  )
+  run = config_lib.teacher_run(config)
+  found = initial.load(run.student)
+  run = initial.complete(run, found.student)
+  assert (run.student.stem, run.student.width) == ('cifar_pool', 8)
+  dataset = Session().dataset(run.data)
+  initial.check(found, run, dataset)
+  run.student.stem = 'imagenet'
+  with pytest.raises(ValueError, match=r'config\.student\.stem=cifar'):
+    initial.check(found, run, dataset)
 
 
 def test_classes_in_another_order_are_put_in_that_of_the_data(root, caplog):
