@@ -1,6 +1,5 @@
 """The frozen teacher of a run, and whether it suits the run."""
 
-import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -32,9 +31,6 @@ from kdjax.logs import logger
 from kdjax.models import ensemble, resnet
 
 _Path = str | os.PathLike[str]
-
-# Images of noise that show whether a network gives probabilities.
-_NOISE_IMAGES = 4
 
 
 class Teacher(NamedTuple):
@@ -124,36 +120,20 @@ def _load_network(
   )
   for line in recognised:
     logger.info('%s: %s', path.name, line)
-  provenance, preprocessing = card['provenance'], card['preprocessing']
   unsaid = []
   if 'normalization' not in variables:
     if not config.teacher.mean:
       unsaid.append('normalization')
     variables = _with_normalization(path, variables, card, config, assumed)
   # Of all others kdjax has trained the network itself.
-  foreign = provenance.get('data_digest') is None
+  foreign = card['provenance'].get('data_digest') is None
   arguments = dict(card['model'])
   if foreign and 'stem' in arguments:
     if config.teacher.stem is None:
       unsaid.append('stem')
     elif config.teacher.stem in resnet.stems_like(arguments['stem']):
       arguments['stem'] = config.teacher.stem
-  report = {
-    'path': str(path),
-    'digest': digests.digest(variables),
-    'model': card['model']['name'],
-    'num_classes': card['model']['num_classes'],
-    'parameters': optax.tree.size(variables['params']),
-    'wall_time_s': wall_time or provenance.get('wall_time_s'),
-    'class_names': card['class_names'],
-    'image_shape': preprocessing['image_shape'],
-    **{
-      name: np.asarray(values).tolist()
-      for name, values in variables['normalization'].items()
-    },
-  }
-  for key in ('step', 'validation_accuracy', 'data_digest'):
-    report[key] = provenance.get(key)
+  report = _report(path, variables, card, wall_time)
   dtype = config.teacher.dtype or config.student.dtype
   # First the dtype: a folded network's convolutions are stored in it.
   model = models.build(**{**arguments, 'dtype': dtype})
@@ -164,108 +144,17 @@ def _load_network(
     changes['stem'] = arguments['stem']
   # Whatever kdjax has by name ends with a linear layer.
   if foreign and shape and ':' in arguments['name']:
-    changes |= _probabilities(path, network, shape)
-  if order := _order(report, assumed):
+    changes |= teacher_outputs.probabilities(path, network, shape)
+  if order := teacher_outputs.reorder(report, assumed):
     changes['order'] = order
     if names and shape:
-      _check_no_outputs(path, network, names, shape)
+      teacher_outputs.check_features(path, network, names, shape)
   if changes:
     # What it teaches is not what its arrays alone make.
     report['digest'] = digests.of_json({'arrays': report['digest'], **changes})
-  return Teacher(_adapt(network, changes), report, assumed=tuple(unsaid))
-
-
-def _adapt(network: step.Network, changes: Mapping[str, Any]) -> step.Network:
-  """Has a network give logits (see `kdjax.features.to_logits`)."""
-  dtypes = {'smallest': np.float32, 'order': np.int32}
-  adaptation = {
-    name: np.array(changes[name], dtype)
-    for name, dtype in dtypes.items()
-    if name in changes
-  }
-  if not adaptation:
-    return network
-  return network._replace(
-    variables={**network.variables, 'adaptation': adaptation}
+  return Teacher(
+    teacher_outputs.adapt(network, changes), report, assumed=tuple(unsaid)
   )
-
-
-def _probabilities(
-  path: pathlib.Path, network: step.Network, shape: Sequence[int]
-) -> dict[str, float]:
-  """Tells by images of noise whether a network gives probabilities.
-
-  Whatever images are, the probabilities of their classes sum to one.
-
-  Args:
-    path: where it comes from.
-    network: the network.
-    shape: height, width and channels of its images.
-
-  Returns:
-    If it does, `smallest`, the smallest probability that is told from zero.
-  """
-  noise = np.random.default_rng(0).integers(
-    0, 256, (_NOISE_IMAGES, *shape), np.uint8
-  )
-  # By this process alone, for another one may not find the file.
-  forward = functools.partial(features.forward, network.model, train=False)
-  outputs, _ = jax.jit(forward)(network.variables, noise)
-  found = teacher_outputs.kind(np.asarray(outputs.logits))
-  teacher_outputs.log(found, f'the outputs of the teacher in {path}')
-  if found != teacher_outputs.PROBABILITIES:
-    return {}
-  return {'smallest': float(np.finfo(np.float32).tiny)}
-
-
-def _order(
-  report: dict[str, Any], assumed: Mapping[str, Any] | None
-) -> list[int] | None:
-  """Finds for each class of a data set its place among those of a teacher.
-
-  Args:
-    report: the teacher's report, which is given the data set's names if it has
-      the same classes.
-    assumed: as `load` has it.
-
-  Returns:
-    The places; None where none is known, or each is its own.
-  """
-  names, wanted = report['class_names'], (assumed or {}).get('class_names')
-  if not names or not wanted:
-    return None
-  order = teacher_outputs.order(names, wanted)
-  if order is None:
-    return None
-  report['class_names'] = list(wanted)
-  moved = [f'{wanted[i]} is its {k}' for i, k in enumerate(order) if i != k]
-  if not moved:
-    return None
-  logger.info(
-    'the teacher in %s has the classes in another order than the data set '
-    '(counted from 0, %s): its outputs are put in the order of the data set',
-    report['path'],
-    _shorten(moved),
-  )
-  return order
-
-
-def _check_no_outputs(
-  path: pathlib.Path,
-  network: step.Network,
-  names: Sequence[str],
-  shape: Sequence[int],
-) -> None:
-  """Checks that no feature has one value for each class, in its own order."""
-  images = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
-  shapes = features.output_shapes(*network, images, names)
-  for name, feature in shapes.features.items():
-    if feature.shape == shapes.logits.shape:
-      raise ValueError(
-        f'the teacher in {path} has the classes in another order than the data '
-        f'set, so its feature {name}, one value for each class, cannot be '
-        'compared: use the logits, or another feature'
-      )
 
 
 def _load_logits(
@@ -297,7 +186,7 @@ def _load_logits(
     **dict.fromkeys(unknown),
     'class_names': logits.class_names and list(logits.class_names),
   }
-  if order := _order(report, assumed):
+  if order := teacher_outputs.reorder(report, assumed):
     logits = logits.reorder(order)
     report['digest'] = logits.digest
   return Teacher(None, report, logits)
@@ -355,6 +244,34 @@ def _wall_time(path: pathlib.Path) -> float:
       'its checkpoints'
     )
   return last['wall_time_s']
+
+
+def _report(
+  path: pathlib.Path,
+  variables: Mapping[str, Any],
+  card: Mapping[str, Any],
+  wall_time: float | None,
+) -> dict[str, Any]:
+  """Describes a network as it was saved (see `Teacher`)."""
+  provenance = card['provenance']
+  return {
+    'path': str(path),
+    'digest': digests.digest(variables),
+    'model': card['model']['name'],
+    'num_classes': card['model']['num_classes'],
+    'parameters': optax.tree.size(variables['params']),
+    'wall_time_s': wall_time or provenance.get('wall_time_s'),
+    'class_names': card['class_names'],
+    'image_shape': card['preprocessing']['image_shape'],
+    **{
+      name: np.asarray(values).tolist()
+      for name, values in variables['normalization'].items()
+    },
+    **{
+      key: provenance.get(key)
+      for key in ('step', 'validation_accuracy', 'data_digest')
+    },
+  }
 
 
 def _with_normalization(
@@ -473,56 +390,6 @@ def _check_logits(
   if logits.test:
     logits.test.check_ids(dataset.num_test)
     logits.test.rows(dataset.test_ids)
-
-
-def check_asked(teacher: Teacher, config: ml_collections.ConfigDict) -> None:
-  """Checks that what a configuration says of a teacher is so.
-
-  What members of an ensemble say themselves may be otherwise, if it is so of
-  others.
-
-  Args:
-    teacher: the teacher, as `load` gave it.
-    config: configuration of the run that it is to teach in.
-
-  Raises:
-    ValueError: a normalisation is asked for, and the network says another; or a
-      stem, and the weights are those of another.
-  """
-  asked, members = config.teacher, teacher.members or (teacher,)
-  reports = [each.report for each in members if each.network]
-  if asked.mean and not any(
-    len(report['mean']) == len(asked.mean)
-    and np.allclose(report['mean'], asked.mean, rtol=1e-3)
-    and np.allclose(report['std'], asked.std, rtol=1e-3)
-    for report in reports
-  ):
-    said = '; '.join(
-      f'{report["path"]} says itself mean {report["mean"]} and std '
-      f'{report["std"]}'
-      for report in reports
-    )
-    raise ValueError(
-      f'config.teacher.mean is {asked.mean} and config.teacher.std '
-      f'{asked.std}, and {said or "logits are of no images"}: leave both out'
-    )
-  # Of others' weights: those that kdjax trained have the stem that they had.
-  stems = {
-    each.report['path']: each.network.model.stem
-    for each in members
-    if each.network
-    and isinstance(each.network.model, resnet.ResNet)
-    and each.report['data_digest'] is None
-  }
-  if asked.stem and stems and asked.stem not in stems.values():
-    said = '; '.join(
-      f'{path} are those of {" or ".join((stem, *resnet.stems_like(stem)))}'
-      for path, stem in stems.items()
-    )
-    raise ValueError(
-      f'config.teacher.stem is {asked.stem!r}, and the weights in {said}: give '
-      'one of these, or leave it out'
-    )
 
 
 def _check_suits(report: Mapping[str, Any], dataset: data.Dataset) -> None:

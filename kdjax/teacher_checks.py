@@ -8,6 +8,7 @@ shows in nothing else.
 import itertools
 from typing import NamedTuple
 
+import ml_collections
 import numpy as np
 import scipy.optimize
 import scipy.stats
@@ -145,6 +146,56 @@ def exchanged(
     if len(cycle) > 1 and moved[cycle].all():
       cycles.append(cycle)
   return cycles
+
+
+def check_asked(teacher: Teacher, config: ml_collections.ConfigDict) -> None:
+  """Checks that what a configuration says of a teacher is so.
+
+  What members of an ensemble say themselves may be otherwise, if it is so of
+  others.
+
+  Args:
+    teacher: the teacher, as `load` gave it.
+    config: configuration of the run that it is to teach in.
+
+  Raises:
+    ValueError: a normalisation is asked for, and the network says another; or a
+      stem, and the weights are those of another.
+  """
+  asked, members = config.teacher, teacher.members or (teacher,)
+  reports = [each.report for each in members if each.network]
+  if asked.mean and not any(
+    len(report['mean']) == len(asked.mean)
+    and np.allclose(report['mean'], asked.mean, rtol=1e-3)
+    and np.allclose(report['std'], asked.std, rtol=1e-3)
+    for report in reports
+  ):
+    said = '; '.join(
+      f'{report["path"]} says itself mean {report["mean"]} and std '
+      f'{report["std"]}'
+      for report in reports
+    )
+    raise ValueError(
+      f'config.teacher.mean is {asked.mean} and config.teacher.std '
+      f'{asked.std}, and {said or "logits are of no images"}: leave both out'
+    )
+  # Of others' weights: those that kdjax trained have the stem that they had.
+  stems = {
+    each.report['path']: each.network.model.stem
+    for each in members
+    if each.network
+    and isinstance(each.network.model, resnet.ResNet)
+    and each.report['data_digest'] is None
+  }
+  if asked.stem and stems and asked.stem not in stems.values():
+    said = '; '.join(
+      f'{path} are those of {" or ".join((stem, *resnet.stems_like(stem)))}'
+      for path, stem in stems.items()
+    )
+    raise ValueError(
+      f'config.teacher.stem is {asked.stem!r}, and the weights in {said}: give '
+      'one of these, or leave it out'
+    )
 
 
 def check_knows(

@@ -1,16 +1,24 @@
 """What the outputs of a teacher from elsewhere are, and of which classes."""
 
+import functools
+import pathlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from kdjax import features, runtime, step
 from kdjax.logs import logger
 
 PROBABILITIES = 'probabilities'
 LOG_PROBABILITIES = 'log-probabilities'
 SIGMOIDS = 'values between 0 and 1'
 
+# Images of noise that show whether a network gives probabilities.
+_NOISE_IMAGES = 4
 # So many rows tell logarithms from logits.
 _ROWS = 1000
 # By so much the sum of rounded probabilities may differ from one: those of
@@ -86,6 +94,117 @@ def order(names: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
     if len(places) == len(names) and sorted(places) == sorted(keys):
       return [places[key] for key in keys]
   return None
+
+
+def reorder(
+  report: dict[str, Any], assumed: Mapping[str, Any] | None
+) -> list[int] | None:
+  """Finds for each class of a data set its place among those of a teacher.
+
+  Args:
+    report: the teacher's report, which is given the data set's names if it has
+      the same classes.
+    assumed: `class_names` of the data set, if they are known.
+
+  Returns:
+    The places; None where none is known, or each is its own.
+  """
+  names, wanted = report['class_names'], (assumed or {}).get('class_names')
+  if not names or not wanted:
+    return None
+  places = order(names, wanted)
+  if places is None:
+    return None
+  report['class_names'] = list(wanted)
+  moved = [f'{wanted[i]} is its {k}' for i, k in enumerate(places) if i != k]
+  if not moved:
+    return None
+  logger.info(
+    'the teacher in %s has the classes in another order than the data set '
+    '(counted from 0, %s): its outputs are put in the order of the data set',
+    report['path'],
+    ', '.join(moved[:5]) + (', …' if len(moved) > 5 else ''),
+  )
+  return places
+
+
+def check_features(
+  path: pathlib.Path,
+  network: step.Network,
+  names: Sequence[str],
+  shape: Sequence[int],
+) -> None:
+  """Checks that no feature has one value for each class, in its own order.
+
+  Args:
+    path: where the network comes from.
+    network: the network, whose classes are in another order.
+    names: the features that are wanted of it.
+    shape: height, width and channels of its images.
+
+  Raises:
+    ValueError: one has.
+  """
+  images = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
+  shapes = features.output_shapes(*network, images, names)
+  for name, feature in shapes.features.items():
+    if feature.shape == shapes.logits.shape:
+      raise ValueError(
+        f'the teacher in {path} has the classes in another order than the data '
+        f'set, so its feature {name}, one value for each class, cannot be '
+        'compared: use the logits, or another feature'
+      )
+
+
+def probabilities(
+  path: pathlib.Path, network: step.Network, shape: Sequence[int]
+) -> dict[str, float]:
+  """Tells by images of noise whether a network gives probabilities.
+
+  Whatever images are, the probabilities of their classes sum to one.
+
+  Args:
+    path: where it comes from.
+    network: the network.
+    shape: height, width and channels of its images.
+
+  Returns:
+    If it does, `smallest`, the smallest probability that is told from zero.
+  """
+  noise = np.random.default_rng(0).integers(
+    0, 256, (_NOISE_IMAGES, *shape), np.uint8
+  )
+  # By this process alone, for another one may not find the file.
+  forward = functools.partial(features.forward, network.model, train=False)
+  outputs, _ = runtime.jit(forward)(network.variables, noise)
+  found = kind(np.asarray(outputs.logits))
+  log(found, f'the outputs of the teacher in {path}')
+  if found != PROBABILITIES:
+    return {}
+  return {'smallest': float(np.finfo(np.float32).tiny)}
+
+
+def adapt(network: step.Network, changes: Mapping[str, Any]) -> step.Network:
+  """Has a network give logits of the classes of a data set.
+
+  Args:
+    network: the network.
+    changes: what `kdjax.features.to_logits` takes, and other things.
+
+  Returns:
+    The network, which does so wherever it is run.
+  """
+  dtypes = {'smallest': np.float32, 'order': np.int32}
+  adaptation = {
+    name: np.array(changes[name], dtype)
+    for name, dtype in dtypes.items()
+    if name in changes
+  }
+  if not adaptation:
+    return network
+  return network._replace(
+    variables={**network.variables, 'adaptation': adaptation}
+  )
 
 
 def _normalize(name: str) -> str:

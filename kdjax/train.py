@@ -22,6 +22,7 @@ from kdjax import (
   models,
   program,
   results,
+  teacher_checks,
 )
 from kdjax import config as config_lib
 from kdjax import initial as initial_lib
@@ -302,7 +303,7 @@ def _find_teacher(
   }
   with devices.together():
     teacher = session.teacher(path, config, names, assumed)
-    teacher_lib.check_asked(teacher, config)
+    teacher_checks.check_asked(teacher, config)
     teacher_lib.check_suits(teacher, dataset)
   devices.check_agree({'teacher': teacher.report['digest']})
   augmented = [

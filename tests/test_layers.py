@@ -194,6 +194,7 @@ ALLOWED = {
     'results',
     'session',
     'teacher',
+    'teacher_checks',
     'version',
   ),
   'kdjax.loop': (
@@ -278,7 +279,7 @@ ALLOWED = {
     'step',
     'teacher',
   ),
-  'kdjax.teacher_outputs': ('logs',),
+  'kdjax.teacher_outputs': ('features', 'logs', 'runtime', 'step'),
   'kdjax.initial': (
     'checkpoint',
     'config',

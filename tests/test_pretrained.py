@@ -15,6 +15,7 @@ from kdjax import (
   measure,
   pretrained,
   step,
+  teacher_checks,
   train,
   weights,
 )
@@ -136,9 +137,9 @@ def test_normalization_is_taken_from_where_it_is_known(root):
   run = teacher_lib.load(root / 'run', config)
   assert run.report['mean'] == [pytest.approx(0.30607, abs=1e-5)]
   with pytest.raises(ValueError, match=r'/run says itself mean \[0\.30.*leave'):
-    teacher_lib.check_asked(run, config)
+    teacher_checks.check_asked(run, config)
   config.teacher.update(mean=(0.30607,), std=(0.37637,))
-  teacher_lib.check_asked(run, config)
+  teacher_checks.check_asked(run, config)
   config.teacher.update(mean=(0.1, 0.2), std=(1.0, 1.0))
   with pytest.raises(
     ValueError, match=r'of 1 channels, and the mean of config\.teacher\.mean'
@@ -160,15 +161,15 @@ def test_a_stem_that_weights_do_not_show_is_said(root):
   assert pooled.network.model.stem == 'cifar_pool'
   # The weights are the same, and what they teach is not.
   assert pooled.report['digest'] != plain.report['digest']
-  teacher_lib.check_asked(pooled, config)
+  teacher_checks.check_asked(pooled, config)
   config.teacher.stem = 'imagenet'
   other = teacher_lib.load(path, config, assumed=assumed)
   with pytest.raises(
     ValueError, match='are those of cifar or cifar_pool: give'
   ):
-    teacher_lib.check_asked(other, config)
+    teacher_checks.check_asked(other, config)
   # What kdjax has trained has the stem that it had.
-  teacher_lib.check_asked(teacher_lib.load(root / 'run', config), config)
+  teacher_checks.check_asked(teacher_lib.load(root / 'run', config), config)
 
 
 def test_a_student_may_have_a_max_pool_that_weights_do_not_show(root):
