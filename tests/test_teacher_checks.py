@@ -126,7 +126,7 @@ def test_exchanged_classes_are_found():
 
 CLASSES = 6
 # Red rises from class to class, and blue falls.
-LEVELS = np.array([(10 + 20 * c, 40, 110 - 20 * c) for c in range(CLASSES)])
+LEVELS = np.array([(10 + 20 * c, 40, 190 - 20 * c) for c in range(CLASSES)])
 
 
 class Nearest(nn.Module):
