@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from kdjax import methods
+from kdjax import methods, normalization
 
 # The fields of a network that `kdjax.models.build` takes.
 _NETWORK = 'name', 'stem', 'width', 'dtype'
@@ -39,7 +39,9 @@ def default() -> ConfigDict:
       # A name that kdjax.models.build knows, or an import path of a Flax
       # module, 'package.module:attribute', which takes what it can of the rest.
       'name': 'resnet18',
-      'stem': 'cifar',  # 'cifar' (3×3, stride 1) or 'imagenet' (7×7, pool)
+      # 'cifar' (3×3, stride 1), 'cifar_pool' (that and a max-pool) or
+      # 'imagenet' (7×7, stride 2, and a max-pool).
+      'stem': 'cifar',
       'width': 64,  # channels of the first stage
       'dtype': 'float32',  # of the computation: 'float32' or 'bfloat16'
       # Weights and BatchNorm statistics to begin with: a run, an export or a
@@ -135,7 +137,8 @@ def default() -> ConfigDict:
       'head': 'keep',
       # Mean and standard deviation of each channel of its images, scaled to
       # 0 … 1, where `path` does not say: () for ImageNet's if it knows 1,000
-      # classes, else those of this run's data.
+      # classes, else those of this run's data; a run is refused where others
+      # do clearly better on held-out images.
       'mean': (),
       'std': (),
       'sibling': 'teacher',
@@ -147,7 +150,8 @@ def default() -> ConfigDict:
       'replay': '',
       'replay_dtype': 'float32',
       # What a teacher is trained with, when it must be; the name also says
-      # whose variables `path` holds, where they do not say so.
+      # whose variables `path` holds, where they do not say so, and the stem
+      # what follows the first convolution of weights that others trained.
       'seed': 0,
       'name': 'resnet50',
       'stem': placeholder(str),
@@ -259,7 +263,11 @@ def teacher_run(config: ConfigDict) -> ConfigDict:
   run.student.update(init_from='', head='keep')
   if config.teacher.head == 'fresh':
     run.student.update(
-      name='', stem='', width=0, init_from=config.teacher.path, head='fresh'
+      name='',
+      stem=config.teacher.stem or '',
+      width=0,
+      init_from=config.teacher.path,
+      head='fresh',
     )
   for field, value in config.teacher.train.items():
     if value is not None:
@@ -470,8 +478,11 @@ def validate(config: ConfigDict) -> None:
   if len(teacher.mean) != len(teacher.std):
     raise ValueError(
       f'config.teacher.mean is {teacher.mean} and config.teacher.std is '
-      f'{teacher.std}: expected as many numbers in both'
+      f'{teacher.std}: expected as many numbers in both, one for each channel'
     )
+  normalization.check_scale(
+    teacher.mean, teacher.std, 'config.teacher.mean and .std'
+  )
   if data.random_resized_crop and not (
     data.streaming and data.image_size and not data.crop_padding
   ):

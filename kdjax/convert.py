@@ -10,9 +10,10 @@ from typing import Any
 import optax
 from absl import app, flags
 
-from kdjax import checkpoint, digests, pretrained
+from kdjax import checkpoint, digests, models, normalization, pretrained
 from kdjax.command import command
 from kdjax.export import orbax, safetensors, staging
+from kdjax.models import resnet
 
 _MEAN = flags.DEFINE_list(
   'mean',
@@ -21,6 +22,13 @@ _MEAN = flags.DEFINE_list(
   'scaled to 0 … 1, where SOURCE does not say: 0.49,0.48,0.45; or imagenet.',
 )
 _STD = flags.DEFINE_list('std', None, 'Their standard deviation, as --mean.')
+_STEM = flags.DEFINE_enum(
+  'stem',
+  None,
+  list(resnet.STEMS),
+  'Stem of a ResNet: cifar_pool where a max-pool follows a first convolution '
+  'of 3×3, which weights do not show.',
+)
 _IMAGE_SIZE = flags.DEFINE_integer(
   'image_size', None, 'Height and width of those images in pixels.', 1
 )
@@ -109,7 +117,21 @@ def _complete(
       f'{_CLASS_NAMES.value} names {len(names)} classes, and the network '
       f'knows {card["model"]["num_classes"]}'
     )
-  return network, {**card, 'class_names': names, 'preprocessing': known}
+  model = card['model']
+  if _STEM.value and _STEM.value != model.get('stem'):
+    if _STEM.value not in resnet.stems_like(model.get('stem', '')):
+      raise ValueError(
+        f'--stem is {_STEM.value}, and its weights are those of the stem '
+        f'{model.get("stem")}'
+      )
+    model = {**model, 'stem': _STEM.value}
+    network = network._replace(model=models.build(**model))
+  return network, {
+    **card,
+    'model': model,
+    'class_names': names,
+    'preprocessing': known,
+  }
 
 
 def _class_names() -> list[str] | None:
@@ -122,7 +144,7 @@ def _class_names() -> list[str] | None:
 
 def _numbers(flag: str, values: Sequence[str] | None) -> list[float]:
   if values == ['imagenet']:
-    return list(pretrained.IMAGENET[flag])
+    return list(getattr(normalization.IMAGENET, flag))
   try:
     return [float(value) for value in values or ()]
   except ValueError as error:

@@ -6,7 +6,9 @@ distillation: the outputs of its submodules are captured by their path.
 
 Beside `params` and `batch_stats`, a network's variables hold `normalization`,
 the mean and standard deviation that its images are normalised with, so that two
-networks with different preprocessing can share one batch.
+networks with different preprocessing can share one batch. Where a network from
+elsewhere gives something else than logits, or those of the classes in another
+order, `adaptation` says how logits are made of it (see `to_logits`).
 """
 
 import functools
@@ -57,6 +59,28 @@ def normalize(
   return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
 
 
+def to_logits(
+  outputs: jax.Array, adaptation: Mapping[str, jax.typing.ArrayLike]
+) -> jax.Array:
+  """Makes logits of what a network gives.
+
+  Args:
+    outputs: what it gives, `[batch, classes]`.
+    adaptation: `smallest`, if they are probabilities: the smallest that is told
+      from zero, so that all logarithms are finite. `order`, int32 `[classes]`,
+      if they are of other places: for each class the index of its output.
+
+  Returns:
+    Logits, float32 `[batch, classes]`.
+  """
+  logits = outputs.astype(jnp.float32)
+  if 'smallest' in adaptation:
+    logits = jnp.log(jnp.maximum(logits, adaptation['smallest']))
+  if 'order' in adaptation:
+    logits = logits[:, jnp.asarray(adaptation['order'])]
+  return logits
+
+
 def init(
   model: nn.Module, rng: jax.Array, images: jax.ShapeDtypeStruct | jax.Array
 ) -> dict[str, Any]:
@@ -102,7 +126,8 @@ def forward(
     model: a Flax module called as `model(images, train=…)`.
     variables: its collections, `params` and `batch_stats`. With a further one,
       `normalization` (`mean` and `std`, each `[channels]`), images are pixels
-      from 0 to 255 and are normalised first.
+      from 0 to 255 and are normalised first; with `adaptation`, the model's
+      outputs are made logits (see `to_logits`).
     images: `[batch, height, width, channels]`.
     names: paths of the modules to capture: `stage1`, `stage1/block2/conv1`, ….
     train: whether batch statistics are used and their running means updated.
@@ -121,6 +146,7 @@ def forward(
 
   collections = dict(variables)
   normalization = collections.pop('normalization', None)
+  adaptation = collections.pop('adaptation', {})
   if normalization is not None:
     images = normalize(images, **normalization)
   logits, changed = model.apply(
@@ -154,7 +180,7 @@ def forward(
       f'has {", ".join(feature_names(model, variables, images))}'
     )
   batch_stats = collections.get('batch_stats', {})
-  return Outputs(logits.astype(jnp.float32), features), changed.get(
+  return Outputs(to_logits(logits, adaptation), features), changed.get(
     'batch_stats', batch_stats
   )
 

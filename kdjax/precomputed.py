@@ -3,21 +3,25 @@
 An `.npz` with the arrays `ids`, integers `[N]`, each the index of an example in
 the data set's training split, in the order in which the source lists it and
 before a validation split is taken off; `logits`, `[N, classes]`; and perhaps
-`test_ids` and `test_logits`, the same for the test split.
+`test_ids` and `test_logits`, the same for the test split, and `class_names`,
+strings `[classes]`, in the order of the logits. Probabilities in place of
+logits are recognised, and their logarithm is taken.
 """
 
 import math
 import os
 import pathlib
 import zipfile
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
 
-from kdjax import digests
+from kdjax import digests, teacher_outputs
 
-_NAMES = ('ids', 'logits', 'test_ids', 'test_logits')
+_CLASS_NAMES = 'class_names'
+_NAMES = ('ids', 'logits', 'test_ids', 'test_logits', _CLASS_NAMES)
 # Those of 1,000 classes take 4 kB an example.
 _MAX_BYTES = 2**34
 # Zeros that are compressed take a 1,030th of their size.
@@ -38,6 +42,28 @@ class Table(NamedTuple):
   what: str
   ids: np.ndarray
   logits: np.ndarray
+
+  def check_ids(self, count: int) -> None:
+    """Checks that each id is that of an example.
+
+    Args:
+      count: examples in the split.
+
+    Raises:
+      ValueError: there is no such example.
+    """
+    wrong = self.ids[(self.ids < 0) | (self.ids >= count)]
+    if wrong.size:
+      from_one = self.ids[0] == 1 and wrong.tolist() == [count]
+      raise ValueError(
+        f"the ids of {self.what} have {wrong[0]}, and the data set's own split "
+        f'has {count} examples, 0 … {count - 1}: '
+        + (
+          'they are counted from 1, subtract 1 from each'
+          if from_one
+          else 'they are of another data set or split, or shifted'
+        )
+      )
 
   def rows(self, ids: np.ndarray) -> np.ndarray:
     """Looks examples up.
@@ -70,11 +96,32 @@ class Logits(NamedTuple):
     train: those of the training split.
     test: those of the test split, if the file has them.
     digest: SHA-256 of all of them.
+    class_names: name of each class, if the file has them.
   """
 
   train: Table
   test: Table | None
   digest: str
+  class_names: tuple[str, ...] | None = None
+
+  def reorder(self, order: Sequence[int]) -> 'Logits':
+    """Puts the logits of each example in another order.
+
+    Args:
+      order: for each class the index of its logit.
+
+    Returns:
+      The logits, without names.
+    """
+
+    def columns(table: Table) -> Table:
+      return table._replace(logits=table.logits[:, np.asarray(order)])
+
+    return Logits(
+      columns(self.train),
+      self.test and columns(self.test),
+      digests.of_json({'logits': self.digest, 'order': list(order)}),
+    )
 
 
 def read(path: str | os.PathLike[str]) -> Logits:
@@ -105,7 +152,7 @@ def read(path: str | os.PathLike[str]) -> Logits:
   except Exception as error:
     raise ValueError(
       f'{path} cannot be read ({str(error) or repr(error)}): expected what '
-      'numpy.savez has written, of numbers only'
+      'numpy.savez has written, of numbers only (ids are indices, not names)'
     ) from error
   train = _table(path, arrays, 'ids', 'logits')
   if train is None:
@@ -130,7 +177,23 @@ def read(path: str | os.PathLike[str]) -> Logits:
         if table
       }
     ),
+    _class_names(path, arrays, train.logits.shape[1]),
   )
+
+
+def _class_names(
+  path: pathlib.Path, arrays: dict[str, np.ndarray], classes: int
+) -> tuple[str, ...] | None:
+  """Gives the names of the classes, if the file has them."""
+  if _CLASS_NAMES not in arrays:
+    return None
+  names = arrays[_CLASS_NAMES]
+  if names.dtype.kind != 'U' or names.shape != (classes,):
+    raise ValueError(
+      f'{_CLASS_NAMES} in {path} is {names.dtype}{list(names.shape)}: expected '
+      f'strings [{classes}], the name of each class'
+    )
+  return tuple(names.tolist())
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, most: int) -> np.ndarray:
@@ -144,7 +207,7 @@ def _read_array(archive: zipfile.ZipFile, name: str, most: int) -> np.ndarray:
     if npy.read_magic(file) != (1, 0):
       raise ValueError(f'{name} is of another version than numbers have')
     shape, by_columns, dtype = npy.read_array_header_1_0(file, _MAX_HEADER)
-    if dtype.kind not in 'iuf':
+    if dtype.kind not in ('U' if name == f'{_CLASS_NAMES}.npy' else 'iuf'):
       raise ValueError(f'{name} is of {dtype}')
     size = math.prod(shape) * dtype.itemsize
     if size != member.file_size - file.tell():
@@ -178,6 +241,10 @@ def _table(
       f'{ids.dtype}{list(ids.shape)}: expected floats [N, classes] and '
       'integers [N]'
     )
+  found = teacher_outputs.kind(logits)
+  teacher_outputs.log(found, what)
+  if found == teacher_outputs.PROBABILITIES:
+    logits = _log(logits)
   with np.errstate(over='ignore'):
     logits = logits.astype(np.float32)
   bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
@@ -194,3 +261,12 @@ def _table(
   if twice.size:
     raise ValueError(f'{ids_name} in {path} has {twice[0]} twice')
   return Table(what, ids, logits[order])
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+  """Takes logarithms, that of the smallest positive number where one is 0."""
+  zero, one = probabilities.dtype.type(0), probabilities.dtype.type(1)
+  return np.log(
+    np.maximum(probabilities, np.nextafter(zero, one)),
+    dtype=np.promote_types(probabilities.dtype, np.float32),
+  )

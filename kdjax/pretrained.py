@@ -12,8 +12,10 @@ import numpy as np
 from kdjax import card as card_lib
 from kdjax import checkpoint as checkpoint_lib
 from kdjax import digests, features, models, programs, results, step, weights
+from kdjax import normalization as normalization_lib
 from kdjax import variables as variables_lib
 from kdjax.data import images
+from kdjax.models import resnet
 from kdjax.version import __version__
 from kdjax.weights import directory as weights_directory
 from kdjax.weights.stored import listed
@@ -29,8 +31,6 @@ _WHOLE = 1.0
 _ANY_SIZE = 32, 32
 # What files of weights are often called.
 _SUFFIXES = '.safetensors', '.pth', '.pt', '.bin', '.ckpt', '.msgpack', '.pkl'
-# Those of the images that torchvision's and timm's ResNets are trained on.
-IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 
 
 class Pretrained(NamedTuple):
@@ -148,7 +148,7 @@ def with_normalization(
 
   Raises:
     ValueError: they are not so many finite numbers, or a standard deviation is
-      not positive.
+      not positive, or they are those of pixels from 0 to 255.
   """
   if not card_lib.is_normalization(mean, std, channels):
     raise ValueError(
@@ -156,6 +156,7 @@ def with_normalization(
       f'and standard deviation {std}: expected {channels} finite numbers for '
       'each, and positive deviations'
     )
+  normalization_lib.check_scale(mean, std)
   normalization = {
     name: np.asarray(values, np.float32)
     for name, values in (('mean', mean), ('std', std))
@@ -308,7 +309,7 @@ def _load_weights(
     card = _describe(path, found)
     found = found._replace(recognised=found.recognised + card.pop('notes'))
   # The dtype is what arrays do not tell.
-  model = {'dtype': 'float32', **card['model'], **found.model}
+  model = {'dtype': 'float32', **found.model, **card['model']}
   card['model'] = model
   variables = _as_known(found.variables, card)
   network = step.Network(
@@ -393,6 +394,9 @@ def _read_card(path: pathlib.Path, found: weights.Imported) -> dict[str, Any]:
     return {}
   card = card_lib.read(text, path)
   told = found.model | {'channels': found.channels}
+  if card['model'].get('stem') in resnet.stems_like(told['stem']):
+    # What weights do not show.
+    told['stem'] = card['model']['stem']
   said = card['model'] | {'channels': card['preprocessing']['channels']}
   if wrong := [
     f'{key} {said[key]}, expected {value}'

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from kdjax import config as config_lib
-from kdjax import data, feed, methods, program, results
+from kdjax import data, feed, methods, program, results, teacher_checks
 from kdjax import initial as initial_lib
 from kdjax import teacher as teacher_lib
 from kdjax.replay import Replay
@@ -67,12 +67,32 @@ class Session:
       config.teacher.dtype or config.student.dtype,
       config.teacher.mean,
       config.teacher.std,
+      config.teacher.stem,
       json.dumps(config_lib.model_arguments(config_lib.teacher_run(config), 0)),
       json.dumps(assumed),
       tuple(names),
     )
     return self._keep(
       'teacher', key, lambda: teacher_lib.load(path, config, names, assumed)
+    )
+
+  def check_knows(
+    self, teacher: teacher_lib.Teacher, dataset: data.Dataset, batch_size: int
+  ) -> None:
+    """Measures a teacher that comes from elsewhere, once for all runs.
+
+    Args:
+      teacher: the teacher.
+      dataset: the data set.
+      batch_size: how many images to compute at most at once.
+
+    Raises:
+      ValueError: as `kdjax.teacher_checks.check_knows`.
+    """
+    self._keep(
+      'knows',
+      (*_identify(teacher), teacher.assumed, dataset.digest),
+      lambda: teacher_checks.check_knows(teacher, dataset, batch_size),
     )
 
   def initial(self, student: ml_collections.ConfigDict) -> initial_lib.Initial:

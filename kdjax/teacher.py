@@ -16,25 +16,21 @@ from kdjax import (
   data,
   digests,
   features,
-  feed,
   methods,
   models,
+  normalization,
   precomputed,
   pretrained,
   results,
   step,
+  teacher_outputs,
 )
 from kdjax import config as config_lib
 from kdjax import initial as initial_lib
 from kdjax.logs import logger
-from kdjax.models import ensemble
+from kdjax.models import ensemble, resnet
 
 _Path = str | os.PathLike[str]
-
-# So many show whether a teacher knows a data set.
-_KNOWN_IMAGES = 1000
-# It does if it is so much better than guessing, where 1 is to be always right.
-_KNOWS = 0.2
 
 
 class Teacher(NamedTuple):
@@ -51,12 +47,15 @@ class Teacher(NamedTuple):
       `mean` and `std` only there; that of known logits has next to nothing.
     logits: those that are known, if there is no network.
     members: those of an ensemble.
+    assumed: what of the network neither its source nor the configuration says:
+      'normalization', 'stem', both or nothing.
   """
 
   network: step.Network | None
   report: dict[str, Any]
   logits: precomputed.Logits | None = None
   members: tuple['Teacher', ...] = ()
+  assumed: tuple[str, ...] = ()
 
 
 def load(
@@ -74,13 +73,15 @@ def load(
     config: configuration of the run that it teaches in; says which checkpoint,
       and the dtype to compute in.
     names: the features that will be wanted of it.
-    assumed: of a network that does not say so itself, `num_classes`,
-      `class_names` and `image_shape`, and `mean` and `std` of images,
-      `[channels]`, unless the configuration has them or it knows 1,000 classes,
-      which are taken for ImageNet's.
+    assumed: of a network that does not say so itself, `num_classes` and
+      `image_shape`, and `mean` and `std` of images, `[channels]`, unless the
+      configuration has them or it knows 1,000 classes, which are taken for
+      ImageNet's. And `class_names`, into whose order its logits are put if it
+      names the same classes in another one.
 
   Returns:
-    The teacher. Its report describes the network as it was saved.
+    The teacher. Its report describes the network as it was saved, but for the
+    names and the order of its classes.
 
   Raises:
     FileNotFoundError: there is no network.
@@ -96,7 +97,17 @@ def load(
     return _join(members, config.teacher.average)
   path = pathlib.Path(path).absolute()
   if config_lib.is_logits(str(path)):
-    return _load_logits(path, names)
+    return _load_logits(path, names, assumed)
+  return _load_network(path, config, names, assumed)
+
+
+def _load_network(
+  path: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  names: Sequence[str],
+  assumed: Mapping[str, Any] | None,
+) -> Teacher:
+  """Loads a teacher that is one network."""
   wall_time = _wall_time(path) if results.is_run(path) else None
   like = None
   if assumed and 'num_classes' in assumed:
@@ -112,31 +123,48 @@ def load(
   )
   for line in recognised:
     logger.info('%s: %s', path.name, line)
-  variables = _with_normalization(path, variables, card, config, assumed)
-  provenance, preprocessing = card['provenance'], card['preprocessing']
-  report = {
-    'path': str(path),
-    'digest': digests.digest(variables),
-    'model': card['model']['name'],
-    'num_classes': card['model']['num_classes'],
-    'parameters': optax.tree.size(variables['params']),
-    'wall_time_s': wall_time or provenance.get('wall_time_s'),
-    'class_names': card['class_names'],
-    'image_shape': preprocessing['image_shape'],
-    **{
-      name: np.asarray(values).tolist()
-      for name, values in variables['normalization'].items()
-    },
-  }
-  for key in ('step', 'validation_accuracy', 'data_digest'):
-    report[key] = provenance.get(key)
+  unsaid = []
+  if 'normalization' not in variables:
+    if not config.teacher.mean:
+      unsaid.append('normalization')
+    variables = _with_normalization(path, variables, card, config, assumed)
+  # Of all others kdjax has trained the network itself.
+  foreign = card['provenance'].get('data_digest') is None
+  arguments = dict(card['model'])
+  if foreign and 'stem' in arguments:
+    if config.teacher.stem is None:
+      unsaid.append('stem')
+    elif config.teacher.stem in resnet.stems_like(arguments['stem']):
+      arguments['stem'] = config.teacher.stem
+  report = _report(path, variables, card, wall_time)
   dtype = config.teacher.dtype or config.student.dtype
   # First the dtype: a folded network's convolutions are stored in it.
-  model = models.build(**{**card['model'], 'dtype': dtype})
-  return Teacher(step.Network(*models.fold(model, variables, names)), report)
+  model = models.build(**{**arguments, 'dtype': dtype})
+  network = step.Network(*models.fold(model, variables, names))
+  shape = report['image_shape'] or (assumed or {}).get('image_shape')
+  changes: dict[str, Any] = {}
+  if foreign and arguments.get('stem') == 'cifar_pool':
+    changes['stem'] = arguments['stem']
+  # Whatever kdjax has by name ends with a linear layer.
+  if foreign and shape and ':' in arguments['name']:
+    changes |= teacher_outputs.probabilities(path, network, shape)
+  if order := teacher_outputs.reorder(report, assumed):
+    changes['order'] = order
+    if names and shape:
+      teacher_outputs.check_features(path, network, names, shape)
+  if changes:
+    # What it teaches is not what its arrays alone make.
+    report['digest'] = digests.of_json({'arrays': report['digest'], **changes})
+  return Teacher(
+    teacher_outputs.adapt(network, changes), report, assumed=tuple(unsaid)
+  )
 
 
-def _load_logits(path: pathlib.Path, names: Sequence[str]) -> Teacher:
+def _load_logits(
+  path: pathlib.Path,
+  names: Sequence[str],
+  assumed: Mapping[str, Any] | None,
+) -> Teacher:
   """Loads logits that are known already."""
   if names:
     raise ValueError(
@@ -148,7 +176,6 @@ def _load_logits(path: pathlib.Path, names: Sequence[str]) -> Teacher:
   unknown = (
     'parameters',
     'wall_time_s',
-    'class_names',
     'image_shape',
     'step',
     'validation_accuracy',
@@ -160,7 +187,11 @@ def _load_logits(path: pathlib.Path, names: Sequence[str]) -> Teacher:
     'model': 'logits',
     'num_classes': logits.train.logits.shape[1],
     **dict.fromkeys(unknown),
+    'class_names': logits.class_names and list(logits.class_names),
   }
+  if order := teacher_outputs.reorder(report, assumed):
+    logits = logits.reorder(order)
+    report['digest'] = logits.digest
   return Teacher(None, report, logits)
 
 
@@ -218,6 +249,34 @@ def _wall_time(path: pathlib.Path) -> float:
   return last['wall_time_s']
 
 
+def _report(
+  path: pathlib.Path,
+  variables: Mapping[str, Any],
+  card: Mapping[str, Any],
+  wall_time: float | None,
+) -> dict[str, Any]:
+  """Describes a network as it was saved (see `Teacher`)."""
+  provenance = card['provenance']
+  return {
+    'path': str(path),
+    'digest': digests.digest(variables),
+    'model': card['model']['name'],
+    'num_classes': card['model']['num_classes'],
+    'parameters': optax.tree.size(variables['params']),
+    'wall_time_s': wall_time or provenance.get('wall_time_s'),
+    'class_names': card['class_names'],
+    'image_shape': card['preprocessing']['image_shape'],
+    **{
+      name: np.asarray(values).tolist()
+      for name, values in variables['normalization'].items()
+    },
+    **{
+      key: provenance.get(key)
+      for key in ('step', 'validation_accuracy', 'data_digest')
+    },
+  }
+
+
 def _with_normalization(
   path: pathlib.Path,
   variables: Mapping[str, Any],
@@ -225,19 +284,25 @@ def _with_normalization(
   config: ml_collections.ConfigDict,
   assumed: Mapping[str, Any] | None,
 ) -> Mapping[str, Any]:
-  """Adds what a network's images are normalised with, if it does not say."""
-  if 'normalization' in variables:
-    return variables
+  """Adds what a network's images are normalised with; it does not say."""
+  channels = card['preprocessing']['channels']
   if config.teacher.mean:
-    given, origin = config.teacher, 'config.teacher.mean and .std'
-  elif card['model']['num_classes'] == 1000:
-    given, origin = pretrained.IMAGENET, 'ImageNet'
+    mean, std = config.teacher.mean, config.teacher.std
+    origin = 'config.teacher.mean and .std'
+  elif card['model']['num_classes'] == 1000 and channels == 3:
+    _, mean, std = normalization.IMAGENET
+    origin = 'ImageNet'
   elif assumed:
-    given, origin = assumed, "this run's data"
+    mean, std, origin = assumed['mean'], assumed['std'], "this run's data"
   else:
     raise ValueError(
       f'{path} does not say how its images are normalised: set '
       'config.teacher.mean and config.teacher.std'
+    )
+  if len(mean) != channels:
+    raise ValueError(
+      f'the network in {path} takes images of {channels} channels, and the '
+      f'mean of {origin} has {len(mean)} numbers: expected one for each channel'
     )
   logger.info(
     '%s does not say how its images are normalised: mean and standard '
@@ -245,9 +310,7 @@ def _with_normalization(
     path.name,
     origin,
   )
-  return pretrained.with_normalization(
-    variables, given['mean'], given['std'], card['preprocessing']['channels']
-  )
+  return pretrained.with_normalization(variables, mean, std, channels)
 
 
 def load_again(
@@ -307,15 +370,29 @@ def check_suits(teacher: Teacher, dataset: data.Dataset) -> None:
     ValueError: it knows others.
   """
   if teacher.logits:
-    found, expected = teacher.report['num_classes'], len(dataset.class_names)
-    if found != expected:
-      raise ValueError(
-        f'{teacher.report["path"]} has logits of {found} classes, '
-        f'{dataset.name} has {expected}'
-      )
+    _check_logits(teacher.logits, teacher.report, dataset)
     return
   for report in teacher.report.get('members', [teacher.report]):
     _check_suits(report, dataset)
+
+
+def _check_logits(
+  logits: precomputed.Logits, report: Mapping[str, Any], dataset: data.Dataset
+) -> None:
+  """Checks that logits are those of the examples and classes of a data set."""
+  found, expected = report['num_classes'], len(dataset.class_names)
+  if found != expected:
+    raise ValueError(
+      f'{report["path"]} has logits of {found} classes, {dataset.name} has '
+      f'{expected}'
+    )
+  _check_classes(report, dataset)
+  logits.train.check_ids(dataset.num_train)
+  # Those of each image, or an error.
+  logits.train.rows(dataset.train_ids)
+  if logits.test:
+    logits.test.check_ids(dataset.num_test)
+    logits.test.rows(dataset.test_ids)
 
 
 def _check_suits(report: Mapping[str, Any], dataset: data.Dataset) -> None:
@@ -331,70 +408,37 @@ def _check_suits(report: Mapping[str, Any], dataset: data.Dataset) -> None:
   for what, known, present in (
     ('images of shape', report['image_shape'], dataset.image_shape),
     ('images with channels', [len(report['mean'])], dataset.image_shape[-1:]),
-    ('the classes', report['class_names'], dataset.class_names),
   ):
-    if known is not None and known != list(present):
-      raise ValueError(
-        f'the teacher in {report["path"]} knows {what} {_shorten(known)}, '
-        f'{dataset.name} has {_shorten(present)}. Give this run a teacher of '
-        'its own with config.teacher.path or config.teacher.sibling'
-      )
+    _check_known(report, what, known, present, dataset)
+  _check_classes(report, dataset)
 
 
-def check_knows(
-  teacher: Teacher, dataset: data.Dataset, batch_size: int
-) -> None:
-  """Measures a teacher that comes from elsewhere before it teaches.
-
-  Classes in another order, or images normalised otherwise, show in nothing
-  else.
-
-  Args:
-    teacher: the teacher. Of an ensemble also each member is measured that
-      comes from elsewhere: the others may outvote it.
-    dataset: the data set, of whose validation images at most 1,000 are used; of
-      the training images where there are none, or where those are all that the
-      teacher has logits of.
-    batch_size: how many images to compute at once.
-  """
-  for member in teacher.members:
-    if member.report['data_digest'] is None:
-      check_knows(member, dataset, batch_size)
-  split = dataset.validation if dataset.validation.size else dataset.train
-  if teacher.logits:
-    split = dataset.train
-  count = min(_KNOWN_IMAGES, split.size)
-  rows = np.arange(count) * split.size // count
-  if teacher.network:
-    predicted, labels = feed.predict(
-      teacher.network, data.take(split, rows), batch_size
-    )
-    logits = np.asarray(predicted)
-  else:
-    assert teacher.logits
-    logits = teacher.logits.train.rows(dataset.train_ids[rows])
-    labels = data.labels_of(split, rows)
-  accuracy = float((logits.argmax(axis=-1) == labels).mean())
-  logger.info(
-    'the teacher in %s classifies %.1f %% of %d %s images',
-    teacher.report['path'],
-    100 * accuracy,
-    len(labels),
-    'training' if split is dataset.train else 'held-out',
+def _check_classes(report: Mapping[str, Any], dataset: data.Dataset) -> None:
+  # Where they are the same, `load` has put them in the same order.
+  _check_known(
+    report, 'the classes', report['class_names'], dataset.class_names, dataset
   )
-  chance = 1 / len(dataset.class_names)
-  if accuracy < chance + _KNOWS * (1 - chance):
-    logger.warning(
-      'the teacher in %s classifies %.1f %% of %d images of %s, and guessing '
-      '%.1f %%: are its classes the same, in the same order, and %s?',
-      teacher.report['path'],
-      100 * accuracy,
-      len(labels),
-      dataset.name,
-      100 * chance,
-      'its ids those of the images'
-      if teacher.logits
-      else 'its images normalised so (config.teacher.mean, config.teacher.std)',
+
+
+def _check_known(
+  report: Mapping[str, Any],
+  what: str,
+  known: Sequence[Any] | None,
+  present: Sequence[Any],
+  dataset: data.Dataset,
+) -> None:
+  if known is not None and list(known) != list(present):
+    advice = 'config.teacher.path or config.teacher.sibling'
+    path = pathlib.Path(report['path'])
+    if path.is_dir() and not results.is_run(path):
+      advice += (
+        ', or, if it is only said otherwise, name the file of weights in that '
+        'directory, which leaves out what stands beside it'
+      )
+    raise ValueError(
+      f'the teacher in {path} knows {what} {_shorten(known)}, '
+      f'{dataset.name} has {_shorten(present)}. Give this run a teacher of '
+      f'its own with {advice}'
     )
 
 

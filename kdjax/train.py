@@ -22,6 +22,7 @@ from kdjax import (
   models,
   program,
   results,
+  teacher_checks,
 )
 from kdjax import config as config_lib
 from kdjax import initial as initial_lib
@@ -305,12 +306,8 @@ def _find_teacher(
   }
   with devices.together():
     teacher = session.teacher(path, config, names, assumed)
+    teacher_checks.check_asked(teacher, config)
     teacher_lib.check_suits(teacher, dataset)
-    if teacher.logits:
-      # Those of each image, or an error.
-      teacher.logits.train.rows(dataset.train_ids)
-      if teacher.logits.test:
-        teacher.logits.test.rows(dataset.test_ids)
   devices.check_agree({'teacher': teacher.report['digest']})
   augmented = [
     f'config.data.{field}={config.data[field]}'
@@ -328,7 +325,7 @@ def _find_teacher(
   report = teacher.report
   logger.info('teacher: %s of %s', report['model'], report['path'])
   if report['data_digest'] is None:
-    teacher_lib.check_knows(teacher, dataset, config.eval.batch_size)
+    session.check_knows(teacher, dataset, config.eval.batch_size)
     return teacher
   if report['step'] is not None:
     logger.info(

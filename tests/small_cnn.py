@@ -33,3 +33,10 @@ def dropping(**options) -> nn.Module:
     dropout=0.5,
     dtype=options['dtype'],
   )
+
+
+class Probabilities(SmallCNN):
+  """The same with a softmax at its end, as other frameworks' have."""
+
+  def __call__(self, images, train):
+    return nn.softmax(super().__call__(images, train))

@@ -10,7 +10,7 @@ from flax import traverse_util
 
 import kdjax
 from kdjax import config as config_lib
-from kdjax import measure, pretrained, results, train
+from kdjax import measure, pretrained, results, step, teacher_checks, train
 from kdjax import teacher as teacher_lib
 from kdjax.session import Session
 
@@ -134,6 +134,31 @@ def test_ready_variables_may_be_normalised_otherwise(root, session, saved):
   assert saved['mean'] != np.float32(0.25)
 
 
+def test_probabilities_of_a_network_become_logits(root, session, saved, caplog):
+  images = session.dataset(config('response').data).validation.images[:50]
+  assumed = {'num_classes': 10, 'image_shape': [8, 8, 1]}
+  assumed |= {name: values.tolist() for name, values in saved.items()}
+
+  def load(path, **changes):
+    teacher = teacher_lib.load(
+      path, config('response', **changes), assumed=assumed
+    )
+    return teacher, np.asarray(step.predict(teacher.network, images, 50))
+
+  logits, expected = load(root / 'orbax')
+  assert 'probabilities' not in caplog.text
+  ending = {'teacher.name': 'small_cnn:Probabilities'}
+  with caplog.at_level('INFO', 'kdjax'):
+    probabilities, found = load(root / 'orbax', **ending)
+  assert 'are probabilities, not logits; their logarithm is' in caplog.text
+  expected = jax.nn.log_softmax(expected)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+  assert probabilities.report['digest'] != logits.report['digest']
+  # Of a member, too.
+  _, found = load((root / 'orbax',) * 2, **ending)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -242,12 +267,12 @@ def test_a_member_that_knows_nothing_is_noticed(root, session, saved, caplog):
     root,
     'teacher',
     'orbax',
-    **{'teacher.mean': (9.0,), 'teacher.std': (0.1,)},
+    **{'teacher.mean': (-9.0,), 'teacher.std': (0.1,)},
   )
   assumed = {'num_classes': 10, 'image_shape': [8, 8, 1]}
   members = tuple(run.teacher.ensemble)
   teacher = teacher_lib.load(members, run, assumed=assumed)
-  teacher_lib.check_knows(teacher, session.dataset(run.data), 100)
+  teacher_checks.check_knows(teacher, session.dataset(run.data), 100)
   assert f'the teacher in {root / "orbax"} classifies' in caplog.text
   # That one has its own mean.
   assert f'the teacher in {root / "teacher"} classifies' not in caplog.text

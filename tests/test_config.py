@@ -218,6 +218,11 @@ def test_a_teacher_with_a_fresh_head_begins_with_what_path_names():
     ('student', {'head': 'none'}, r"student\.head is 'none'"),
     ('teacher', {'head': 'fresh'}, r'names no network'),
     ('teacher', {'mean': (0.5,)}, r'as many numbers in both'),
+    (
+      'teacher',
+      {'mean': (123.675,), 'std': (58.395,)},
+      r'teacher.mean and .std are .* from 0 to 255: .* 0\.485 and 0\.229$',
+    ),
     ('teacher', {'mean': ('a',), 'std': (1.0,)}, r"mean is \('a',\): expected"),
     ('teacher', {'mean': (math.nan,), 'std': (1.0,)}, 'finite numbers$'),
     ('teacher', {'mean': (0.5,), 'std': (math.inf,)}, 'finite numbers above 0'),

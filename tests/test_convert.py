@@ -108,6 +108,13 @@ COMMANDS = (
   ('sound plain.safetensors . --overwrite', 'that kdjax did not make'),
   ('sound plain.safetensors x --mean=imagenet --std=imagenet', 'of 1 channels'),
   ('sound plain.safetensors x --class_names=two.txt', 'the network knows 3'),
+  (
+    'sound plain.safetensors x --mean=127.5 --std=127.5',
+    'divided by 255, 0.5 and 0.5',
+  ),
+  ('sound plain.safetensors x --stem=imagenet', 'those of the stem cifar'),
+  ('sound plain.safetensors pool.safetensors --stem=cifar_pool', '3 classes'),
+  ('sound pool.safetensors pool', '3 classes'),
 )
 
 

@@ -12,7 +12,7 @@ import tiny
 from numpy.lib import format as npy
 from processes import losses_of
 
-from kdjax import data, measure, precomputed, results, train
+from kdjax import data, measure, precomputed, results, teacher_checks, train
 from kdjax import teacher as teacher_lib
 from kdjax.data import batches
 from kdjax.session import Session
@@ -68,6 +68,7 @@ def test_the_digest_knows_logits_and_not_their_order(tmp_path):
     ({'logits': IDS[:, None]}, r'is int64\[3, 1\]'),
     ({'logits': np.where(LOGITS[1, 1] == LOGITS, np.nan, LOGITS)}, 'of id 2$'),
     ({'logits': LOGITS * np.float64(1e300)}, 'not finite'),
+    ({'ids': IDS.astype(str)}, 'ids are indices, not names'),
     (
       {'logits': np.array([[1], ['a']], object)},
       'a.npz cannot be read',
@@ -172,6 +173,59 @@ def test_compressed_arrays_are_read_as_others(tmp_path):
   np.savez_compressed(path, ids=np.arange(100_000), logits=logits)
   found = precomputed.read(path).train
   np.testing.assert_array_equal(found.logits, logits)
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'float32', 'float64'])
+def test_probabilities_become_logits(tmp_path, caplog, dtype):
+  logits = np.random.default_rng(0).normal(0, 5, (3, 5))
+  probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  probabilities[2] = [0, 1, 0, 0, 0]
+  path = save(tmp_path / 'a.npz', logits=probabilities.astype(dtype))
+  with caplog.at_level('INFO', 'kdjax'):
+    found = precomputed.read(path).train.logits
+  assert 'a.npz are probabilities, not logits; their log' in caplog.text
+  assert found.dtype == np.float32
+  found = np.float64(found[np.searchsorted(np.sort(IDS), IDS)])
+  again = np.exp(found) / np.exp(found).sum(axis=1, keepdims=True)
+  np.testing.assert_allclose(again, probabilities, rtol=2e-2, atol=1e-6)
+  assert np.isfinite(found).all()
+
+
+def test_class_names_say_the_order_of_logits(tmp_path):
+  names = np.array([*'abcde'])
+  path = save(
+    tmp_path / 'a.npz', class_names=names, test_ids=IDS, test_logits=LOGITS
+  )
+  assumed = {'class_names': [*'EDABC']}
+  teacher = teacher_lib.load(path, config(), assumed=assumed)
+  plain = precomputed.read(path)
+  assert plain.class_names == tuple(names)
+  for table, other in zip(teacher.logits[:2], plain[:2], strict=True):
+    order = [4, 3, 0, 1, 2]
+    np.testing.assert_array_equal(table.logits, other.logits[:, order])
+  assert teacher.report['digest'] != plain.digest
+  # Case alone makes no other class.
+  assumed = {'class_names': [*'ABCDE']}
+  same = teacher_lib.load(path, config(), assumed=assumed)
+  assert same.report['digest'] == plain.digest
+  with pytest.raises(
+    ValueError, match=r'class_names in .*U1\[2\]: expected str'
+  ):
+    precomputed.read(save(path, class_names=names[:2]))
+
+
+@pytest.mark.parametrize(
+  ('ids', 'message'),
+  [
+    ([1, 2, 3], r'have 3, and .* 3 examples, 0 … 2: .* subtract 1 from each'),
+    ([-1, 0, 1], 'have -1, and .* or shifted'),
+    ([0, 1, 7], 'have 7, and .* of another data set'),
+  ],
+)
+def test_ids_of_no_example_are_refused(tmp_path, ids, message):
+  table = precomputed.read(save(tmp_path / 'a.npz', ids=np.array(ids))).train
+  with pytest.raises(ValueError, match=message):
+    table.check_ids(3)
 
 
 def test_other_arrays_are_refused(tmp_path):
@@ -347,15 +401,23 @@ def test_a_teacher_of_whole_images_is_warned_of_where_others_are_seen(
 def test_logits_of_other_examples_are_noticed(root, session, caplog):
   dataset = session.dataset(config().data)
   source = data.sources.load('digits', None).train
-  right = np.eye(10)[source.labels]
-  for shift in (0, 1):
-    path = root / f'shifted by {shift}.npz'
-    np.savez(
-      path, ids=(np.arange(source.size) + shift) % source.size, logits=right
-    )
-    teacher = session.teacher(str(path), config())
-    teacher_lib.check_knows(teacher, dataset, 100)
-    assert ('its ids those of the images?' in caplog.text) == bool(shift)
+  right = np.eye(10)[source.labels] * 5
+
+  def check(ids):
+    path = root / 'shifted.npz'
+    np.savez(path, ids=ids % source.size, logits=right)
+    teacher = teacher_lib.load(path, config())
+    teacher_checks.check_knows(teacher, dataset, 100)
+
+  ids = np.arange(source.size)
+  check(ids)
+  assert 'its ids' not in caplog.text
+  check(ids[::-1])
+  assert 'its ids those of the images?' in caplog.text
+  with pytest.raises(ValueError, match=r'shifted.*100\.0 % if 1 is subtracted'):
+    check(ids + 1)
+  with pytest.raises(ValueError, match=r'shifted.*100\.0 % if 1 is added to'):
+    check(ids - 1)
 
 
 @pytest.mark.parametrize(('wrong', 'warns'), [(0.04, False), (0.48, True)])
@@ -374,13 +436,14 @@ def test_what_is_better_than_guessing_depends_on_the_classes(
     {'path': 'x', 'data_digest': None},
     precomputed.Logits(table, None, ''),
   )
-  teacher_lib.check_knows(teacher, dataset, 100)
+  teacher_checks.check_knows(teacher, dataset, 100)
   assert ('and guessing 50.0 %' in caplog.text) == warns
 
 
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
+    ({'teacher.mean': (0.5,), 'teacher.std': (0.5,)}, 'logits are of no image'),
     ({'data.train_limit': 0}, 'lacks 1143 of the 1293 examples that this run'),
     ({'method.name': 'feature'}, 'the method wants its features stage1, stag'),
     ({'teacher.replay': 'there'}, "teacher.replay is 'there', which cannot be"),
@@ -408,7 +471,8 @@ def test_a_run_that_they_cannot_teach_is_refused(
 def test_logits_of_a_part_of_the_test_split_are_refused(root, session):
   with np.load(root / 'all.npz') as arrays:
     arrays = dict(arrays)
-  arrays['test_ids'] += 1
+  for name in ('test_ids', 'test_logits'):
+    arrays[name] = arrays[name][1:]
   np.savez(root / 'part.npz', **arrays)
   with pytest.raises(ValueError, match=r'test_logits in .*needs: 0\. They'):
     train.train_and_evaluate(

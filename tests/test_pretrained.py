@@ -11,8 +11,11 @@ import tiny
 from kdjax import (
   checkpoint,
   digests,
+  initial,
   measure,
   pretrained,
+  step,
+  teacher_checks,
   train,
   weights,
 )
@@ -131,14 +134,84 @@ def test_normalization_is_taken_from_where_it_is_known(root):
   report = teacher_lib.load(path, config, assumed=assumed).report
   assert (report['mean'], report['std']) == ([0.125], [2.0])
   # What says it itself is not overruled.
-  report = teacher_lib.load(root / 'run', config, assumed=assumed).report
-  assert report['mean'] == [pytest.approx(0.30, abs=0.01)]
+  run = teacher_lib.load(root / 'run', config)
+  assert run.report['mean'] == [pytest.approx(0.30607, abs=1e-5)]
+  with pytest.raises(ValueError, match=r'/run says itself mean \[0\.30.*leave'):
+    teacher_checks.check_asked(run, config)
+  config.teacher.update(mean=(0.30607,), std=(0.37637,))
+  teacher_checks.check_asked(run, config)
   config.teacher.update(mean=(0.1, 0.2), std=(1.0, 1.0))
-  with pytest.raises(ValueError, match='images of 1 channels cannot'):
+  with pytest.raises(
+    ValueError, match=r'of 1 channels, and the mean of config\.teacher\.mean'
+  ):
     teacher_lib.load(path, config)
   config.teacher.update(mean=(0.1,), std=(0.0,))
   with pytest.raises(ValueError, match='positive'):
     teacher_lib.load(path, config)
+
+
+def test_a_stem_that_weights_do_not_show_is_said(root):
+  path, config = root / 'teacher.safetensors', tiny.config()
+  assumed = {'mean': [0.5], 'std': [0.25]}
+  plain = teacher_lib.load(path, config, assumed=assumed)
+  assert plain.assumed == ('normalization', 'stem')
+  config.teacher.stem = 'cifar_pool'
+  pooled = teacher_lib.load(path, config, assumed=assumed)
+  assert pooled.assumed == ('normalization',)
+  assert pooled.network.model.stem == 'cifar_pool'
+  # The weights are the same, and what they teach is not.
+  assert pooled.report['digest'] != plain.report['digest']
+  teacher_checks.check_asked(pooled, config)
+  config.teacher.stem = 'imagenet'
+  other = teacher_lib.load(path, config, assumed=assumed)
+  with pytest.raises(
+    ValueError, match='are those of cifar or cifar_pool: give'
+  ):
+    teacher_checks.check_asked(other, config)
+  # What kdjax has trained has the stem that it had.
+  teacher_checks.check_asked(teacher_lib.load(root / 'run', config), config)
+
+
+def test_a_student_may_have_a_max_pool_that_weights_do_not_show(root):
+  config = tiny.config()
+  config.teacher.update(
+    path=str(root / 'headless'), head='fresh', stem='cifar_pool'
+  )
+  run = config_lib.teacher_run(config)
+  found = initial.load(run.student)
+  run = initial.complete(run, found.student)
+  assert (run.student.stem, run.student.width) == ('cifar_pool', 8)
+  dataset = Session().dataset(run.data)
+  initial.check(found, run, dataset)
+  run.student.stem = 'imagenet'
+  with pytest.raises(ValueError, match=r'config\.student\.stem=cifar'):
+    initial.check(found, run, dataset)
+
+
+def test_classes_in_another_order_are_put_in_that_of_the_data(root, caplog):
+  path, config = root / 'run', tiny.config()
+  images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+  run = teacher_lib.load(path, config)
+  names = [*'0123456798']
+  with caplog.at_level('INFO', 'kdjax'):
+    moved = teacher_lib.load(path, config, assumed={'class_names': names})
+  assert 'in another order than the data set (counted from 0, 9 is its 9' in (
+    caplog.text
+  )
+  assert moved.report['class_names'] == names
+  assert moved.report['digest'] != run.report['digest']
+  expected, found = (
+    np.asarray(step.predict(each.network, images, 4)) for each in (run, moved)
+  )
+  np.testing.assert_array_equal(found, expected[:, [*range(8), 9, 8]])
+  # Found again by what a result says of it.
+  again = teacher_lib.load(path, config, assumed=moved.report)
+  assert again.report == moved.report
+  assumed = {'class_names': names, 'image_shape': [8, 8, 1]}
+  with pytest.raises(
+    ValueError, match='its feature fc, one value for each cla'
+  ):
+    teacher_lib.load(path, config, ('fc',), assumed)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Data sets, split and ready to be put on the device."""
 
 import contextlib
-import dataclasses
 import hashlib
 import math
 import os
@@ -28,7 +27,7 @@ __all__ = [
   'in_memory',
   'labels_of',
   'load',
-  'take',
+  'read',
 ]
 
 # So many tell mean and standard deviation well enough.
@@ -53,6 +52,9 @@ class Dataset(NamedTuple):
       split, before any is split off or left out, int64 `[size]`. In memory one
       that stands in for another has its own.
     test_ids: the same of `test` in the source's test split.
+    num_train: examples in the source's training split, before a validation
+      split is taken off.
+    num_test: examples in the source's test split.
 
   A set whose images are resized may be too large to be read for that. Then its
   digest is that of the names and sizes of its files and of which examples are
@@ -70,6 +72,8 @@ class Dataset(NamedTuple):
   digest: str
   train_ids: np.ndarray
   test_ids: np.ndarray
+  num_train: int
+  num_test: int
 
   @property
   def image_shape(self) -> tuple[int, ...]:
@@ -152,6 +156,8 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     str(summary['digest']),
     train_ids=indices[0],
     test_ids=indices[2],
+    num_train=_size(source.train),
+    num_test=_size(source.test),
   )
 
 
@@ -229,11 +235,18 @@ def labels_of(split: Split | Stream, rows: np.ndarray) -> np.ndarray:
   )
 
 
-def take(split: Split | Stream, rows: np.ndarray) -> Split | Stream:
-  """Gives some rows of a split, as a split."""
-  if isinstance(split, Split):
-    return Split(split.images[rows], split.labels[rows])
-  return dataclasses.replace(split, indices=split.indices[rows])
+def read(split: Split | Stream, rows: np.ndarray) -> Split:
+  """Reads some rows of a split into memory, without those that are unreadable.
+
+  Args:
+    split: the split.
+    rows: which ones of it; a few, for nothing is cached.
+
+  Returns:
+    Their images and labels.
+  """
+  images, labels = zip(*_examples(split, rows), strict=True)
+  return Split(np.concatenate(images), np.concatenate(labels))
 
 
 def _decode(stream: Stream, origin: _Origin | None) -> tuple[Split, np.ndarray]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from kdjax import features
 
 _NORMALIZATIONS = 'normalizations'
+_ADAPTATIONS = 'adaptations'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Ensemble(nn.Module):
   """Averages what its members predict; for evaluation only.
 
   It takes pixels from 0 to 255: each member's images are normalised with its
-  own mean and standard deviation, in the collection `normalizations`. The
-  members are the modules `member1`, `member2`, …, so that their features are
+  own mean and standard deviation, in the collection `normalizations`, and
+  its outputs are made logits as the collection `adaptations` says. The members
+  are the modules `member1`, `member2`, …, so that their features are
   called `member1/stage1`, ….
 
   Attributes:
@@ -60,7 +62,8 @@ class Ensemble(nn.Module):
       normalization: Any = self.get_variable(_NORMALIZATIONS, name)
       model = member.model.clone(parent=self, name=name)
       logits = model(features.normalize(images, **normalization), train=False)
-      every.append(logits.astype(jnp.float32))
+      adaptation: Any = self.get_variable(_ADAPTATIONS, name, {})
+      every.append(features.to_logits(logits, adaptation))
     stacked = jnp.stack(every)
     if self.average == 'logits':
       return stacked.mean(axis=0)
@@ -79,7 +82,8 @@ def join(
   """Makes an ensemble of networks.
 
   Args:
-    networks: the model and the variables of each, with `normalization`.
+    networks: the model and the variables of each, with `normalization` and, if
+      need be, `adaptation`.
     average: 'probabilities', the mean of which is the prediction of Lakshmi-
       narayanan et al., 2017, https://arxiv.org/abs/1612.01474; or 'logits'.
 
@@ -90,10 +94,11 @@ def join(
     'params': 'params',
     'batch_stats': 'batch_stats',
     _NORMALIZATIONS: 'normalization',
+    _ADAPTATIONS: 'adaptation',
   }
   variables = {
     ours: {
-      member_name(index): variables[theirs]
+      member_name(index): variables.get(theirs, {})
       for index, (_, variables) in enumerate(networks)
     }
     for ours, theirs in collections.items()

@@ -27,6 +27,14 @@ from kdjax.models import conv, norm, pool
 
 _EPSILON = 1e-5
 
+# Kernel size and stride of the first convolution, and whether a 3×3 max-pool
+# of stride 2 follows it.
+STEMS = {
+  'imagenet': (7, 2, True),
+  'cifar': (3, 1, False),
+  'cifar_pool': (3, 1, True),
+}
+
 Conv = functools.partial(
   nn.Conv,
   kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
@@ -185,8 +193,9 @@ class ResNet(nn.Module):
     block: class of the blocks.
     stage_sizes: number of blocks of each stage.
     num_classes: number of logits.
-    stem: 'imagenet' (7×7 stride 2, then 3×3 max-pool stride 2) or 'cifar' (3×3
-      stride 1, no pool).
+    stem: 'imagenet' (7×7 stride 2, then 3×3 max-pool stride 2), 'cifar' (3×3
+      stride 1, no pool) or 'cifar_pool' (3×3 stride 1, then that max-pool), the
+      weights of which are those of 'cifar'.
     width: channels of the stem; stage i works at width · 2^(i-1).
     dtype: dtype of the computation, bfloat16 or float32.
     folded: whether each convolution has a bias and no BatchNorm after it; for
@@ -225,26 +234,24 @@ class ResNet(nn.Module):
         'a folded network cannot be trained: its BatchNorms are part of its '
         'convolutions'
       )
-    x = jnp.asarray(images, self.dtype)
-    conv1 = functools.partial(
-      _conv_norm,
-      x,
+    if self.stem not in STEMS:
+      raise ValueError(
+        f"unknown stem '{self.stem}': expected one of {', '.join(STEMS)}"
+      )
+    kernel_size, stride, pooled = STEMS[self.stem]
+    x = _conv_norm(
+      jnp.asarray(images, self.dtype),
       self.width,
+      (kernel_size, kernel_size),
+      strides=stride,
+      padding=kernel_size // 2,
       name='conv1',
       train=train,
       folded=self.folded,
       dtype=self.dtype,
     )
-    if self.stem == 'imagenet':
-      x = conv1((7, 7), strides=2, padding=3)
-    elif self.stem == 'cifar':
-      x = conv1((3, 3), padding=1)
-    else:
-      raise ValueError(
-        f"unknown stem '{self.stem}': expected 'imagenet' or 'cifar'"
-      )
     x = nn.relu(x)
-    if self.stem == 'imagenet':
+    if pooled:
       x = pool.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     # Of its arguments, itself included, `train` is no array.
     remat_stage = nn.remat(Stage, static_argnums=(2,))
@@ -337,6 +344,22 @@ class ResNet(nn.Module):
         f'{", ".join(stages)}'
       )
     return self.clone(remat=tuple(names))
+
+
+def stems_like(stem: str) -> list[str]:
+  """Lists the other stems that have the same weights as one.
+
+  Args:
+    stem: a name in `STEMS`, or any other, for which there are none.
+
+  Returns:
+    Their names.
+  """
+  return [
+    other
+    for other in STEMS
+    if stem in STEMS and other != stem and STEMS[other][0] == STEMS[stem][0]
+  ]
 
 
 MODELS = {

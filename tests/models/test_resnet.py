@@ -66,6 +66,7 @@ def test_number_of_parameters_is_the_published_one(
     ('resnet18', 'imagenet', 33, (9, 5, 3, 2)),
     ('resnet50', 'cifar', 32, (32, 16, 8, 4)),
     ('resnet18', 'cifar', 9, (9, 5, 3, 2)),
+    ('resnet18', 'cifar_pool', 9, (5, 3, 2, 1)),
   ],
 )
 def test_stages_have_the_published_shapes(name, stem, side, sides):
@@ -321,5 +322,7 @@ def test_a_word_that_is_no_dtype_is_refused():
 
 def test_an_unknown_stem_is_refused():
   model = models.build('resnet18', num_classes=10, stem='mnist')
-  with pytest.raises(ValueError, match=r"'mnist'.*'imagenet' or 'cifar'"):
+  with pytest.raises(
+    ValueError, match=r"'mnist': expected one of imagenet, cif"
+  ):
     shapes_of(model)
