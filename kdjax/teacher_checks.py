@@ -414,13 +414,18 @@ def _check_alternatives(
   if found.right.mean() <= first.right.mean():
     return
   whole = _run(teacher.network, best, images, batch_size)
+  # Of ways that all know nothing one is the best by accident.
+  balanced, chance = balanced_accuracy(
+    np.where(whole.right, images.labels, -1), images.labels
+  )
+  if balanced < chance + _KNOWS * (1 - chance):
+    return
   if not clearly_better(whole.right, right):
     return
   rows = '\n  '.join(
     f'{100 * measured.right.mean():5.1f} %  {candidate.describe()}'
     for candidate, measured in ((assumed, first), *tried)
   )
-  chance = 1 / len(dataset.class_names)
   better = whole.right.mean()
   message = (
     f'the teacher in {teacher.report["path"]} classifies {known}, and guessing '
