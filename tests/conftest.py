@@ -39,6 +39,14 @@ def pytest_addoption(parser):
     help='how many damaged files tests/weights/test_hostile.py reads (default '
     '1500)',
   )
+  parser.addoption(
+    '--shapes',
+    type=int,
+    default=3,
+    metavar='N',
+    help='how many random shapes tests/test_compiler.py compares of each '
+    'computation (default 3)',
+  )
 
 
 def pytest_collection_modifyitems(config, items):

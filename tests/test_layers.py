@@ -449,6 +449,9 @@ DEFINE_FLAGS = (
 )
 KNOW_INTERMEDIATES = ('kdjax.features',)
 
+# An export is compiled where it is loaded.
+COMPILE = ('kdjax.runtime', 'kdjax.export.stablehlo')
+
 
 # Reading a package
 
@@ -570,12 +573,24 @@ def wrong_intermediates(modules: dict[str, ast.Module]) -> list[str]:
   ]
 
 
+def wrong_compilations(modules: dict[str, ast.Module]) -> list[str]:
+  """What is compiled otherwise than by kdjax.runtime may be wrong on CPU."""
+  return [
+    f'{name} calls jax.jit'
+    for name, tree in modules.items()
+    if name not in COMPILE
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Attribute) and ast.unparse(node) == 'jax.jit'
+  ]
+
+
 RULES = (
   without_a_row,
   wrong_arrows,
   wrong_packages,
   wrong_flags,
   wrong_intermediates,
+  wrong_compilations,
 )
 
 
@@ -704,6 +719,12 @@ def test_the_table_names_modules_that_exist():
       'models/resnet.py',
       'self.sow(a, b, c)',
       'kdjax.models.resnet says sow',
+    ),
+    (
+      wrong_compilations,
+      'step.py',
+      'import jax\n\nf = jax.jit(abs)\n',
+      'kdjax.step calls jax.jit',
     ),
   ],
 )
