@@ -14,7 +14,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import devices, logs, runtime
+from kdjax import devices, escape, logs, runtime
 
 
 def define_processes() -> Callable[[], None]:
@@ -93,9 +93,8 @@ def command(
     yield
     sys.stdout.flush()
   except KeyboardInterrupt as interrupt:
-    print(
-      interrupt if interrupt.args else 'stopped by a signal', file=sys.stderr
-    )
+    reason = str(interrupt) if interrupt.args else 'stopped by a signal'
+    print(escape.lines(reason), file=sys.stderr)
     sys.exit(INTERRUPTED)
   except (
     ValueError,
@@ -106,15 +105,16 @@ def command(
   ) as error:
     if isinstance(error, BrokenPipeError) and _nobody_reads():
       sys.exit(_UNREAD)
-    reason: object = error
+    missing = None
     if isinstance(error, RuntimeError | AssertionError):
-      reason = runtime.missing_backend()
-      if not reason:
+      missing = runtime.missing_backend()
+      if not missing:
         raise
     logs.logger.debug('', exc_info=True)
+    message = escape.lines(f'error: {missing or error}')
     if jax.distributed.is_initialized():
-      _leave(f'error: {reason}')
-    sys.exit(f'error: {reason}')
+      _leave(message)
+    sys.exit(message)
 
 
 def _nobody_reads() -> bool:

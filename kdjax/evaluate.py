@@ -7,7 +7,7 @@ import pathlib
 
 from absl import app, flags
 
-from kdjax import checkpoint, measure, results
+from kdjax import checkpoint, escape, measure, results
 from kdjax import predictions as predictions_lib
 from kdjax.command import command
 
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         predictions,
         which,
       )
-      print(f'\npredictions: {output}')
+      print(escape.lines(f'\npredictions: {output}'))
 
 
 if __name__ == '__main__':

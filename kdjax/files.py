@@ -62,6 +62,25 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
     raise
 
 
+def set_aside(path: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
+  """Moves what is damaged out of the way, and keeps it.
+
+  Args:
+    path: a file or a directory of a run.
+    workdir: the run directory.
+
+  Returns:
+    Where it is now: in `damaged/` of the run directory.
+  """
+  directory = workdir / 'damaged'
+  directory.mkdir(exist_ok=True)
+  target, number = directory / path.name, 1
+  while target.exists():
+    number += 1
+    target = target.with_name(f'{path.name}-{number}')
+  return path.rename(target)
+
+
 def _beside(path: pathlib.Path) -> pathlib.Path:
   """Names what a process writes before it takes its place."""
   # Containers on several machines may all have process 1.

@@ -8,7 +8,7 @@ import pathlib
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import devices, methods, results, train
+from kdjax import devices, escape, methods, results, train
 from kdjax.command import command, default_workdir, define_processes
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     result = train.train_and_evaluate(config, workdir)
   if devices.is_first():
     print(results.table(result))
-    print(f'\nrun directory: {workdir}')
+    print(escape.lines(f'\nrun directory: {workdir}'))
 
 
 if __name__ == '__main__':

@@ -70,6 +70,7 @@ def train_and_evaluate(
   workdir = pathlib.Path(workdir)
   session = session or Session()
   with devices.together():
+    config = config_lib.normalize(config)
     config_lib.validate(config)
     config = complete(config, workdir, session)
   devices.check_agree(_facts(config, workdir))
@@ -182,6 +183,7 @@ def _run(
   run = session.program(
     config, dataset, method, hyperparameters, teacher, replay, initial
   )
+  program.check_memory(run.state_shapes())
   with lock.hold(workdir, what):
     # Another process may have made it while the teacher was trained.
     results.check_same_run(workdir, config)
@@ -232,10 +234,11 @@ def _run(
 
     def write() -> None:
       results.write_predictions(workdir, predictions)
+      result['files'] = results.digests_of_files(workdir)
       results.write_result(workdir, result)
 
     devices.write_once(write, lambda: results.read_result(workdir))
-    return result
+    return results.read_result(workdir) or result
 
 
 def _facts(

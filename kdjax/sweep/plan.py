@@ -262,6 +262,7 @@ def _make(
       raise ValueError(
         f'a stage sets config.{field} to {value!r}: {error}'
       ) from error
+  run = config_lib.normalize(run)
   config_lib.validate(run)
   fields = {field for stage in config.stages for field in _fields(stage)}
   shown = config_lib.short_names(sorted(fields))
