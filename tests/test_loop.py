@@ -302,18 +302,23 @@ def test_tensorboard_loses_nothing_and_bears_a_full_disk(tmp_path):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   threads = threading.enumerate()
 
+  # Its file grows faster than that of the metrics.
+  values = {'loss': 1.0, 'accuracy': 0.5, **{f'm{n}': 1.0 for n in range(40)}}
+
   def write():
     with logs.RunLog(
       tmp_path, start_step=0, total_steps=9, tensorboard=True
     ) as log:
-      log.write('train', 3, {'loss': 1.0, 'accuracy': 0.5})
+      log.write('train', 1, values)
       (events,) = (tmp_path / 'tensorboard').iterdir()
       # On the disk already, should the run be killed now.
       assert b'train/accuracy' in events.read_bytes()
+      first = events.stat().st_size
+      log.write('train', 3, values)
       # More than what the other file will have.
-      size = events.stat().st_size
+      size = events.stat().st_size * 3 // 2 - first // 2
       resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-      log.write('train', 6, {'loss': 1.0, 'accuracy': 0.5})
+      log.write('train', 6, values)
 
   try:
     with pytest.raises(OSError, match=r'metrics of step 6 in .*too large'):
@@ -323,7 +328,7 @@ def test_tensorboard_loses_nothing_and_bears_a_full_disk(tmp_path):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert set(threading.enumerate()) <= set(threads)
-  assert len(logs.read_records(tmp_path)) == 2
+  assert len(logs.read_records(tmp_path)) == 3
 
 
 def test_a_directory_that_cannot_be_made_is_named(start, tmp_path):

@@ -24,10 +24,7 @@ from kdjax import teacher as teacher_lib
 
 
 def lines(workdir, kind=None):
-  records = [
-    json.loads(line)
-    for line in (workdir / 'metrics.jsonl').read_text().splitlines()
-  ]
+  records = logs.read_records(workdir)
   return [record for record in records if kind in (None, record['kind'])]
 
 
@@ -41,7 +38,7 @@ def runs(tmp_path_factory):
 def test_a_run_leaves_what_it_promises(runs):
   root, result = runs
   workdir = root / 'feature'
-  assert json.loads((workdir / 'result.json').read_text()) == result
+  assert results.read_result(workdir) == result
   assert results.read_config(workdir).to_dict() == result['config']
   assert list((workdir / 'tensorboard').glob('events.out.tfevents.*'))
   assert result['method'] == 'feature'
@@ -354,8 +351,9 @@ def test_runs_that_were_moved_together_are_evaluated(runs, tmp_path):
   root, result = runs
   for name in ('teacher', 'feature'):
     shutil.copytree(root / name, tmp_path / 'moved' / name)
-    path = tmp_path / 'moved' / name / 'result.json'
-    path.write_text(path.read_text().replace(str(root), '/gone'))
+    path = tmp_path / 'moved' / name
+    text = json.dumps(results.read_result(path))
+    results.write_result(path, json.loads(text.replace(str(root), '/gone')))
   moved, _ = measure.evaluate(tmp_path / 'moved' / 'feature')
   assert moved['best'] == result['best']
   assert moved['teacher']['test'] == result['teacher']['test']
