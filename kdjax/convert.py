@@ -3,7 +3,9 @@
 python -m kdjax.convert net.pth net.safetensors --mean=imagenet --std=imagenet
 """
 
+import codecs
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ import optax
 from absl import app, flags
 
 from kdjax import checkpoint, digests, models, normalization, pretrained
-from kdjax.command import command
+from kdjax.command import command, define_path
 from kdjax.export import orbax, safetensors, staging
 from kdjax.models import resnet
 
@@ -32,7 +34,7 @@ _STEM = flags.DEFINE_enum(
 _IMAGE_SIZE = flags.DEFINE_integer(
   'image_size', None, 'Height and width of those images in pixels.', 1
 )
-_CLASS_NAMES = flags.DEFINE_string(
+_CLASS_NAMES = define_path(
   'class_names', None, 'File with the name of each class, a line each.'
 )
 _CHECKPOINT = flags.DEFINE_enum(
@@ -46,6 +48,16 @@ _OVERWRITE = flags.DEFINE_boolean(
 )
 
 
+# The first two are longer, and begin as others do.
+_BYTE_ORDER_MARKS = (
+  (codecs.BOM_UTF32_LE, 'utf-32'),
+  (codecs.BOM_UTF32_BE, 'utf-32'),
+  (codecs.BOM_UTF16_LE, 'utf-16'),
+  (codecs.BOM_UTF16_BE, 'utf-16'),
+  (codecs.BOM_UTF8, 'utf-8-sig'),
+)
+
+
 def main(argv: list[str]) -> None:
   """Reads the flags and the arguments SOURCE and DESTINATION, and converts."""
   program, *paths = argv
@@ -55,7 +67,7 @@ def main(argv: list[str]) -> None:
       'DESTINATION; DESTINATION ends with .safetensors, or is a directory'
     )
   with command([program]):
-    source, destination = map(pathlib.Path, paths)
+    source, destination = (pathlib.Path(path).expanduser() for path in paths)
     if destination.suffix and destination.suffix != '.safetensors':
       raise ValueError(
         f'{destination} is neither a file .safetensors nor a directory, which '
@@ -138,8 +150,36 @@ def _class_names() -> list[str] | None:
   """Reads the names of classes that --class_names has, a line each."""
   if not _CLASS_NAMES.value:
     return None
-  text = pathlib.Path(_CLASS_NAMES.value).read_text(encoding='utf-8')
-  return text.splitlines()
+  return _read_names(pathlib.Path(_CLASS_NAMES.value))
+
+
+def _read_names(path: pathlib.Path) -> list[str]:
+  """Reads a file of names, a line each, in whatever Unicode it is."""
+  content = path.read_bytes()
+  encoding = next(
+    (name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)),
+    'utf-8',
+  )
+  try:
+    text = content.decode(encoding)
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f'{path} is no text in UTF-8 (byte {error.start}): save it as UTF-8, or '
+      'as UTF-16 with a byte order mark'
+    ) from error
+  names = [name.strip() for name in re.split('\r\n|\r|\n', text.rstrip())]
+  lines: dict[str, int] = {}
+  for number, name in enumerate(names, 1):
+    if not name or not name.isprintable():
+      raise ValueError(
+        f'{path}, line {number}, is {name!a}: expected the name of a class'
+      )
+    if lines.setdefault(name, number) != number:
+      raise ValueError(
+        f'{path} names {name!a} in line {lines[name]} and in line '
+        f'{number}: expected a name for each class'
+      )
+  return names
 
 
 def _numbers(flag: str, values: Sequence[str] | None) -> list[float]:

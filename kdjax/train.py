@@ -14,6 +14,7 @@ from kdjax import (
   checkpoint,
   data,
   devices,
+  files,
   lock,
   logs,
   loop,
@@ -67,7 +68,8 @@ def train_and_evaluate(
     OSError: a file cannot be written.
     kdjax.signals.Interrupted: SIGTERM or SIGINT came; the run is saved.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = pathlib.Path(workdir).expanduser()
+  files.check_name(workdir)
   session = session or Session()
   with devices.together():
     config = config_lib.normalize(config)
