@@ -39,6 +39,13 @@ def pytest_addoption(parser):
     help='how many damaged files tests/weights/test_hostile.py reads (default '
     '1500)',
   )
+  parser.addoption(
+    '--damages',
+    type=int,
+    default=60,
+    metavar='N',
+    help='how often tests/test_damage.py damages a file of a run (default 60)',
+  )
 
 
 def pytest_collection_modifyitems(config, items):
