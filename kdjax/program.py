@@ -78,6 +78,26 @@ class Plan(NamedTuple):
       self.total_steps - steps_done,
     )
 
+  def dispatches(self, steps_done: int) -> set[int]:
+    """Gives the numbers of steps that are done at once from a step on.
+
+    All whole epochs are divided alike, however many they are.
+    """
+    size = self.steps_per_epoch
+    following = (steps_done // size + 1) * size
+    last = (self.total_steps - 1) // size * size
+    found = set()
+    for first, end in (
+      (steps_done, following),
+      (following, following + size),
+      (max(last, steps_done), self.total_steps),
+    ):
+      while first < min(end, self.total_steps):
+        steps = self.next_dispatch(first)
+        found.add(steps)
+        first += steps
+    return found
+
 
 def plan(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Plan:
   """Plans a run.
@@ -509,14 +529,12 @@ class Program:
     """
     start = time.perf_counter()
     epoch = self._epoch_shapes()
-    while steps_done < self.plan.total_steps:
-      steps = self.plan.next_dispatch(steps_done)
+    for steps in self.plan.dispatches(steps_done):
       if steps not in self._compiled:
         self._compiled[steps] = self._run_steps.lower(
           state, epoch, self._train, *self._arguments, steps=steps
         ).compile()
         _check_working_memory(self._compiled[steps])
-      steps_done += steps
     self.compile_time_s += time.perf_counter() - start
 
   def run(
