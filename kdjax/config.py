@@ -477,7 +477,7 @@ def _split(value: Any, *, paths: bool) -> list[Any]:
   if paths and os.path.exists(os.path.expanduser(value)):
     parts = [value]
   else:
-    parts = [part.strip() for part in value.split(',')]
+    parts = [part.strip() for part in value.split(',') if part.strip()]
   return list(map(os.path.expanduser, parts)) if paths else parts
 
 

@@ -159,7 +159,22 @@ def differences(
   """
   if not is_run(workdir):
     return {}
-  return compare(relevant(_read_config(workdir)), relevant(as_json(config)))
+  return config_differences(_read_config(workdir), config)
+
+
+def config_differences(
+  there: Mapping[str, Any], config: ml_collections.ConfigDict
+) -> dict[str, str]:
+  """Compares the configuration of a run, as JSON, with another.
+
+  Args:
+    there: as a file of the run has it.
+    config: a run's configuration.
+
+  Returns:
+    As `differences`.
+  """
+  return compare(relevant(there), relevant(as_json(config)))
 
 
 def compare(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

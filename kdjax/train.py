@@ -77,6 +77,7 @@ def train_and_evaluate(
     config = complete(config, workdir, session)
   devices.check_agree(_facts(config, workdir))
   results.check_same_run(workdir, config)
+  _check_same_checkpoint(workdir, config)
   if result := results.read_result(workdir):
     with devices.together():
       initial_lib.check_began_with(
@@ -87,6 +88,26 @@ def train_and_evaluate(
       )
     return _evaluate(workdir, config)
   return _run(config, workdir, session)
+
+
+def _check_same_checkpoint(
+  workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> None:
+  """Checks that a run that has lost its configuration goes on with the same."""
+  if results.is_run(workdir) or not _has_checkpoint(workdir):
+    return
+  there = checkpoint.read_metadata(workdir, 'last')['config']
+  if differing := results.config_differences(there, config):
+    shown = '\n  '.join(differing.values())
+    raise ValueError(
+      f'{workdir} has no config.json, and checkpoints of another configuration:'
+      f'\n  {shown}\nChoose another run directory, or remove that one'
+    )
+  logger.warning(
+    '%s has lost its config.json; it is written again as its checkpoints have '
+    'it',
+    workdir,
+  )
 
 
 def complete(

@@ -292,7 +292,7 @@ def test_names_in_one_text_are_several(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'x,y').touch()
   config = config_lib.default()
-  config.teacher.ensemble = ('a, b', 'x,y')
+  config.teacher.ensemble = ('a, b', 'x,y', '')
   config.device.remat = ('stage1,stage2',)
   config.method.feature.student_features = ('stage3,stage4',)
   config.method.feature.teacher_features = ('stage1', 'stage2')

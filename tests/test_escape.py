@@ -119,6 +119,18 @@ def test_a_report_shows_any_name(tmp_path):
   assert next(csv.DictReader(io.StringIO(text)))['label'] == 'teacher <b>|*_`'
 
 
+def test_letters_that_the_font_lacks_are_told_apart():
+  names = ('\U0001f9ff', '\U0001f9fe', 'père')
+  figure = figures.confusion_matrices(names, {'a': np.eye(3)})
+  assert gallery.png(figure)
+  labels = figure.axes[0].get_yticklabels()
+  assert [label.get_text() for label in labels] == [
+    '\\U0001f9ff',
+    '\\U0001f9fe',
+    'père',
+  ]
+
+
 def test_figures_show_any_name():
   share = np.eye(len(HOSTILE))
   figure = figures.confusion_matrices(HOSTILE, {HOSTILE[1]: share})

@@ -359,6 +359,24 @@ def test_runs_that_were_moved_together_are_evaluated(runs, tmp_path):
   assert moved['teacher']['test'] == result['teacher']['test']
 
 
+def test_files_of_a_run_that_do_not_agree_are_told(runs, tmp_path):
+  root, result = runs
+  workdir = tmp_path / 'feature'
+  shutil.copytree(root / 'feature', workdir)
+  shutil.copytree(root / 'teacher', tmp_path / 'teacher')
+  other = json.loads(json.dumps(result))
+  other['config']['train']['label_smoothing'] = 0.5
+  results.write_result(workdir, other)
+  with pytest.raises(ValueError, match=r'do not agree .*\n  train\.label_smoo'):
+    measure.evaluate(workdir)
+  # What the checkpoints know of a configuration that is lost.
+  (workdir / 'config.json').unlink()
+  config = tiny.config()
+  config.seed = 3
+  with pytest.raises(ValueError, match=r'no config\.json, .*\n  seed: 0 there'):
+    train.train_and_evaluate(config, workdir)
+
+
 def test_a_result_that_is_missing_is_made_without_training(
   runs, tmp_path, monkeypatch
 ):

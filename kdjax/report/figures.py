@@ -636,15 +636,34 @@ def _text_width(text: str) -> float:
   return width / 72
 
 
+def _drawable(text: str) -> str:
+  """Escapes what is not printable, and letters that the font lacks.
+
+  They would all be the same box, and so would names.
+  """
+  fonts = [
+    font_manager.get_font(
+      font_manager.findfont(font_manager.FontProperties(family=[family]))
+    )
+    for family in matplotlib.rcParams['font.family']
+  ]
+  return ''.join(
+    character
+    if any(font.get_char_index(ord(character)) for font in fonts)
+    else character.encode('unicode_escape').decode()
+    for character in escape.printable(text)
+  )
+
+
 def _fill(text: str, width: float) -> str:
   """Breaks a text into lines of so many inches."""
   # A letter of mean width is 0.06 inches wide.
-  filled = textwrap.fill(escape.printable(text), max(8, int(width / 0.06)))
+  filled = textwrap.fill(_drawable(text), max(8, int(width / 0.06)))
   return escape.figure(filled)
 
 
 def _shorten(name: str, most: int = 24) -> str:
-  name = escape.printable(name)
+  name = _drawable(name)
   return escape.figure(name if len(name) <= most else f'{name[: most - 1]}…')
 
 
