@@ -3,16 +3,14 @@
 python -m kdjax.convert net.pth net.safetensors --mean=imagenet --std=imagenet
 """
 
-import codecs
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import optax
 from absl import app, flags
 
-from kdjax import checkpoint, digests, models, normalization, pretrained
+from kdjax import checkpoint, class_names, digests, models, normalization, pretrained
 from kdjax.command import command, define_path
 from kdjax.export import orbax, safetensors, staging
 from kdjax.models import resnet
@@ -45,16 +43,6 @@ _EMA = flags.DEFINE_boolean(
 )
 _OVERWRITE = flags.DEFINE_boolean(
   'overwrite', False, 'Whether to replace DESTINATION if it is there.'
-)
-
-
-# The first two are longer, and begin as others do.
-_BYTE_ORDER_MARKS = (
-  (codecs.BOM_UTF32_LE, 'utf-32'),
-  (codecs.BOM_UTF32_BE, 'utf-32'),
-  (codecs.BOM_UTF16_LE, 'utf-16'),
-  (codecs.BOM_UTF16_BE, 'utf-16'),
-  (codecs.BOM_UTF8, 'utf-8-sig'),
 )
 
 
@@ -150,36 +138,7 @@ def _class_names() -> list[str] | None:
   """Reads the names of classes that --class_names has, a line each."""
   if not _CLASS_NAMES.value:
     return None
-  return _read_names(pathlib.Path(_CLASS_NAMES.value))
-
-
-def _read_names(path: pathlib.Path) -> list[str]:
-  """Reads a file of names, a line each, in whatever Unicode it is."""
-  content = path.read_bytes()
-  encoding = next(
-    (name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)),
-    'utf-8',
-  )
-  try:
-    text = content.decode(encoding)
-  except UnicodeDecodeError as error:
-    raise ValueError(
-      f'{path} is no text in UTF-8 (byte {error.start}): save it as UTF-8, or '
-      'as UTF-16 with a byte order mark'
-    ) from error
-  names = [name.strip() for name in re.split('\r\n|\r|\n', text.rstrip())]
-  lines: dict[str, int] = {}
-  for number, name in enumerate(names, 1):
-    if not name or not name.isprintable():
-      raise ValueError(
-        f'{path}, line {number}, is {name!a}: expected the name of a class'
-      )
-    if lines.setdefault(name, number) != number:
-      raise ValueError(
-        f'{path} names {name!a} in line {lines[name]} and in line '
-        f'{number}: expected a name for each class'
-      )
-  return names
+  return class_names.read(pathlib.Path(_CLASS_NAMES.value))
 
 
 def _numbers(flag: str, values: Sequence[str] | None) -> list[float]:

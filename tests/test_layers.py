@@ -143,6 +143,7 @@ ALLOWED = {
   'kdjax.export.stablehlo': ('models', 'programs', 'step', 'student'),
   'kdjax.convert': (
     'checkpoint',
+    'class_names',
     'command',
     'digests',
     'export.orbax',
@@ -381,6 +382,7 @@ ALLOWED = {
     'version',
   ),
   'kdjax.files': (),
+  'kdjax.class_names': (),
   'kdjax.escape': (),
   'kdjax.float32': (),
   'kdjax.memory': (),

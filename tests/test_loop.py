@@ -372,6 +372,8 @@ def test_a_damaged_newest_checkpoint_is_made_again(
   meanwhile(12, terminate)
   with pytest.raises(signals.Interrupted, match='from step 14'):
     start(tmp_path)
+  saved = checkpoint.read_metadata(tmp_path, 'last')
+  assert saved['metrics_lines'] == len(logs.read_records(tmp_path))
   path = tmp_path / 'checkpoints' / '14' / 'metadata' / 'metadata'
   changed = json.loads(path.read_text()) | {'wall_time_s': 0.0}
   path.write_text(json.dumps(changed))
