@@ -1,7 +1,9 @@
 """Damaged files of a run: each is named in a line, or changes nothing shown."""
 
 import collections
+import io
 import json
+import logging
 import random
 import shutil
 
@@ -89,6 +91,9 @@ def try_damages(root, run, files, readers, count):
     return str(readers[name](path)).replace(str(path), 'RUN')
 
   generator = random.Random(0)
+  said = io.StringIO()
+  handler = logging.StreamHandler(said)
+  logs.logger.addHandler(handler)
   expected = {name: show(name, run) for name in readers}
   outcomes, wrong = collections.Counter(), []
   copy = root / run.name
@@ -99,12 +104,15 @@ def try_damages(root, run, files, readers, count):
     file.write_bytes(content)
     for name in readers:
       detail = ''
+      said.truncate(0)
       try:
         shown = show(name, copy)
         if shown == expected[name]:
           outcome = 'nothing changed'
+        elif file.name in shown or str(copy) in said.getvalue():
+          outcome = 'told'
         else:
-          outcome = 'told' if file.name in shown else 'CHANGED IN SILENCE'
+          outcome = 'CHANGED IN SILENCE'
       except (ValueError, OSError) as error:
         detail = str(error)
         outcome = 'refused' if str(copy) in detail else 'NO FILE NAMED'
@@ -115,6 +123,7 @@ def try_damages(root, run, files, readers, count):
         where = file.relative_to(copy)
         wrong.append(f'{where} {how}, {name}: {outcome} {detail}')
     shutil.rmtree(copy)
+  logs.logger.removeHandler(handler)
   print(outcomes)
   return wrong
 

@@ -59,7 +59,7 @@ ALLOWED = {
     'sweep.plan',
     'train',
   ),
-  'kdjax.sweep.plan': ('config',),
+  'kdjax.sweep.plan': ('config', 'float32'),
   'kdjax.report': (),
   'kdjax.report.__main__': ('command', 'report.write'),
   'kdjax.report.write': (
