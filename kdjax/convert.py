@@ -10,7 +10,14 @@ from typing import Any
 import optax
 from absl import app, flags
 
-from kdjax import checkpoint, class_names, digests, models, normalization, pretrained
+from kdjax import (
+  checkpoint,
+  class_names,
+  digests,
+  models,
+  normalization,
+  pretrained,
+)
 from kdjax.command import command, define_path
 from kdjax.export import orbax, safetensors, staging
 from kdjax.models import resnet

@@ -327,7 +327,9 @@ def test_tensorboard_loses_nothing_and_bears_a_full_disk(tmp_path):
     gc.collect()
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  assert set(threading.enumerate()) <= set(threads)
+  # The first bar of a process, shown or not, starts a thread of tqdm's.
+  left = set(threading.enumerate()) - set(threads)
+  assert {type(thread).__name__ for thread in left} <= {'TMonitor'}
   assert len(logs.read_records(tmp_path)) == 3
 
 
