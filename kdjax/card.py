@@ -11,17 +11,12 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from kdjax import digests
+from kdjax import digests, float32
 
 _Path = str | os.PathLike[str]
 
 # The largest number that JAX takes for the size of an array.
 _LARGEST = 2**31 - 1
-# The smallest and the largest positive number that float32 holds.
-_TINY = float(np.finfo(np.float32).tiny)
-_HUGE = float(np.finfo(np.float32).max)
 
 
 def seal(card: Mapping[str, Any], **content: Any) -> str:
@@ -144,7 +139,7 @@ def check(card: Mapping[str, Any], path: _Path) -> None:
     f'null for both, or {channels} numbers for each, positive deviations',
   )
   require(
-    _is_number(crop) and 0 < crop <= 1,
+    float32.is_number(crop) and 0 < crop <= 1,
     'preprocessing.crop',
     crop,
     'a number from 0 to 1, not 0',
@@ -222,22 +217,13 @@ def is_normalization(mean: Any, std: Any, channels: int) -> bool:
   return all(
     isinstance(values, list | tuple)
     and len(values) == channels
-    and all(map(_is_number, values))
+    and all(map(float32.is_number, values))
     for values in (mean, std)
-  ) and all(value >= _TINY for value in std)
+  ) and all(value >= float32.TINY for value in std)
 
 
 def _is_size(value: Any) -> bool:
   return type(value) is int and 0 < value <= _LARGEST
-
-
-def _is_number(value: Any) -> bool:
-  """Whether it is a number that float32 can hold."""
-  return (
-    isinstance(value, int | float | np.floating)
-    and not isinstance(value, bool)
-    and bool(-_HUGE <= value <= _HUGE)
-  )
 
 
 # What may be said of a model: whether a value can be, and what it should be.

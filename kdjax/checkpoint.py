@@ -34,7 +34,6 @@ from kdjax.version import __version__
 logger = logging.getLogger(__package__)
 
 _DIRECTORY = 'checkpoints'
-_DAMAGED = 'damaged'
 _CARD = 'model_card.json'
 # A run's configuration, beside its checkpoints.
 _CONFIG = 'config.json'
@@ -210,6 +209,27 @@ class Checkpoints:
       )
     return None
 
+  def validations(self) -> list[dict[str, Any]]:
+    """Gives what the validation of each sound checkpoint gave, as a log has it.
+
+    Returns:
+      Of each that was validated `step`, `epoch`, `accuracy` and `loss`.
+    """
+    found = []
+    for step in sorted(_complete_steps(self._root)):
+      with contextlib.suppress(DamagedError):
+        metadata = _read_metadata(self._root / str(step))
+        if metadata['validation_accuracy'] is not None:
+          found.append(
+            {
+              'step': step,
+              'epoch': metadata['epoch'],
+              'accuracy': metadata['validation_accuracy'],
+              'loss': metadata.get('validation_loss'),
+            }
+          )
+    return found
+
   def _set_aside_unreadable(self) -> None:
     """Keeps from being deleted what nobody can tell the worth of."""
     for step in _complete_steps(self._root):
@@ -222,13 +242,7 @@ class Checkpoints:
     self, step: int, error: DamagedError, remark: str = ''
   ) -> None:
     """Moves a damaged checkpoint away; for one process only."""
-    target = self._workdir / _DAMAGED / str(step)
-    number = 1
-    while target.exists():
-      number += 1
-      target = target.with_name(f'{step}-{number}')
-    target.parent.mkdir(exist_ok=True)
-    (self._root / str(step)).rename(target)
+    target = files.set_aside(self._root / str(step), self._workdir)
     logger.warning('%s. It is now in %s%s', error.reason, target, remark)
 
 
@@ -546,7 +560,8 @@ def read_metadata(path: _Path, checkpoint: str = 'best') -> dict[str, Any]:
     0 … 1), `data_digest`, `teacher_digest`, `step`, `epoch`,
     `validation_accuracy`, `validation_loss`, `wall_time_s`; then what a run
     continues with, `window` (the metrics of each step since the last line of
-    `metrics.jsonl`) and `skipped_in_a_row` (steps left out just before those);
+    `metrics.jsonl`), `skipped_in_a_row` (steps left out just before those) and
+    `metrics_lines` (how many lines that file has);
     then `version` (of kdjax), `arrays` (of each array `dtype`, `shape` and
     `sha256`) and `sha256` (of all the rest of this).
 

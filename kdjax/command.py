@@ -8,13 +8,47 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import devices, logs, runtime
+from kdjax import devices, escape, logs, runtime
+
+# So that --help shows them among those of the command.
+flags.disclaim_key_flags()
+
+
+class _PathParser(flags.ArgumentParser[str]):
+  """Reads a path, whose home directory (`~`) no shell may have expanded."""
+
+  def parse(self, argument: str) -> str:
+    return os.path.expanduser(argument)
+
+
+def define_path(
+  name: str, default: str | None, description: str, *, required: bool = False
+) -> flags.FlagHolder[Any]:
+  """Defines a flag that is the path of a file or a directory.
+
+  Args:
+    name: its name.
+    default: its value where it is not given.
+    description: what `--help` says of it.
+    required: whether it must be given.
+
+  Returns:
+    The flag; a home directory in its value is expanded.
+  """
+  return flags.DEFINE(
+    _PathParser(),
+    name,
+    default,
+    description,
+    serializer=flags.ArgumentSerializer(),
+    required=required,
+  )
 
 
 def define_processes() -> Callable[[], None]:
@@ -93,9 +127,8 @@ def command(
     yield
     sys.stdout.flush()
   except KeyboardInterrupt as interrupt:
-    print(
-      interrupt if interrupt.args else 'stopped by a signal', file=sys.stderr
-    )
+    reason = str(interrupt) if interrupt.args else 'stopped by a signal'
+    print(escape.lines(reason), file=sys.stderr)
     sys.exit(INTERRUPTED)
   except (
     ValueError,
@@ -106,15 +139,16 @@ def command(
   ) as error:
     if isinstance(error, BrokenPipeError) and _nobody_reads():
       sys.exit(_UNREAD)
-    reason: object = error
+    missing = None
     if isinstance(error, RuntimeError | AssertionError):
-      reason = runtime.missing_backend()
-      if not reason:
+      missing = runtime.missing_backend()
+      if not missing:
         raise
     logs.logger.debug('', exc_info=True)
+    message = escape.lines(f'error: {missing or error}')
     if jax.distributed.is_initialized():
-      _leave(f'error: {reason}')
-    sys.exit(f'error: {reason}')
+      _leave(message)
+    sys.exit(message)
 
 
 def _nobody_reads() -> bool:

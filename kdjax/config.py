@@ -1,13 +1,22 @@
 """Every field of a run's configuration, once, with its unit and meaning."""
 
-import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from kdjax import methods, normalization
+from kdjax import float32, methods, normalization
+
+# The fields that are paths. `teacher.sibling` is a name beside the run.
+_PATHS = (
+  'student.init_from',
+  'data.data_dir',
+  'teacher.path',
+  'teacher.ensemble',
+  'teacher.replay',
+)
 
 # The fields of a network that `kdjax.models.build` takes.
 _NETWORK = 'name', 'stem', 'width', 'dtype'
@@ -344,13 +353,26 @@ def short_names(fields: Sequence[str]) -> dict[str, str]:
 
 
 # What each field's value must satisfy, and how to say so.
-_NUMBER_OR_ZERO = (lambda value: value >= 0, '0 or more')
-_POSITIVE = (lambda value: value >= 1, '1 or more')
+_Check = tuple[Callable[[Any], bool], str]
+
+
+def _range(low: float, high: float) -> _Check:
+  return (lambda value: low <= value <= high, f'from {low:,} to {high:,}')
+
+
+# No number of examples or steps is larger; indices are int32.
+_MOST = 2**31 - 1
+_NUMBER_OR_ZERO = _range(0, _MOST)
+_POSITIVE = _range(1, _MOST)
 _FRACTION = (lambda value: 0 <= value < 1, 'from 0 to less than 1')
-
-
-def _is_finite(value: Any) -> bool:
-  return isinstance(value, int | float) and math.isfinite(value)
+_AMOUNT = (lambda value: value >= 0, '0 or more')
+# Of a number that says nothing else; as a rule it counts something.
+_INTEGER = _NUMBER_OR_ZERO
+_FLOAT = (
+  float32.holds,
+  f'a number that float32 holds: 0, or from {float32.TINY:.1e} to '
+  f'{float32.HUGE:.1e}',
+)
 
 
 def _one_of(*values: str) -> tuple[Callable[[Any], bool], str]:
@@ -360,28 +382,28 @@ def _one_of(*values: str) -> tuple[Callable[[Any], bool], str]:
 _DTYPE = _one_of('float32', 'bfloat16')
 _HEAD = _one_of('keep', 'fresh')
 
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+_CHECKS: dict[str, _Check] = {
   'student.dtype': _DTYPE,
-  'student.width': _NUMBER_OR_ZERO,
+  'student.width': _range(0, 65_536),
   'student.head': _HEAD,
   'data.validation_fraction': _FRACTION,
   'data.train_limit': _NUMBER_OR_ZERO,
-  'data.crop_padding': _NUMBER_OR_ZERO,
-  'data.image_size': _NUMBER_OR_ZERO,
-  'data.random_resized_crop': (lambda value: 0 <= value <= 1, 'from 0 to 1'),
-  'data.workers': _NUMBER_OR_ZERO,
+  'data.crop_padding': _range(0, 16_384),
+  'data.image_size': _range(0, 16_384),
+  'data.random_resized_crop': _range(0, 1),
+  'data.workers': _range(0, 1024),
   'data.corrupt': _one_of('error', 'skip'),
-  'train.epochs': _POSITIVE,
+  'train.epochs': _range(1, 1_000_000),
   'train.max_steps': _NUMBER_OR_ZERO,
   'train.batch_size': _POSITIVE,
   'train.accumulate': _POSITIVE,
   'train.optimizer': _one_of('sgd', 'adamw'),
   'train.learning_rate': (lambda value: value > 0, 'more than 0'),
   'train.schedule': _one_of('cosine', 'constant'),
-  'train.warmup_epochs': _NUMBER_OR_ZERO,
+  'train.warmup_epochs': _range(0, 1_000_000),
   'train.momentum': _FRACTION,
-  'train.weight_decay': _NUMBER_OR_ZERO,
-  'train.clip_norm': _NUMBER_OR_ZERO,
+  'train.weight_decay': _AMOUNT,
+  'train.clip_norm': _AMOUNT,
   'train.label_smoothing': _FRACTION,
   'train.nonfinite': _one_of('stop', 'skip'),
   'train.ema_decay': _FRACTION,
@@ -391,27 +413,100 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
   'checkpoint.keep': _POSITIVE,
   'checkpoint.every_steps': _NUMBER_OR_ZERO,
   'log.every_steps': _POSITIVE,
-  'teacher.dtype': (
-    lambda value: value is None or _DTYPE[0](value),
-    f'None or {_DTYPE[1]}',
-  ),
+  'teacher.width': _range(1, 65_536),
+  'teacher.dtype': _DTYPE,
   'teacher.head': _HEAD,
   'teacher.ensemble': (
     lambda value: all(isinstance(path, str) and path for path in value),
     'a tuple of paths; ensembles have no ensembles as members',
   ),
   'teacher.mean': (
-    lambda value: all(map(_is_finite, value)),
+    lambda value: all(map(float32.holds, value)),
     'a tuple of finite numbers',
   ),
   'teacher.std': (
-    lambda value: all(_is_finite(one) and one > 0 for one in value),
+    lambda value: all(float32.holds(one) and one > 0 for one in value),
     'a tuple of finite numbers above 0',
   ),
   'teacher.average': _one_of('probabilities', 'logits'),
   'teacher.checkpoint': _one_of('best', 'last'),
   'teacher.replay_dtype': _DTYPE,
 }
+
+
+def normalize(config: ConfigDict) -> ConfigDict:
+  """Gives a configuration the form in which the rest of kdjax knows it.
+
+  A home directory (`~`) in a path is expanded, and text with commas in a tuple
+  of names is several of them, unless it is the path of something as a whole:
+  `--config.teacher.ensemble=a,b` sets one such text.
+
+  Args:
+    config: a run's configuration.
+
+  Returns:
+    A copy.
+  """
+  config = config.copy_and_resolve_references()
+  for field in _PATHS:
+    section, key = field.split('.')
+    value = config[section][key]
+    if isinstance(value, str):
+      config[section][key] = os.path.expanduser(value)
+
+  def split(section: ConfigDict, prefix: str) -> None:
+    for key, value in section.items():
+      if isinstance(value, ConfigDict):
+        split(value, f'{prefix}{key}.')
+      elif isinstance(value, tuple) and any(
+        isinstance(one, str) for one in value
+      ):
+        paths = f'{prefix}{key}' in _PATHS
+        section[key] = tuple(
+          part for one in value for part in _split(one, paths=paths)
+        )
+
+  split(config, '')
+  return config
+
+
+def _split(value: Any, *, paths: bool) -> list[Any]:
+  """Splits a name at its commas."""
+  if not isinstance(value, str):
+    return [value]
+  if paths and os.path.exists(os.path.expanduser(value)):
+    parts = [value]
+  else:
+    parts = [part.strip() for part in value.split(',') if part.strip()]
+  return list(map(os.path.expanduser, parts)) if paths else parts
+
+
+def _check_fields(config: ConfigDict) -> None:
+  """Checks each field by itself, and every number, of whatever field."""
+  for field, value in flatten(config).items():
+    # The teacher is trained with the same fields, unless they are None.
+    check = _CHECKS.get(field, _CHECKS.get(field.removeprefix('teacher.')))
+    if value is None and field.startswith('teacher.'):
+      continue
+    checks = [check] if check else []
+    if isinstance(value, float):
+      checks.insert(0, _FLOAT)
+    elif isinstance(value, int) and not isinstance(value, bool) and not check:
+      checks.append(_INTEGER)
+    for valid, expected in checks:
+      if not valid(value):
+        raise ValueError(f'config.{field} is {value!r}: expected {expected}')
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+  """Gives the value of each field of a configuration, by its dotted name."""
+  found: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      found |= {f'{key}.{name}': one for name, one in flatten(value).items()}
+    else:
+      found[key] = value
+  return found
 
 
 def validate(config: ConfigDict) -> None:
@@ -429,13 +524,9 @@ def validate(config: ConfigDict) -> None:
       'this is not the configuration of a run; that of a sweep belongs to '
       'kdjax.sweep'
     )
+  _check_fields(config)
   name = config.method.name
   methods.build(name, config.method.get(name, {}))
-  for field, (valid, expected) in _CHECKS.items():
-    section, key = field.split('.')
-    value = config[section][key]
-    if not valid(value):
-      raise ValueError(f'config.{field} is {value!r}: expected {expected}')
   student, teacher = config.student, config.teacher
   if not (student.name and student.stem and student.width) and not (
     student.init_from

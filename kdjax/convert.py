@@ -10,8 +10,15 @@ from typing import Any
 import optax
 from absl import app, flags
 
-from kdjax import checkpoint, digests, models, normalization, pretrained
-from kdjax.command import command
+from kdjax import (
+  checkpoint,
+  class_names,
+  digests,
+  models,
+  normalization,
+  pretrained,
+)
+from kdjax.command import command, define_path
 from kdjax.export import orbax, safetensors, staging
 from kdjax.models import resnet
 
@@ -32,7 +39,7 @@ _STEM = flags.DEFINE_enum(
 _IMAGE_SIZE = flags.DEFINE_integer(
   'image_size', None, 'Height and width of those images in pixels.', 1
 )
-_CLASS_NAMES = flags.DEFINE_string(
+_CLASS_NAMES = define_path(
   'class_names', None, 'File with the name of each class, a line each.'
 )
 _CHECKPOINT = flags.DEFINE_enum(
@@ -55,7 +62,7 @@ def main(argv: list[str]) -> None:
       'DESTINATION; DESTINATION ends with .safetensors, or is a directory'
     )
   with command([program]):
-    source, destination = map(pathlib.Path, paths)
+    source, destination = (pathlib.Path(path).expanduser() for path in paths)
     if destination.suffix and destination.suffix != '.safetensors':
       raise ValueError(
         f'{destination} is neither a file .safetensors nor a directory, which '
@@ -138,8 +145,7 @@ def _class_names() -> list[str] | None:
   """Reads the names of classes that --class_names has, a line each."""
   if not _CLASS_NAMES.value:
     return None
-  text = pathlib.Path(_CLASS_NAMES.value).read_text(encoding='utf-8')
-  return text.splitlines()
+  return class_names.read(pathlib.Path(_CLASS_NAMES.value))
 
 
 def _numbers(flag: str, values: Sequence[str] | None) -> list[float]:

@@ -7,15 +7,15 @@ import pathlib
 
 from absl import app, flags
 
-from kdjax import checkpoint, measure, results
+from kdjax import checkpoint, escape, measure, results
 from kdjax import predictions as predictions_lib
-from kdjax.command import command
+from kdjax.command import command, define_path
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.', required=True)
-_DATA_DIR = flags.DEFINE_string(
+_WORKDIR = define_path('workdir', None, 'Run directory.', required=True)
+_DATA_DIR = define_path(
   'data_dir', None, 'Where the data are, if not where they were in training.'
 )
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = define_path(
   'output',
   None,
   'File for the prediction of each test example: .csv (classes by name) or '
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         predictions,
         which,
       )
-      print(f'\npredictions: {output}')
+      print(escape.lines(f'\npredictions: {output}'))
 
 
 if __name__ == '__main__':

@@ -3,10 +3,14 @@
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import socket
 from collections.abc import Iterator
 from typing import BinaryIO
+
+# Control characters, ends of lines, and what stands for bytes that are no text.
+_UNTOLD = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
 
 @contextlib.contextmanager
@@ -60,6 +64,42 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
   except BaseException:
     shutil.rmtree(temporary, ignore_errors=True)
     raise
+
+
+def check_name(path: pathlib.Path) -> None:
+  """Checks that a directory to be made can be told in a line.
+
+  Args:
+    path: the directory.
+
+  Raises:
+    ValueError: its name has an end of a line, a control character or bytes that
+      are no text.
+  """
+  if _UNTOLD.search(str(path)):
+    raise ValueError(
+      f'the run directory is {str(path)!a}: choose a --workdir without '
+      'ends of lines, control characters and bytes that are not UTF-8'
+    )
+
+
+def set_aside(path: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
+  """Moves what is damaged out of the way, and keeps it.
+
+  Args:
+    path: a file or a directory of a run.
+    workdir: the run directory.
+
+  Returns:
+    Where it is now: in `damaged/` of the run directory.
+  """
+  directory = workdir / 'damaged'
+  directory.mkdir(exist_ok=True)
+  target, number = directory / path.name, 1
+  while target.exists():
+    number += 1
+    target = target.with_name(f'{path.name}-{number}')
+  return path.rename(target)
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:

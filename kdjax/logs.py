@@ -11,24 +11,37 @@ import logging
 import math
 import os
 import pathlib
+import reprlib
 import socket
 import statistics
+import struct
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorboardX
+import tensorboardX.record_writer
 import tqdm
 from absl import flags
 from absl import logging as absl_logging
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from kdjax import files
+from kdjax import escape, files
 
 logger = logging.getLogger('kdjax')
 
-_METRICS = 'metrics.jsonl'
+METRICS = 'metrics.jsonl'
+"""The file of a run's metrics in its directory."""
+
+# What each line of it has beside the metrics: its number, from 1, and the
+# CRC-32 of all the rest of it.
+_LINE, _CRC = 'line', 'crc32'
+# What is text in it.
+_KINDS = 'train', 'validation'
+# What each kind of line has; a number, or None where that is not finite.
+_METRICS_OF = {'train': ('loss',), 'validation': ('epoch', 'accuracy', 'loss')}
 
 # Images/s stand in the postfix, from the device's own pace: the rate that tqdm
 # sees is that of steps handed to the device.
@@ -42,25 +55,7 @@ class _Handler(logging.Handler):
   """Writes lines to standard error without breaking a progress bar."""
 
   def emit(self, record: logging.LogRecord) -> None:
-    tqdm.tqdm.write(self.format(record), file=sys.stderr)
-
-
-def printable(text: str) -> str:
-  """Makes a name fit to be shown in a line.
-
-  Args:
-    text: such as the name of a file, in whatever encoding.
-
-  Returns:
-    The same, with escapes in place of what ends a line or steers a terminal.
-  """
-  decoded = os.fsencode(text).decode(errors='replace')
-  return ''.join(
-    character
-    if character.isprintable()
-    else character.encode('unicode_escape').decode()
-    for character in decoded
-  )
+    tqdm.tqdm.write(escape.lines(self.format(record)), file=sys.stderr)
 
 
 def quiet() -> None:
@@ -126,6 +121,13 @@ class RunLog:
       steps, written before a run was cut off, are removed: they come again.
     total_steps: steps of the whole run.
     tensorboard: whether TensorBoard events are written.
+    lines: how many lines of metrics there were at that step; None if that is
+      unknown.
+    validations: of the checkpoints there, what their validation gave, to stand
+      in for lines that are damaged.
+
+  Attributes:
+    lines: how many lines of metrics there are.
   """
 
   def __init__(
@@ -135,12 +137,15 @@ class RunLog:
     start_step: int,
     total_steps: int,
     tensorboard: bool,
+    lines: int | None = None,
+    validations: Sequence[Mapping[str, Any]] = (),
   ):
-    self._path = workdir / _METRICS
-    _drop_after(self._path, start_step)
+    self._path = workdir / METRICS
+    records = _recover(self._path, start_step, lines, validations)
+    self.lines = len(records)
     self._file = self._path.open('a', encoding='utf-8')
     self._events = (
-      _Events(workdir / 'tensorboard', start_step) if tensorboard else None
+      _Events(workdir, start_step, records) if tensorboard else None
     )
     self._bar = tqdm.tqdm(
       initial=start_step,
@@ -195,16 +200,11 @@ class RunLog:
       for name, value in record.items()
     }
     try:
-      self._file.write(json.dumps(finite, allow_nan=False) + '\n')
+      self._file.write(_line(finite, self.lines + 1))
       self._file.flush()
+      self.lines += 1
       if self._events:
-        self._events.write(
-          step,
-          {
-            f'{kind}/{name}': value
-            for name, value in (metrics | timings).items()
-          },
-        )
+        self._events.write(record)
     except OSError as error:
       raise files.cannot_write(
         f'the metrics of step {step} in {self._path.parent}', error
@@ -230,29 +230,53 @@ class _Events:
   a run that is killed, and it does not survive a full disk.
 
   Args:
-    directory: where the file is added.
+    workdir: the run directory, where the file is added.
     done: steps done. What earlier files have of later ones is not shown.
+    records: the metrics of those steps, which are written again where an
+      earlier file is damaged.
   """
 
-  def __init__(self, directory: pathlib.Path, done: int):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    done: int,
+    records: Sequence[Mapping[str, Any]],
+  ):
+    directory = workdir / 'tensorboard'
     directory.mkdir(exist_ok=True)
+    written = sorted(directory.glob('events.out.tfevents.*'))
+    damaged = [path for path in written if not _is_sound(path)]
+    for path in damaged:
+      logger.warning(
+        '%s is damaged, and is now %s; its metrics are written again',
+        path,
+        files.set_aside(path, workdir),
+      )
     # TensorBoard reads them in the order of their names.
     parts = int(time.time()), socket.gethostname(), os.getpid()
     name = '.'.join(map(str, ('events.out.tfevents', *parts)))
     self._file = tensorboardX.RecordWriter(str(directory / name))
     self._add(file_version='brain.Event:2')
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._add(step=done + 1, session_log=start)
+    self._add(step=1 if damaged else done + 1, session_log=start)
+    for record in records if damaged else ():
+      self.write(record)
 
   def _add(self, **content: Any) -> None:
     event = event_pb2.Event(wall_time=time.time(), **content)
     self._file.write(event.SerializeToString())
 
-  def write(self, step: int, values: Mapping[str, float]) -> None:
+  def write(self, record: Mapping[str, Any]) -> None:
+    kind, step = record['kind'], record['step']
     summary = summary_pb2.Summary(
       value=[
-        summary_pb2.Summary.Value(tag=tag, simple_value=value)
-        for tag, value in values.items()
+        summary_pb2.Summary.Value(
+          # Names of features are a user's.
+          tag=escape.printable(f'{kind}/{name}'),
+          simple_value=math.nan if value is None else value,
+        )
+        for name, value in record.items()
+        if name not in ('kind', 'step')
       ]
     )
     self._add(step=step, summary=summary)
@@ -262,8 +286,32 @@ class _Events:
     self._file.close()
 
 
+def _is_sound(path: pathlib.Path) -> bool:
+  """Whether the records of a TensorBoard file have their checksums.
+
+  The last one may have been cut off with its run.
+  """
+  content = path.read_bytes()
+  checksum = tensorboardX.record_writer.masked_crc32c
+  place = 0
+  while len(header := content[place : place + 12]) == 12:
+    size, expected = struct.unpack('<QI', header)
+    if checksum(header[:8]) != expected:
+      return False
+    end = place + 12 + size
+    if len(content) < end + 4:
+      break
+    (expected,) = struct.unpack_from('<I', content, end)
+    if checksum(content[place + 12 : end]) != expected:
+      return False
+    place = end + 4
+  return True
+
+
 class SilentLog:
   """Takes what `RunLog` takes, and keeps nothing; for all but one process."""
+
+  lines = 0
 
   def __enter__(self) -> 'SilentLog':
     return self
@@ -348,20 +396,88 @@ def read_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
     last line that was cut off is left out.
 
   Raises:
-    ValueError: another line is no JSON.
+    ValueError: another line is damaged, or is no line of metrics.
   """
-  path = workdir / _METRICS
-  if not path.exists():
-    return []
-  records = []
-  lines = path.read_text(encoding='utf-8').splitlines()
-  for number, line in enumerate(lines, 1):
-    try:
-      records.append(json.loads(line))
-    except json.JSONDecodeError as error:
-      if number < len(lines):
-        raise ValueError(f'{path}, line {number}, is no JSON') from error
+  records, wrong = _read(workdir / METRICS)
+  if wrong:
+    raise ValueError(
+      f'{wrong[0]}. Put a sound copy of that file there, or remove it'
+    )
   return records
+
+
+def _read(path: pathlib.Path) -> tuple[list[dict[str, Any]], list[str]]:
+  """Reads the sound lines of a file of metrics, and what is wrong in others."""
+  records: list[dict[str, Any]] = []
+  wrong: list[str] = []
+  if not path.exists():
+    return records, wrong
+  *whole, last = path.read_bytes().split(b'\n')
+  numbered = list(enumerate(whole, 1))
+  if _is_json(last):
+    numbered.append((len(whole) + 1, last))
+  for number, text in numbered:
+    try:
+      records.append(_parse(text, number))
+    except ValueError as error:
+      wrong.append(f'{path}, line {number}, {error}')
+  return records, wrong
+
+
+def _is_json(text: bytes) -> bool:
+  try:
+    json.loads(text)
+  except (ValueError, RecursionError):
+    return False
+  return True
+
+
+def _parse(text: bytes, number: int) -> dict[str, Any]:
+  """Reads a line of metrics; a ValueError says what is wrong with it."""
+  record = json.loads(text) if _is_json(text) else None
+  if not isinstance(record, dict):
+    raise ValueError('is no JSON object')
+  # Earlier versions of kdjax wrote neither.
+  if _LINE in record or _CRC in record:
+    checksum = record.pop(_CRC, None)
+    if checksum != _checksum(record):
+      raise ValueError('is damaged: its CRC-32 is not the one recorded there')
+    if (found := record.pop(_LINE)) != number:
+      raise ValueError(f'says that it is line {found}: others are missing')
+  _check_record(record)
+  return record
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+  kind = record.get('kind')
+  if kind not in _KINDS:
+    raise ValueError(
+      f'has {reprlib.repr(kind)} as kind, expected {" or ".join(_KINDS)}'
+    )
+  for name in ('step', *_METRICS_OF[kind]):
+    if name not in record:
+      raise ValueError(f'has no {name}')
+  for name, value in record.items():
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name == 'step' and not (type(value) is int and value >= 0):
+      raise ValueError(
+        f'has {reprlib.repr(value)} as step, expected an integer'
+      )
+    if name != 'kind' and not (number or value is None):
+      raise ValueError(
+        f'has {reprlib.repr(value)} as {name}, expected a number or null'
+      )
+
+
+def _line(record: Mapping[str, Any], number: int) -> str:
+  """Gives the line that `_parse` reads."""
+  content = {**record, _LINE: number}
+  line = {**content, _CRC: _checksum(content)}
+  return json.dumps(line, allow_nan=False) + '\n'
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+  return f'{zlib.crc32(json.dumps(content).encode()):08x}'
 
 
 def diverged_at(records: Sequence[Mapping[str, Any]]) -> int | None:
@@ -399,18 +515,39 @@ def _describe(record: dict[str, Any]) -> str:
   return ', '.join(parts)
 
 
-def _drop_after(path: pathlib.Path, step: int) -> None:
-  """Removes the records after a step, and a last line that was cut off."""
-  if not path.exists():
-    return
-  kept = []
-  for line in path.read_text(encoding='utf-8').splitlines():
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError:
-      continue
-    if record['step'] <= step:
-      kept.append(line + '\n')
-  # Being killed here loses nothing.
-  with files.replacing(path) as file:
-    file.write(''.join(kept).encode())
+def _recover(
+  path: pathlib.Path,
+  step: int,
+  count: int | None,
+  validations: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+  """Removes the lines after a step, and replaces what is damaged."""
+  records, wrong = _read(path)
+  kept = [record for record in records if record['step'] <= step]
+  if not wrong and count is not None and len(kept) < count:
+    wrong = [
+      f'{path} has {len(kept)} lines up to step {step}, expected {count}'
+    ]
+  if wrong:
+    there = {record['step'] for record in kept if record['kind'] == _KINDS[1]}
+    kept += [
+      {'kind': _KINDS[1], **validation}
+      for validation in validations
+      if validation['step'] <= step and validation['step'] not in there
+    ]
+    # Training comes first where a step has both.
+    kept.sort(key=lambda record: (record['step'], record['kind']))
+    where = files.set_aside(path, path.parent) if path.exists() else 'gone'
+    logger.warning(
+      '%s. The file is now %s; the run goes on with the %d lines that are '
+      'sound or that its checkpoints know',
+      wrong[0],
+      where,
+      len(kept),
+    )
+  if path.exists() or kept:
+    # Being killed here loses nothing.
+    with files.replacing(path) as file:
+      for number, record in enumerate(kept, 1):
+        file.write(_line(record, number).encode())
+  return kept

@@ -76,10 +76,11 @@ def train(
     restored = checkpoints.restore(run.state_shapes())
     done = restored[1]['step'] if restored else 0
     devices.check_agree({'step to continue from': done})
-    pending, in_a_row = {}, 0
+    pending, in_a_row, lines = {}, 0, None
     if restored:
       state, saved = restored
       pending, in_a_row = saved['window'], saved['skipped_in_a_row']
+      lines = saved.get('metrics_lines')
       for what in ('data', 'teacher'):
         digest = f'{what}_digest'
         results.check_same_digest(
@@ -115,6 +116,8 @@ def train(
         start_step=done,
         total_steps=plan.total_steps,
         tensorboard=config.log.tensorboard,
+        lines=lines,
+        validations=checkpoints.validations(),
       )
       if devices.is_first()
       else logs.SilentLog()
@@ -320,6 +323,7 @@ class _Loop:
         name: values.tolist() for name, values in self._window.fetch().items()
       },
       'skipped_in_a_row': self._window.skipped_in_a_row,
+      'metrics_lines': self._log.lines,
     }
     self._checkpoints.save(state, {**self._metadata, **progress})
     self._saved = done

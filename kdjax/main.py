@@ -8,8 +8,13 @@ import pathlib
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import devices, methods, results, train
-from kdjax.command import command, default_workdir, define_processes
+from kdjax import devices, escape, methods, results, train
+from kdjax.command import (
+  command,
+  default_workdir,
+  define_path,
+  define_processes,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -24,7 +29,7 @@ _MODE = flags.DEFINE_enum(
   methods.names(),
   'Method to train with; overrides config.method.name.',
 )
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = define_path(
   'workdir',
   None,
   'Run directory. Started again with the same one, a run continues; where '
@@ -46,7 +51,7 @@ def main(argv: list[str]) -> None:
     result = train.train_and_evaluate(config, workdir)
   if devices.is_first():
     print(results.table(result))
-    print(f'\nrun directory: {workdir}')
+    print(escape.lines(f'\nrun directory: {workdir}'))
 
 
 if __name__ == '__main__':

@@ -42,6 +42,12 @@ def evaluate(
       f'the run in {workdir} has not finished; start kdjax.main again with the '
       'same --config and --workdir to continue it'
     )
+  if differing := results.config_differences(result['config'], config):
+    shown = '\n  '.join(differing.values())
+    raise ValueError(
+      f'config.json and result.json in {workdir} do not agree (there: '
+      f'result.json):\n  {shown}\nPut sound copies of both there'
+    )
   dataset = data.load(config.data)
   results.check_same_digest(
     workdir, 'data', result['data']['digest'], dataset.digest

@@ -1,10 +1,13 @@
 """The optimiser and learning-rate schedule of a training recipe, from optax."""
 
+import logging
 from typing import Any
 
 import jax
 import ml_collections
 import optax
+
+logger = logging.getLogger(__package__)
 
 
 def build(
@@ -23,7 +26,16 @@ def build(
     does; AdamW decouples it. Only kernels decay.
   """
   # A run too short for its warm-up spends at most half of it there.
-  warmup = min(round(config.warmup_epochs * steps_per_epoch), total_steps // 2)
+  wanted = round(config.warmup_epochs * steps_per_epoch)
+  warmup = min(wanted, total_steps // 2)
+  if wanted > total_steps:
+    logger.warning(
+      'config.train.warmup_epochs is %g, longer than the whole training of %d '
+      'steps: the warm-up takes half of it, %d steps',
+      config.warmup_epochs,
+      total_steps,
+      warmup,
+    )
   peak = config.learning_rate
   decay_steps = max(total_steps - warmup, 1)
   schedule = optax.join_schedules(

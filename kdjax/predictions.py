@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from kdjax import metrics
+from kdjax import escape, metrics
 
 _COLUMNS = ('prediction', 'confidence', 'loss')
 _TEACHER_COLUMNS = ('teacher_prediction', 'teacher_confidence')
@@ -78,4 +78,5 @@ def write(
   with path.open('w', encoding='utf-8', newline='') as file:
     writer = csv.writer(file)
     writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
+    for row in zip(*columns.values(), strict=True):
+      writer.writerow(map(escape.csv_cell, row))

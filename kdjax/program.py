@@ -21,6 +21,7 @@ from kdjax import (
   devices,
   features,
   feed,
+  memory,
   methods,
   models,
   optimizer,
@@ -37,6 +38,9 @@ _FEW_VALUES = 8
 
 # On an accelerator the host is told of so many steps at once, by default.
 _STEPS_PER_DISPATCH = 32
+
+# They are counted in int32.
+_MOST_STEPS = 2**31 - 1
 
 
 class Plan(NamedTuple):
@@ -74,6 +78,26 @@ class Plan(NamedTuple):
       self.total_steps - steps_done,
     )
 
+  def dispatches(self, steps_done: int) -> set[int]:
+    """Gives the numbers of steps that are done at once from a step on.
+
+    All whole epochs are divided alike, however many they are.
+    """
+    size = self.steps_per_epoch
+    following = (steps_done // size + 1) * size
+    last = (self.total_steps - 1) // size * size
+    found = set()
+    for first, end in (
+      (steps_done, following),
+      (following, following + size),
+      (max(last, steps_done), self.total_steps),
+    ):
+      while first < min(end, self.total_steps):
+        steps = self.next_dispatch(first)
+        found.add(steps)
+        first += steps
+    return found
+
 
 def plan(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Plan:
   """Plans a run.
@@ -107,6 +131,12 @@ def plan(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Plan:
   total_steps = config.train.epochs * steps_per_epoch
   if config.train.max_steps:
     total_steps = min(total_steps, config.train.max_steps)
+  if total_steps > _MOST_STEPS:
+    raise ValueError(
+      f'config.train.epochs is {config.train.epochs}, which are '
+      f'{total_steps:,} steps: expected at most {_MOST_STEPS:,}'
+    )
+  _check_images(config, dataset)
   # On CPU host and device are the same processor, and convolutions in a loop
   # lose their parallel kernels.
   on_cpu = jax.default_backend() == 'cpu'
@@ -115,6 +145,8 @@ def plan(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Plan:
     dispatch = 1
   elif not dispatch:
     dispatch = 1 if on_cpu else _STEPS_PER_DISPATCH
+  # A dispatch ends with its epoch.
+  dispatch = min(dispatch, steps_per_epoch)
   # Every number of steps is compiled by itself: best one that divides an epoch.
   dividing = (n for n in range(dispatch, 0, -1) if steps_per_epoch % n == 0)
   divisor = next(dividing)
@@ -173,6 +205,43 @@ def check_batch_norm(
   if counts[layer] == 1:
     raise ValueError(f'{message}, which cannot be normalised: {remedy}')
   logger.warning('%s, too few for its statistics: %s', message, remedy)
+
+
+def _check_images(
+  config: ml_collections.ConfigDict, dataset: data.Dataset
+) -> None:
+  """Checks what is made of the images of a run."""
+  height, width, _ = dataset.image_shape
+  padding = config.data.crop_padding
+  if padding > min(height, width):
+    raise ValueError(
+      f'config.data.crop_padding is {padding}, and images of {dataset.name} '
+      f'have {height}×{width} pixels: a crop could be of nothing but padding. '
+      f'Expected at most {min(height, width)}'
+    )
+  # As bytes, and normalised, of which each device has a part.
+  pixels = config.train.batch_size * math.prod(dataset.image_shape)
+  memory.check(
+    5 * pixels // jax.device_count(),
+    f'a batch of {config.train.batch_size:,} images of {height}×{width} pixels',
+    'Lower config.train.batch_size or config.data.image_size',
+  )
+
+
+def check_memory(state: Any) -> None:
+  """Checks that the state of a run may fit on its device.
+
+  Args:
+    state: its shapes and dtypes.
+
+  Raises:
+    ValueError: it takes more memory than there is.
+  """
+  memory.check(
+    memory.size(state),
+    'parameters and the state of the optimizer',
+    'Choose a smaller config.student.name or .width',
+  )
 
 
 class _Epoch(NamedTuple):
@@ -460,13 +529,12 @@ class Program:
     """
     start = time.perf_counter()
     epoch = self._epoch_shapes()
-    while steps_done < self.plan.total_steps:
-      steps = self.plan.next_dispatch(steps_done)
+    for steps in self.plan.dispatches(steps_done):
       if steps not in self._compiled:
         self._compiled[steps] = self._run_steps.lower(
           state, epoch, self._train, *self._arguments, steps=steps
         ).compile()
-      steps_done += steps
+        _check_working_memory(self._compiled[steps])
     self.compile_time_s += time.perf_counter() - start
 
   def run(
@@ -606,6 +674,21 @@ class Program:
       (analysed.cost_analysis() or {}).get('flops', 0.0)
       for analysed in (lowered, compiled)
     )
+
+
+def _check_working_memory(compiled: Any) -> None:
+  """Checks that what a step computes may fit in memory, beside its arguments.
+
+  Args:
+    compiled: its program. One from a cache may say nothing.
+  """
+  analysis = compiled.memory_analysis()
+  memory.check(
+    getattr(analysis, 'temp_size_in_bytes', 0),
+    'the activations of a training step',
+    'Lower config.train.batch_size or config.data.image_size, or compute it in '
+    'parts (config.train.accumulate, config.device.remat)',
+  )
 
 
 def _key(seed: int) -> jax.Array:

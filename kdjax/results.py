@@ -1,20 +1,94 @@
 """The files that a run leaves beside its checkpoints, and its final table."""
 
+import functools
+import hashlib
 import json
+import operator
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax
 import ml_collections
 import numpy as np
 
 from kdjax import config as config_lib
-from kdjax import files, methods
+from kdjax import digests, escape, files, logs, methods, schema
+from kdjax.version import __version__
 
 _CONFIG = 'config.json'
 _RESULT = 'result.json'
 _PREDICTIONS = 'predictions.npz'
+
+# What a sealed file has beside its content.
+_VERSION = 'version'
+
+_REMEDY = 'Put a sound copy of it there, or choose another run directory'
+
+# The fields of a configuration that every version of kdjax had.
+_FIRST = tuple(
+  f'{section}.{field}' if section else field
+  for section, fields in {
+    '': 'seed',
+    'method': 'name',
+    'method.response': 'temperature alpha',
+    'method.feature': 'ce_weight feature_weight reduction student_features '
+    'teacher_features',
+    'student': 'name stem width dtype',
+    'data': 'name data_dir validation_fraction train_limit crop_padding flip',
+    'train': 'epochs max_steps batch_size optimizer learning_rate schedule '
+    'warmup_epochs momentum weight_decay clip_norm label_smoothing',
+    'eval': 'batch_size every_epochs',
+    'checkpoint': 'keep',
+    'log': 'every_steps tensorboard',
+    'teacher': 'path sibling checkpoint seed name stem width dtype',
+  }.items()
+  for field in fields.split()
+)
+
+_MAYBE_NUMBER = schema.NUMBER + schema.NULL
+_TESTED_FIELDS = {
+  'step': schema.INTEGER,
+  'epoch': schema.NUMBER,
+  'validation_accuracy': _MAYBE_NUMBER,
+  'digest': schema.TEXT,
+  'test': {'accuracy': schema.NUMBER, 'loss': _MAYBE_NUMBER},
+}
+# What every result says of its run; one without any of them is not whole.
+_RESULT_FIELDS = {
+  'method': schema.TEXT,
+  'seed': schema.INTEGER,
+  'data': {
+    'name': schema.TEXT,
+    'digest': schema.TEXT,
+    'train': schema.INTEGER,
+    'validation': schema.INTEGER,
+    'test': schema.INTEGER,
+  },
+  'device': schema.TEXT,
+  'platform': schema.TEXT,
+  'versions': schema.OBJECT,
+  'config': schema.OBJECT,
+  'student': {
+    'model': schema.TEXT,
+    'parameters': schema.INTEGER,
+    'wall_time_s': schema.NUMBER,
+  },
+  'teacher': schema.OBJECT + schema.NULL,
+  'best': _TESTED_FIELDS,
+  'last': _TESTED_FIELDS,
+}
+_TEACHER_FIELDS = {
+  'path': schema.TEXT,
+  'digest': schema.TEXT,
+  'model': schema.TEXT,
+  'parameters': schema.INTEGER + schema.NULL,
+  'wall_time_s': _MAYBE_NUMBER,
+  'step': schema.INTEGER + schema.NULL,
+  'validation_accuracy': _MAYBE_NUMBER,
+  'test': schema.OBJECT,
+}
 
 # The metrics in a run's table: heading, name in the result, format.
 _SHOWN = (
@@ -83,10 +157,24 @@ def differences(
     For each field that differs and changes what the run computes, a line that
     says how; empty if none does, or if the directory holds no run.
   """
-  path = workdir / _CONFIG
-  if not path.exists():
+  if not is_run(workdir):
     return {}
-  return compare(relevant(_read(path)), relevant(as_json(config)))
+  return config_differences(_read_config(workdir), config)
+
+
+def config_differences(
+  there: Mapping[str, Any], config: ml_collections.ConfigDict
+) -> dict[str, str]:
+  """Compares the configuration of a run, as JSON, with another.
+
+  Args:
+    there: as a file of the run has it.
+    config: a run's configuration.
+
+  Returns:
+    As `differences`.
+  """
+  return compare(relevant(there), relevant(as_json(config)))
 
 
 def compare(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
@@ -153,7 +241,7 @@ def write_config(
 ) -> None:
   """Writes a run's configuration; makes the directory if need be."""
   workdir.mkdir(parents=True, exist_ok=True)
-  write_json(workdir / _CONFIG, as_json(config))
+  _write_sealed(workdir / _CONFIG, as_json(config))
 
 
 def is_run(path: pathlib.Path) -> bool:
@@ -182,13 +270,55 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
 
   Raises:
     FileNotFoundError: the directory holds no run.
+    ValueError: the file is damaged or was changed; the message names it.
   """
   if not is_run(workdir):
     raise FileNotFoundError(
       f'no run in {workdir}: expected a directory written by kdjax.main, with '
       f'{_CONFIG} in it'
     )
-  return complete(_read(workdir / _CONFIG))
+  return complete(_read_config(workdir))
+
+
+def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
+  path = workdir / _CONFIG
+  config, sealed = _read(path)
+  _check_config(path, config, sealed)
+  return config
+
+
+def _check_config(
+  path: pathlib.Path, config: Mapping[str, Any], sealed: bool
+) -> None:
+  """Checks the fields of a configuration that was read.
+
+  A field that is missing is one of a later version where a checksum says that
+  none was lost; without one, only if the first version did not have it.
+  """
+  found = flax.traverse_util.flatten_dict(config, sep='.')
+  default = config_lib.default()
+  known = flax.traverse_util.flatten_dict(as_json(default), sep='.')
+  if not sealed and (lost := [name for name in _FIRST if name not in found]):
+    raise ValueError(
+      f'{path} lacks {", ".join(lost)}: it is damaged, or no configuration of '
+      f'a run. {_REMEDY}'
+    )
+  for name, value in found.items():
+    if name not in known:
+      # A method may be one of the user's.
+      if not (sealed or name.startswith('method.')):
+        raise ValueError(
+          f'{path} has {name}, which is no field of a configuration. {_REMEDY}'
+        )
+      continue
+    *sections, key = name.split('.')
+    section = functools.reduce(operator.getitem, sections, default)
+    kind = section.get_type(key)
+    # A placeholder may be null, and a tuple is a list.
+    kinds = schema.KINDS[kind]
+    if known[name] is None:
+      kinds += schema.NULL
+    schema.check(path, value, kinds, name)
 
 
 def complete(config: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -220,14 +350,74 @@ def _fill(
 
 
 def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
-  """Reads the result of a run; None if it has not finished."""
+  """Reads the result of a run.
+
+  Args:
+    workdir: the run directory.
+
+  Returns:
+    What `write_result` was given; None if the run has not finished.
+
+  Raises:
+    ValueError: the file is damaged or was changed; the message names it.
+  """
   path = workdir / _RESULT
-  return _read(path) if path.exists() else None
+  if not path.exists():
+    return None
+  result, _ = _read(path)
+  schema.check(path, result, _RESULT_FIELDS)
+  if result['teacher'] is not None:
+    schema.check(path, result['teacher'], _TEACHER_FIELDS, 'teacher')
+  for which in ('teacher', 'best', 'last'):
+    for name, value in (result[which] or {'test': {}})['test'].items():
+      schema.check(path, value, _MAYBE_NUMBER, f'{which}.test.{name}')
+  return result
 
 
 def write_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
   """Writes the result of a run, which marks it as finished."""
-  write_json(workdir / _RESULT, result)
+  _write_sealed(workdir / _RESULT, result)
+
+
+def digests_of_files(workdir: pathlib.Path) -> dict[str, str]:
+  """Gives the SHA-256 of the files that a run leaves beside its result.
+
+  Args:
+    workdir: the run directory.
+
+  Returns:
+    By the name of each file that is there.
+  """
+  return {
+    name: hashlib.sha256((workdir / name).read_bytes()).hexdigest()
+    for name in (logs.METRICS, _PREDICTIONS)
+    if (workdir / name).exists()
+  }
+
+
+def check_file(
+  workdir: pathlib.Path, name: str, result: Mapping[str, Any]
+) -> None:
+  """Checks that a file is as it was when its run finished.
+
+  Args:
+    workdir: the run directory.
+    name: the file's name.
+    result: the run's result; that of an older version does not say.
+
+  Raises:
+    ValueError: it is not.
+  """
+  path = workdir / name
+  expected = result.get('files', {}).get(name)
+  if expected is None:
+    return
+  found = digests_of_files(workdir).get(name, 'there is no such file')
+  if found != expected:
+    raise ValueError(
+      f'{path} is not as it was when the run finished: expected SHA-256 '
+      f'{expected}, found {found}. Put a sound copy of it there'
+    )
 
 
 def read_predictions(workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
@@ -337,13 +527,14 @@ def align(
   """Lays out a table for a terminal.
 
   Args:
-    lines: the cells of each line, as many in all.
+    lines: the cells of each line, as many in all; they are escaped.
     header: number of lines above the rule.
     left: number of columns that are flush left, the first ones.
 
   Returns:
     The table.
   """
+  lines = [list(map(escape.printable, cells)) for cells in lines]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   text = [
     '  '.join(
@@ -379,8 +570,40 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
   return flat
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  return json.loads(path.read_text(encoding='utf-8'))
+def _read(path: pathlib.Path) -> tuple[dict[str, Any], bool]:
+  """Reads what `_write_sealed` wrote, and says whether its checksum was there.
+
+  Earlier versions of kdjax wrote none.
+  """
+  try:
+    content = json.loads(path.read_bytes())
+    sealed = isinstance(content, dict) and bool(
+      content.keys() & {_VERSION, digests.SHA256}
+    )
+    # Null is for who has changed it on purpose.
+    by_hand = sealed and content.get(digests.SHA256, '') is None
+    sound = not sealed or by_hand or digests.is_sealed(content)
+  # Brackets without end are the last two.
+  except (ValueError, RecursionError, MemoryError) as error:
+    raise ValueError(
+      f'{path} is damaged or cut off: {error}. {_REMEDY}'
+    ) from error
+  if not isinstance(content, dict):
+    raise ValueError(f'{path} holds no JSON object. {_REMEDY}')
+  if not sound:
+    raise ValueError(
+      f'{path} was changed after kdjax wrote it: its SHA-256 is not the one '
+      f'recorded there. {_REMEDY}; if you have changed it on purpose, write '
+      f'"{digests.SHA256}": null in it'
+    )
+  for key in (_VERSION, digests.SHA256):
+    content.pop(key, None)
+  return content, sealed and not by_hand
+
+
+def _write_sealed(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+  """Writes a JSON file with kdjax's version and the SHA-256 of the rest."""
+  write_json(path, digests.seal({**content, _VERSION: __version__}))
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

@@ -132,7 +132,7 @@ def load_student(
     ValueError: it is damaged, says nothing of how images are normalised, or is
       not what is asked for.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(path).expanduser()
   # Whether it is there or not.
   if path.suffix in programs.SUFFIXES and not path.is_dir():
     classify, card = programs.load(path)

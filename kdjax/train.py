@@ -14,6 +14,7 @@ from kdjax import (
   checkpoint,
   data,
   devices,
+  files,
   lock,
   logs,
   loop,
@@ -67,13 +68,16 @@ def train_and_evaluate(
     OSError: a file cannot be written.
     kdjax.signals.Interrupted: SIGTERM or SIGINT came; the run is saved.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = pathlib.Path(workdir).expanduser()
+  files.check_name(workdir)
   session = session or Session()
   with devices.together():
+    config = config_lib.normalize(config)
     config_lib.validate(config)
     config = complete(config, workdir, session)
   devices.check_agree(_facts(config, workdir))
   results.check_same_run(workdir, config)
+  _check_same_checkpoint(workdir, config)
   if result := results.read_result(workdir):
     with devices.together():
       initial_lib.check_began_with(
@@ -84,6 +88,26 @@ def train_and_evaluate(
       )
     return _evaluate(workdir, config)
   return _run(config, workdir, session)
+
+
+def _check_same_checkpoint(
+  workdir: pathlib.Path, config: ml_collections.ConfigDict
+) -> None:
+  """Checks that a run that has lost its configuration goes on with the same."""
+  if results.is_run(workdir) or not _has_checkpoint(workdir):
+    return
+  there = checkpoint.read_metadata(workdir, 'last')['config']
+  if differing := results.config_differences(there, config):
+    shown = '\n  '.join(differing.values())
+    raise ValueError(
+      f'{workdir} has no config.json, and checkpoints of another configuration:'
+      f'\n  {shown}\nChoose another run directory, or remove that one'
+    )
+  logger.warning(
+    '%s has lost its config.json; it is written again as its checkpoints have '
+    'it',
+    workdir,
+  )
 
 
 def complete(
@@ -182,6 +206,7 @@ def _run(
   run = session.program(
     config, dataset, method, hyperparameters, teacher, replay, initial
   )
+  program.check_memory(run.state_shapes())
   with lock.hold(workdir, what):
     # Another process may have made it while the teacher was trained.
     results.check_same_run(workdir, config)
@@ -232,10 +257,11 @@ def _run(
 
     def write() -> None:
       results.write_predictions(workdir, predictions)
+      result['files'] = results.digests_of_files(workdir)
       results.write_result(workdir, result)
 
     devices.write_once(write, lambda: results.read_result(workdir))
-    return result
+    return results.read_result(workdir) or result
 
 
 def _facts(

@@ -47,6 +47,13 @@ def pytest_addoption(parser):
     help='how many random shapes tests/test_compiler.py compares of each '
     'computation (default 3)',
   )
+  parser.addoption(
+    '--damages',
+    type=int,
+    default=60,
+    metavar='N',
+    help='how often tests/test_damage.py damages a file of a run (default 60)',
+  )
 
 
 def pytest_collection_modifyitems(config, items):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from kdjax import checkpoint
+from kdjax import checkpoint, logs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -31,12 +31,10 @@ def run(*flags, module='kdjax.main', cwd=ROOT, **options):
 
 def metrics_of(workdir):
   """The metrics of a run, without what depends on the machine's speed."""
-  records = []
-  for line in (workdir / 'metrics.jsonl').read_text().splitlines():
-    record = json.loads(line)
+  records = logs.read_records(workdir)
+  for record in records:
     for timing in ('images_per_second', 'seconds_left'):
       record.pop(timing, None)
-    records.append(record)
   return records
 
 

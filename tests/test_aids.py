@@ -1,6 +1,5 @@
 """A run in parts, with rematerialisation and moving averages, cut off once."""
 
-import json
 import shutil
 
 import jax
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from kdjax import checkpoint, digests, measure, results, train
+from kdjax import checkpoint, digests, logs, measure, results, train
 from kdjax import config as config_lib
 
 STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
@@ -28,8 +27,7 @@ def run(tmp_path_factory):
 
 
 def validation(workdir):
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  records = map(json.loads, lines)
+  records = logs.read_records(workdir)
   return [record for record in records if record['kind'] == 'validation']
 
 

@@ -234,3 +234,72 @@ def test_a_beginning_that_makes_no_sense_is_refused(section, fields, message):
   config[section].update(fields)
   with pytest.raises(ValueError, match=message):
     config_lib.validate(config)
+
+
+NUMBERS = sorted(
+  field
+  for field, value in config_lib.flatten(config_lib.default()).items()
+  if isinstance(value, int | float) and not isinstance(value, bool)
+)
+
+
+@pytest.mark.parametrize('field', [*NUMBERS, 'teacher.width'])
+@pytest.mark.parametrize(
+  'value', [math.inf, math.nan, 1e-320, -1, 10**12, 2**63]
+)
+def test_no_number_is_beyond_all_measure(field, value):
+  config = config_lib.default()
+  is_float = isinstance(config_lib.flatten(config)[field], float)
+  if isinstance(value, float) and not is_float:
+    return  # Fields have types.
+  section, _, name = field.partition('.')
+  if section == 'method':
+    config.method.name = name.partition('.')[0]
+  with config.unlocked():
+    config.update_from_flattened_dict({field: value})
+  said = ''
+  try:
+    config_lib.validate(config)
+  except ValueError as error:
+    said = str(error)
+  if said:
+    assert field.removeprefix('method.') in said
+    assert '\n' not in said
+  else:
+    # Large, and yet no more than float32 holds.
+    assert is_float
+    assert value > 1
+
+
+def test_a_home_directory_is_expanded_in_every_path(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  config = config_lib.default()
+  config.data.data_dir = '~/data'
+  config.student.init_from = '~/a.pth'
+  config.teacher.update(path='~/t', replay='~', ensemble=('~/b', 'c~'))
+  found = config_lib.normalize(config)
+  assert found.data.data_dir == '/home/me/data'
+  assert found.student.init_from == '/home/me/a.pth'
+  assert (found.teacher.path, found.teacher.replay) == (
+    '/home/me/t',
+    '/home/me',
+  )
+  assert found.teacher.ensemble == ('/home/me/b', 'c~')
+  assert config.teacher.path == '~/t'
+
+
+def test_names_in_one_text_are_several(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'x,y').touch()
+  config = config_lib.default()
+  config.teacher.ensemble = ('a, b', 'x,y', '')
+  config.device.remat = ('stage1,stage2',)
+  config.method.feature.student_features = ('stage3,stage4',)
+  config.method.feature.teacher_features = ('stage1', 'stage2')
+  config.teacher.mean = config.teacher.std = (0.5, 0.5)
+  found = config_lib.normalize(config)
+  assert found.teacher.ensemble == ('a', 'b', 'x,y')
+  assert found.device.remat == ('stage1', 'stage2')
+  assert found.method.feature.student_features == ('stage3', 'stage4')
+  assert found.method.feature.teacher_features == ('stage1', 'stage2')
+  assert found.teacher.mean == (0.5, 0.5)

@@ -139,7 +139,7 @@ def test_processes_that_disagree_are_refused(root, index):
   assert 'rate: 0.05 in process 0, 1.05 in process 1' in errors['differing']
   where = '' if index else 'in process 1: '
   assert errors['one is wrong'] == (
-    f'{where}config.train.epochs is 0: expected 1 or more'
+    f'{where}config.train.epochs is 0: expected from 1 to 1,000,000'
   )
   assert 'one process' in errors['replay']
   assert not (root / 'processes' / 'refused').exists()

@@ -105,7 +105,7 @@ def test_mode_and_variant_choose_the_method_and_the_directory(tmp_path):
     (('--config=configs/fkd.py', '--mode=nonsense'), 'feature|response'),
     (
       ('--config=configs/quickstart.py', '--config.train.epochs=0'),
-      'error: config.train.epochs is 0: expected 1 or more',
+      'error: config.train.epochs is 0: expected from 1 to 1,000,000',
     ),
     (
       ('--config=configs/quickstart.py', '--config.trian.epochs=1'),

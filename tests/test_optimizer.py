@@ -100,3 +100,11 @@ def test_gradients_are_clipped_to_the_norm():
   np.testing.assert_allclose(
     updates(config, gradients=small)['conv']['kernel'], -5e-4, rtol=1e-6
   )
+
+
+@pytest.mark.parametrize(('epochs', 'warns'), [(2.0, False), (2.1, True)])
+def test_a_warm_up_longer_than_the_training_is_told(epochs, warns, caplog):
+  config = recipe()
+  config.warmup_epochs = epochs
+  optimizer.build(config, steps_per_epoch=10, total_steps=20)
+  assert ('the warm-up takes half of it, 10 steps' in caplog.text) == warns

@@ -1,14 +1,21 @@
 """Many steps per dispatch give what single steps give."""
 
-import json
-
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from kdjax import checkpoint, data, features, methods, models, program, train
+from kdjax import (
+  checkpoint,
+  data,
+  features,
+  logs,
+  methods,
+  models,
+  program,
+  train,
+)
 from kdjax import config as config_lib
 
 
@@ -20,11 +27,10 @@ def small(**changes):
 
 
 def train_records(workdir):
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   timings = ('images_per_second', 'seconds_left')
   return [
     {name: value for name, value in record.items() if name not in timings}
-    for record in map(json.loads, lines)
+    for record in logs.read_records(workdir)
   ]
 
 

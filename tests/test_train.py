@@ -24,10 +24,7 @@ from kdjax import teacher as teacher_lib
 
 
 def lines(workdir, kind=None):
-  records = [
-    json.loads(line)
-    for line in (workdir / 'metrics.jsonl').read_text().splitlines()
-  ]
+  records = logs.read_records(workdir)
   return [record for record in records if kind in (None, record['kind'])]
 
 
@@ -41,7 +38,7 @@ def runs(tmp_path_factory):
 def test_a_run_leaves_what_it_promises(runs):
   root, result = runs
   workdir = root / 'feature'
-  assert json.loads((workdir / 'result.json').read_text()) == result
+  assert results.read_result(workdir) == result
   assert results.read_config(workdir).to_dict() == result['config']
   assert list((workdir / 'tensorboard').glob('events.out.tfevents.*'))
   assert result['method'] == 'feature'
@@ -354,11 +351,30 @@ def test_runs_that_were_moved_together_are_evaluated(runs, tmp_path):
   root, result = runs
   for name in ('teacher', 'feature'):
     shutil.copytree(root / name, tmp_path / 'moved' / name)
-    path = tmp_path / 'moved' / name / 'result.json'
-    path.write_text(path.read_text().replace(str(root), '/gone'))
+    path = tmp_path / 'moved' / name
+    text = json.dumps(results.read_result(path))
+    results.write_result(path, json.loads(text.replace(str(root), '/gone')))
   moved, _ = measure.evaluate(tmp_path / 'moved' / 'feature')
   assert moved['best'] == result['best']
   assert moved['teacher']['test'] == result['teacher']['test']
+
+
+def test_files_of_a_run_that_do_not_agree_are_told(runs, tmp_path):
+  root, result = runs
+  workdir = tmp_path / 'feature'
+  shutil.copytree(root / 'feature', workdir)
+  shutil.copytree(root / 'teacher', tmp_path / 'teacher')
+  other = json.loads(json.dumps(result))
+  other['config']['train']['label_smoothing'] = 0.5
+  results.write_result(workdir, other)
+  with pytest.raises(ValueError, match=r'do not agree .*\n  train\.label_smoo'):
+    measure.evaluate(workdir)
+  # What the checkpoints know of a configuration that is lost.
+  (workdir / 'config.json').unlink()
+  config = tiny.config()
+  config.seed = 3
+  with pytest.raises(ValueError, match=r'no config\.json, .*\n  seed: 0 there'):
+    train.train_and_evaluate(config, workdir)
 
 
 def test_a_result_that_is_missing_is_made_without_training(

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from kdjax import methods
 from kdjax.benchmark import compare
-from kdjax.command import command
+from kdjax.command import command, define_path
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -42,7 +42,7 @@ _BASELINE_PYTHON = flags.DEFINE_string(
   sys.executable,
   'Python interpreter that has PyTorch, for --baseline; it need not have JAX.',
 )
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = define_path(
   'output', 'benchmark.json', 'JSON file for all that was measured.'
 )
 

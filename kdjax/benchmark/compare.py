@@ -98,6 +98,7 @@ def run(
       f'--modes names {", ".join(unknown) or "none"}: expected some of '
       f'{", ".join(known)}'
     )
+  config = config_lib.normalize(config)
   runs = {mode: run_config(config, mode) for mode in modes}
   for run in runs.values():
     config_lib.validate(run)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
+from kdjax import memory
 from kdjax.data import images as images_lib
 from kdjax.data import kept, sources
 from kdjax.data.sources import Files, Split
@@ -257,6 +258,12 @@ def _decode(stream: Stream, origin: _Origin | None) -> tuple[Split, np.ndarray]:
     return Split(split.images[rows], split.labels[rows]), rows
 
   def decode() -> dict[str, np.ndarray]:
+    memory.check(
+      stream.size * math.prod(stream.image_shape),
+      f'{stream.size:,} images of {stream.image_shape[:2]} pixels in memory',
+      'Set config.data.streaming=True, or lower config.data.image_size',
+      host=True,
+    )
     images = np.empty((stream.size, *stream.image_shape), np.uint8)
     labels = np.empty(stream.size, np.int32)
     rows = np.empty(stream.size, np.int64)

@@ -7,10 +7,10 @@ import pathlib
 
 from absl import app, flags
 
-from kdjax.command import command
+from kdjax.command import command, define_path
 from kdjax.export import execute, stablehlo
 
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = define_path(
   'workdir',
   None,
   'Run directory, one checkpoint in it, an export, or a file of weights.',
@@ -19,7 +19,7 @@ _WORKDIR = flags.DEFINE_string(
 _FORMAT = flags.DEFINE_list(
   'format', None, f'Some of {", ".join(execute.FORMATS)}.', required=True
 )
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = define_path(
   'output',
   None,
   'File or directory of the export; by default export/student.FORMAT in the '
@@ -43,7 +43,7 @@ _IMAGES = flags.DEFINE_integer(
   'them images of noise; 0 for 64.',
   lower_bound=0,
 )
-_DATA_DIR = flags.DEFINE_string(
+_DATA_DIR = define_path(
   'data_dir', None, 'Where the data are, if not where they were in training.'
 )
 _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace what is there.')

@@ -6,11 +6,10 @@ its traced hyperparameters, with their defaults and ranges, are in the Method.
 """
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kdjax import registry
+from kdjax import float32, registry
 from kdjax.methods._base import Hyperparameter, Method
 
 __all__ = ['Hyperparameter', 'Method', 'build', 'defaults', 'names']
@@ -80,9 +79,10 @@ def build(
   hyperparameters = {}
   for scalar, (_, low, high) in method.hyperparameters.items():
     value = float(settings[scalar])
-    if not (low <= value <= high and math.isfinite(value)):
+    if not (low <= value <= high and float32.holds(value)):
       raise ValueError(
-        f'{name}.{scalar} is {value}: expected a value from {low} to {high}'
+        f'{name}.{scalar} is {value}: expected a value from {low} to {high} '
+        'that float32 holds'
       )
     hyperparameters[scalar] = value
   return method, hyperparameters

@@ -52,9 +52,11 @@ def build(
       f"'{path}' cannot be called with what it takes of {', '.join(offered)} "
       f'({type(error).__name__}: {error})'
     ) from error
-  if not isinstance(model, nn.Module):
+  # The base class itself is no network: Flax recurses when it looks at one.
+  if not isinstance(model, nn.Module) or type(model) is nn.Module:
     raise ValueError(
-      f"'{path}' gives {type(model).__name__}, expected a module of flax.linen"
+      f"'{path}' gives {type(model).__name__}, expected a subclass of "
+      'flax.linen.Module'
     )
   call: Any = getattr(model, '__call__', None)  # noqa: B004
   try:

@@ -3,14 +3,16 @@
 python -m kdjax.predict --model=runs/fkd photos/ digit.png
 """
 
+import os
+
 import tqdm
 from absl import app, flags
 
 from kdjax import logs, student
-from kdjax.command import command
+from kdjax.command import command, define_path
 from kdjax.predict import execute
 
-_MODEL = flags.DEFINE_string(
+_MODEL = define_path(
   'model',
   None,
   'Run directory, one checkpoint in it, or what kdjax.export made of it.',
@@ -33,7 +35,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
 
 def main(argv: list[str]) -> None:
   """Reads the arguments, files and folders, and classifies their images."""
-  program, *paths = argv
+  program, *paths = map(os.path.expanduser, argv)
   if not paths:
     raise app.UsageError(
       'expected images, or folders of images: python -m kdjax.predict '

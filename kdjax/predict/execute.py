@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kdjax import logs, results
+from kdjax import escape, results
 from kdjax.data.images import EXTENSIONS, UnreadableError
 from kdjax.data.sources.image_folder import is_image, walk
 from kdjax.logs import logger
@@ -62,7 +62,7 @@ def classify(
       if not is_image(file):
         logger.warning(
           'left out: %s does not end with %s',
-          logs.printable(file),
+          escape.printable(file),
           ', '.join(EXTENSIONS),
         )
     read, images = [], []
@@ -71,10 +71,10 @@ def classify(
         images.append(student.read(file))
         read.append(file)
       except (UnreadableError, OSError) as error:
-        logger.warning('left out: %s', logs.printable(str(error)))
+        logger.warning('left out: %s', escape.printable(str(error)))
       except MemoryError:
         logger.warning(
-          'left out: there is not enough memory for %s', logs.printable(file)
+          'left out: there is not enough memory for %s', escape.printable(file)
         )
     text = ''
     if read:
@@ -88,12 +88,12 @@ def classify(
 def _count(path: str) -> int:
   if not os.path.exists(path):
     raise FileNotFoundError(
-      f'there is no file or folder {logs.printable(path)}'
+      f'there is no file or folder {escape.printable(path)}'
     )
   count = sum(map(is_image, _files(path)))
   if not count and os.path.isdir(path):
     raise ValueError(
-      f'{logs.printable(path)} holds no images: expected files that end with '
+      f'{escape.printable(path)} holds no images: expected files that end with '
       f'{", ".join(EXTENSIONS)}'
     )
   return count
@@ -124,9 +124,9 @@ def _json(files: Sequence[str], predicted: Sequence[_Best]) -> str:
   return '\n'.join(
     json.dumps(
       {
-        'file': file,
+        'file': escape.unicode(file),
         'predictions': [
-          {'class': name, 'probability': probability}
+          {'class': escape.unicode(name), 'probability': probability}
           for name, probability in best
         ],
       }
@@ -141,7 +141,7 @@ def _table(files: Sequence[str], predicted: Sequence[_Best]) -> str:
     header += [f'class {place}', 'probability']
   lines = [header]
   for file, best in zip(files, predicted, strict=True):
-    lines.append([logs.printable(file)])
+    lines.append([file])
     for name, probability in best:
-      lines[-1] += [logs.printable(name), f'{probability:.2%}']
+      lines[-1] += [name, f'{probability:.2%}']
   return results.align(lines)

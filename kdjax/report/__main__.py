@@ -5,15 +5,15 @@ python -m kdjax.report runs/scratch runs/rkd runs/fkd --output=report
 
 import pathlib
 
-from absl import app, flags
+from absl import app
 
-from kdjax.command import command
+from kdjax.command import command, define_path
 from kdjax.report import write
 
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = define_path(
   'output', 'report', 'Directory for the page, the tables and the figures.'
 )
-_DATA_DIR = flags.DEFINE_string(
+_DATA_DIR = define_path(
   'data_dir', None, 'Where the data are, if not where they were in training.'
 )
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     )
   with command([program]):
     text = write.write(
-      [pathlib.Path(path) for path in paths],
+      [pathlib.Path(path).expanduser() for path in paths],
       pathlib.Path(_OUTPUT.value),
       _DATA_DIR.value,
     )

@@ -1,7 +1,6 @@
 """Reads runs, checks that they can be compared, and groups them."""
 
 import collections
-import json
 import math
 import pathlib
 import zipfile
@@ -15,21 +14,6 @@ from kdjax import logs, results
 
 # The method whose runs the others are compared with.
 SCRATCH = 'scratch'
-
-# What every result says of its run; a file without one of them is not whole.
-_FIELDS = (
-  'best',
-  'config',
-  'data',
-  'device',
-  'last',
-  'method',
-  'platform',
-  'seed',
-  'student',
-  'teacher',
-  'versions',
-)
 
 
 class Run(NamedTuple):
@@ -214,13 +198,8 @@ def _directories(
 
 def _read_run(path: pathlib.Path, notes: list[str]) -> Run | Diverged:
   """Reads a run; a ValueError says why it cannot be compared."""
-  try:
-    config = results.as_json(results.read_config(path))
-    result = results.read_result(path)
-  except json.JSONDecodeError as error:
-    raise ValueError(
-      f'its config.json or result.json is cut off or no JSON: {error}'
-    ) from error
+  config = results.as_json(results.read_config(path))
+  result = results.read_result(path)
   results.relevant(config)  # Raises if its method is unknown.
   records = logs.read_records(path)
   if result is None:
@@ -229,17 +208,22 @@ def _read_run(path: pathlib.Path, notes: list[str]) -> Run | Diverged:
       reached = f', it is at step {records[-1]["step"]}' if records else ''
       raise ValueError(f'has not finished{reached}')
     return Diverged(path, config, step)
-  if missing := [field for field in _FIELDS if field not in result]:
-    raise ValueError(f'its result.json lacks {", ".join(missing)}')
+  if (path / logs.METRICS).exists():
+    results.check_file(path, logs.METRICS, result)
+  else:
+    notes.append(f'{path} has no {logs.METRICS}: no curves, no training loss')
   for which in ('best', 'last'):
     loss = result[which]['test']['loss']
     if loss is None or not math.isfinite(loss):
       return Diverged(path, config, result['last']['step'])
   try:
+    results.check_file(path, 'predictions.npz', result)
     predictions = results.read_predictions(path)
-  except (OSError, ValueError, zipfile.BadZipFile):
+  except (OSError, ValueError, zipfile.BadZipFile) as error:
     predictions = None
-    notes.append(f'the predictions of {path} cannot be read and are not used')
+    notes.append(
+      f'the predictions of {path} cannot be read and are not used: {error}'
+    )
   return Run(path, result, records, predictions)
 
 

@@ -19,6 +19,8 @@ from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from kdjax import escape
+
 _WIDTH = 6.3  # inches
 _TEXT = 8.0  # points
 _LINE = 0.17  # inches from one line of text to the next
@@ -37,6 +39,7 @@ _CENTRED: dict[str, Any] = {'ha': 'center', 'va': 'center'}
 _style = matplotlib.rc_context(
   {
     'font.size': _TEXT,
+    'text.usetex': False,
     'axes.titlesize': _TEXT,
     'axes.labelsize': _TEXT,
     'xtick.labelsize': _TEXT,
@@ -633,14 +636,35 @@ def _text_width(text: str) -> float:
   return width / 72
 
 
+def _drawable(text: str) -> str:
+  """Escapes what is not printable, and letters that the font lacks.
+
+  They would all be the same box, and so would names.
+  """
+  fonts = [
+    font_manager.get_font(
+      font_manager.findfont(font_manager.FontProperties(family=[family]))
+    )
+    for family in matplotlib.rcParams['font.family']
+  ]
+  return ''.join(
+    character
+    if any(font.get_char_index(ord(character)) for font in fonts)
+    else character.encode('unicode_escape').decode()
+    for character in escape.printable(text)
+  )
+
+
 def _fill(text: str, width: float) -> str:
   """Breaks a text into lines of so many inches."""
   # A letter of mean width is 0.06 inches wide.
-  return textwrap.fill(text, max(8, int(width / 0.06)))
+  filled = textwrap.fill(_drawable(text), max(8, int(width / 0.06)))
+  return escape.figure(filled)
 
 
 def _shorten(name: str, most: int = 24) -> str:
-  return name if len(name) <= most else f'{name[: most - 1]}…'
+  name = _drawable(name)
+  return escape.figure(name if len(name) <= most else f'{name[: most - 1]}…')
 
 
 def _size(image: np.ndarray) -> str:

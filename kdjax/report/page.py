@@ -3,8 +3,8 @@
 import base64
 import collections
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 
+from kdjax import escape
 from kdjax.report import collect, tables
 from kdjax.report.collect import Comparison
 from kdjax.report.gallery import Exhibit
@@ -61,7 +61,7 @@ def html(
   notes = [*comparison.notes, *notes]
   left_out = [f'{path}: {reason}' for path, reason in comparison.left_out]
   parts = [
-    f'<h1>{escape(title)}</h1>',
+    f'<h1>{escape.html(title)}</h1>',
     _section('What was compared', _definitions(_facts(comparison))),
     _section(
       'Results',
@@ -78,7 +78,7 @@ def html(
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
+<title>{escape.html(title)}</title>
 <style>
 {_STYLE}
 </style>
@@ -154,12 +154,12 @@ def _seeds(group: collect.Group) -> str:
 
 def _section(title: str, *content: str) -> str:
   inner = '\n'.join(content)
-  return f'<section>\n<h2>{escape(title)}</h2>\n{inner}\n</section>'
+  return f'<section>\n<h2>{escape.html(title)}</h2>\n{inner}\n</section>'
 
 
 def _definitions(facts: Mapping[str, str]) -> str:
   lines = [
-    f'<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>'
+    f'<dt>{escape.html(name)}</dt><dd>{escape.html(fact)}</dd>'
     for name, fact in facts.items()
   ]
   return '\n'.join(['<dl>', *lines, '</dl>'])
@@ -168,11 +168,11 @@ def _definitions(facts: Mapping[str, str]) -> str:
 def _table(cells: Sequence[Sequence[str]]) -> str:
   header, *lines = cells
   columns = ''.join(
-    f'<th scope="col">{escape(cell)}</th>' for cell in header[1:]
+    f'<th scope="col">{escape.html(cell)}</th>' for cell in header[1:]
   )
   body = '\n'.join(
-    f'<tr><th scope="row">{escape(label)}</th>'
-    + ''.join(f'<td>{escape(cell)}</td>' for cell in values)
+    f'<tr><th scope="row">{escape.html(label)}</th>'
+    + ''.join(f'<td>{escape.html(cell)}</td>' for cell in values)
     + '</tr>'
     for label, *values in lines
   )
@@ -184,7 +184,7 @@ def _table(cells: Sequence[Sequence[str]]) -> str:
 
 
 def _list(items: Iterable[str]) -> str:
-  lines = [f'<li>{escape(item)}</li>' for item in items]
+  lines = [f'<li>{escape.html(item)}</li>' for item in items]
   return '\n'.join(['<ul class="small">', *lines, '</ul>'])
 
 
@@ -193,7 +193,7 @@ def _figure(exhibit: Exhibit, png: bytes) -> str:
   data = base64.b64encode(png).decode('ascii')
   return (
     '<figure>\n'
-    f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">\n'
-    f'<figcaption><strong>{escape(title)}.</strong> {escape(exhibit.caption)}'
-    '</figcaption>\n</figure>'
+    f'<img alt="{escape.html(title)}" src="data:image/png;base64,{data}">\n'
+    f'<figcaption><strong>{escape.html(title)}.</strong> '
+    f'{escape.html(exhibit.caption)}</figcaption>\n</figure>'
   )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax import config as config_lib
-from kdjax import results
+from kdjax import escape, results
 from kdjax.report import collect, statistics
 from kdjax.report.statistics import Row
 
@@ -146,12 +146,12 @@ def markdown(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
     The table, and what to know of it.
   """
   header, *lines = [
-    f'| {" | ".join(cell.replace("|", "&#124;") for cell in line)} |'
-    for line in cells(rows)
+    f'| {" | ".join(map(escape.markdown, line))} |' for line in cells(rows)
   ]
   rule = f'|---|{"---:|" * (len(COLUMNS) - 1)}'
   notes = [
-    f'- {note}' for note in (*footnotes(comparison, rows), *comparison.notes)
+    f'- {escape.markdown(note)}'
+    for note in (*footnotes(comparison, rows), *comparison.notes)
   ]
   return '\n'.join([header, rule, *lines, '', *notes]) + '\n'
 
@@ -334,5 +334,6 @@ def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
   text = io.StringIO()
   writer = csv.DictWriter(text, list(names), lineterminator='\n')
   writer.writeheader()
-  writer.writerows(lines)
+  for line in lines:
+    writer.writerow({name: escape.csv_cell(line[name]) for name in line})
   return text.getvalue()

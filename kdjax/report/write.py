@@ -3,6 +3,7 @@
 import pathlib
 from collections.abc import Iterable
 
+from kdjax import escape
 from kdjax.report import collect, gallery, page, statistics, tables
 
 
@@ -40,11 +41,15 @@ def write(
     ('report.html', page.html(comparison, rows, pictures, notes)),
   ):
     (output / name).write_text(text, encoding='utf-8')
-  return '\n'.join(
-    [
-      tables.terminal(rows),
-      *(f'note: {note}' for note in (*comparison.notes, *notes)),
-      *(f'left out: {path}: {reason}' for path, reason in comparison.left_out),
-      f'\nthe whole report: {output / "report.html"}',
-    ]
+  return escape.lines(
+    '\n'.join(
+      [
+        tables.terminal(rows),
+        *(f'note: {note}' for note in (*comparison.notes, *notes)),
+        *(
+          f'left out: {path}: {reason}' for path, reason in comparison.left_out
+        ),
+        f'\nthe whole report: {output / "report.html"}',
+      ]
+    )
   )

@@ -13,7 +13,12 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from kdjax import devices
-from kdjax.command import command, default_workdir, define_processes
+from kdjax.command import (
+  command,
+  default_workdir,
+  define_path,
+  define_processes,
+)
 from kdjax.report import write
 from kdjax.sweep import execute
 
@@ -26,7 +31,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   'FILE:VARIANT.',
   lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = define_path(
   'workdir',
   None,
   'Directory of the sweep. Started again with the same one, a sweep continues; '

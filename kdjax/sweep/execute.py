@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 from kdjax import config as config_lib
-from kdjax import devices, lock, logs, program, results, train
+from kdjax import devices, files, lock, logs, program, results, train
 from kdjax.session import Session
 from kdjax.sweep import plan
 from kdjax.sweep.plan import Run, Settings
@@ -58,6 +58,7 @@ def run(
     )
   if not config.stages:
     raise ValueError('config.stages is empty: a sweep needs at least one stage')
+  files.check_name(workdir)
   # All that can be known to be wrong, before the first run.
   planned = [plan.runs(config, stage, {}) for stage in config.stages]
   with lock.hold(workdir, 'the sweep'):

@@ -13,11 +13,14 @@ import ml_collections
 import numpy as np
 
 from kdjax import config as config_lib
+from kdjax import float32
 
 Settings = dict[str, Any]
 
 _METHOD = 'method.name'
 _SEED = 'seed'
+# Far more than anyone can wait for, and few enough to list.
+_MOST_SAMPLES = 100_000
 
 
 class Run(NamedTuple):
@@ -84,6 +87,11 @@ def stage(
   for field, values in {**grid, **random}.items():
     if not len(values):
       raise ValueError(f"the stage '{name}' has no values for {field}")
+  if samples > _MOST_SAMPLES:
+    raise ValueError(
+      f"the stage '{name}' draws {samples:,} samples: expected at most "
+      f'{_MOST_SAMPLES:,}'
+    )
   if bool(random) != (samples > 0):
     raise ValueError(
       f"the stage '{name}' draws {samples} samples of {len(random)} "
@@ -231,12 +239,13 @@ def _draw(
 ) -> float:
   if (
     scale not in ('linear', 'log')
+    or not (float32.holds(low) and float32.holds(high))
     or low > high
     or (scale == 'log' and low <= 0)
   ):
     raise ValueError(
-      f"{field} is to be drawn from ({low}, {high}, '{scale}'): expected "
-      "(low, high), or (low, high, 'log') with low above 0"
+      f'{field} is to be drawn from ({low!r}, {high!r}, {scale!r}): expected '
+      "(low, high), finite numbers, or (low, high, 'log') with low above 0"
     )
   if scale == 'log':
     value = math.exp(generator.uniform(math.log(low), math.log(high)))
@@ -262,6 +271,7 @@ def _make(
       raise ValueError(
         f'a stage sets config.{field} to {value!r}: {error}'
       ) from error
+  run = config_lib.normalize(run)
   config_lib.validate(run)
   fields = {field for stage in config.stages for field in _fields(stage)}
   shown = config_lib.short_names(sorted(fields))

@@ -109,7 +109,7 @@ def test_names_are_those_of_kdjax():
     ('mine:', 'cannot be imported'),
     (':Net', 'cannot be imported'),
     ('mine:size', "'mine:size' is 3: expected a subclass of flax.linen.Module"),
-    ('mine:text', "'mine:text' gives str, expected a module of flax.linen"),
+    ('mine:text', "'mine:text' gives str, expected a subclass of flax"),
     ('mine:needy', "'mine:needy' cannot be called.*'depth'"),
     ('mine:broken', r"'mine:broken' cannot be called.*\(OSError: its own\)"),
     (

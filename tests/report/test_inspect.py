@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import synthetic
 import tiny
 
 from kdjax import (
@@ -17,7 +18,6 @@ from kdjax import (
   features,
   methods,
   models,
-  results,
   step,
   train,
 )
@@ -49,7 +49,7 @@ def save_teacher(workdir, config):
   }
   with checkpoint.Checkpoints(workdir, keep=1) as checkpoints:
     checkpoints.save(state, metadata)
-  results.write_result(workdir, {})
+  synthetic.write_run(workdir)
 
 
 @pytest.fixture(scope='module')

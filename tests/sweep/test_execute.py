@@ -7,6 +7,7 @@ import shutil
 
 import processes
 import pytest
+import synthetic
 import tiny
 
 from kdjax import initial, lock, logs, results, signals, sweep, train
@@ -181,7 +182,7 @@ def test_the_command_ends_with_tables_and_reports(swept, tmp_path):
     (('--config=configs/sweep.py:nonsense',), "unknown variant 'nonsense'"),
     (
       ('--config=configs/sweep.py', '--config.run.train.epochs=0'),
-      'error: config.train.epochs is 0: expected 1 or more',
+      'error: config.train.epochs is 0: expected from 1 to 1,000,000',
     ),
   ],
 )
@@ -387,8 +388,8 @@ def test_what_students_begin_with_is_loaded_once_and_only_to_begin(
   def finish(config, workdir, session):
     seen.append((config.student.name, config.student.width))
     results.write_config(workdir, config)
-    best = {'validation_accuracy': 0.5}
-    results.write_result(workdir, {'best': best})
+    test = {'accuracy': 0.5, 'loss': 1.0}
+    results.write_result(workdir, synthetic.result_of(config, '', 0.5, test))
 
   monkeypatch.setattr(initial, 'load', load)
   monkeypatch.setattr(train, 'train_and_evaluate', finish)

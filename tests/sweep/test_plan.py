@@ -170,7 +170,14 @@ def test_fields_and_values_that_are_none_are_refused(field, values, message):
 
 
 @pytest.mark.parametrize(
-  'bounds', [(2.0, 1.0), (0.0, 1.0, 'log'), (0.1, 1.0, 'cubic')]
+  'bounds',
+  [
+    (2.0, 1.0),
+    (0.0, 1.0, 'log'),
+    (0.1, 1.0, 'cubic'),
+    (0.0, float('inf')),
+    ('a', 'b'),
+  ],
 )
 def test_bounds_that_make_no_sense_are_refused(bounds):
   stage = sweep.stage('wrong', random={'train.momentum': bounds}, samples=1)
@@ -191,6 +198,10 @@ def test_a_sweep_is_configured_like_a_run():
   [
     ({'random': {'train.momentum': (0.1, 0.2)}}, 'draws 0 samples of 1 fields'),
     ({'samples': 3}, 'draws 3 samples of 0 fields'),
+    (
+      {'random': {'train.momentum': (0.1, 0.2)}, 'samples': 10**12},
+      'draws 1,000,000,000,000 samples: expected at most 100,000',
+    ),
     ({'grid': {'train.epochs': ()}}, 'has no values for train.epochs'),
     ({'grid': {'seed': (1, 2)}}, 'sets seed: give it as `seeds`'),
   ],

@@ -129,40 +129,45 @@ def write_run(
   }
   if taught_by:
     numbers |= {'agreement': 0.95, 'kl_to_teacher': 0.1}
+  tested = numbers | (test or {})
   digest = f'{path.parent.name}/{path.name}'
-  results.write_result(
-    path,
-    {
-      'method': method,
-      'seed': seed,
-      'data': DATA | (data or {}),
-      'device': 'cpu',
-      'platform': 'cpu',
-      'versions': {'kdjax': '0.1.0', 'jax': '0.10.2'},
-      'config': results.as_json(config),
-      'teacher': taught_by,
-      'student': {
-        'model': 'resnet18',
-        'parameters': 11_172_810,
-        'wall_time_s': 57.0,
-      },
-      'best': {
-        'step': 40,
-        'epoch': 2.0,
-        'validation_accuracy': validation,
-        'digest': f'{digest} best',
-        'test': numbers | (test or {}),
-      },
-      'last': {
-        'step': 40,
-        'epoch': 2.0,
-        'validation_accuracy': validation,
-        'digest': f'{digest} last',
-        'test': numbers | {'accuracy': accuracy if last is None else last},
-      },
-      **(result or {}),
-    },
-  )
+  content = result_of(config, digest, validation, tested, taught_by)
+  content['data'] |= data or {}
+  content['last']['test'] = numbers | {
+    'accuracy': accuracy if last is None else last
+  }
+  results.write_result(path, content | (result or {}))
   if predictions is not None:
     np.savez(path / 'predictions.npz', **predictions)
   return path
+
+
+def result_of(config, digest, validation, test, taught_by=None):
+  """The content of a result; best and last checkpoint are alike."""
+
+  def tested(which):
+    return {
+      'step': 40,
+      'epoch': 2.0,
+      'validation_accuracy': validation,
+      'digest': f'{digest} {which}',
+      'test': test,
+    }
+
+  return {
+    'method': config.method.name,
+    'seed': config.seed,
+    'data': dict(DATA),
+    'device': 'cpu',
+    'platform': 'cpu',
+    'versions': {'kdjax': '0.1.0', 'jax': '0.10.2'},
+    'config': results.as_json(config),
+    'teacher': taught_by,
+    'student': {
+      'model': 'resnet18',
+      'parameters': 11_172_810,
+      'wall_time_s': 57.0,
+    },
+    'best': tested('best'),
+    'last': tested('last'),
+  }
