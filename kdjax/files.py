@@ -3,9 +3,10 @@
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 
@@ -60,6 +61,37 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
   except BaseException:
     shutil.rmtree(temporary, ignore_errors=True)
     raise
+
+
+def remove_directory(path: pathlib.Path) -> None:
+  """Removes a directory, of which nobody ever sees a part.
+
+  Args:
+    path: the directory.
+
+  Raises:
+    OSError: it cannot be moved away; it is still there as it was.
+  """
+  temporary = path.rename(_beside(path))
+  shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(directory: pathlib.Path, names: Iterable[str]) -> None:
+  """Removes what processes that were killed left half written.
+
+  Args:
+    directory: where they wrote; no other process may write there now.
+    names: the names of the files and directories that they wrote, of which
+      others are left alone.
+  """
+  for name in names:
+    leftover = re.compile(rf'{re.escape(name)}\..+\.\d+\.tmp')
+    for path in directory.iterdir():
+      if leftover.fullmatch(path.name):
+        if path.is_dir():
+          shutil.rmtree(path, ignore_errors=True)
+        else:
+          path.unlink(missing_ok=True)
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:

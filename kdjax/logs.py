@@ -28,7 +28,8 @@ from kdjax import files
 
 logger = logging.getLogger('kdjax')
 
-_METRICS = 'metrics.jsonl'
+METRICS = 'metrics.jsonl'
+"""Name of the file of a run's metrics."""
 
 # Images/s stand in the postfix, from the device's own pace: the rate that tqdm
 # sees is that of steps handed to the device.
@@ -136,7 +137,7 @@ class RunLog:
     total_steps: int,
     tensorboard: bool,
   ):
-    self._path = workdir / _METRICS
+    self._path = workdir / METRICS
     _drop_after(self._path, start_step)
     self._file = self._path.open('a', encoding='utf-8')
     self._events = (
@@ -350,7 +351,7 @@ def read_records(workdir: pathlib.Path) -> list[dict[str, Any]]:
   Raises:
     ValueError: another line is no JSON.
   """
-  path = workdir / _METRICS
+  path = workdir / METRICS
   if not path.exists():
     return []
   records = []

@@ -16,6 +16,9 @@ _CONFIG = 'config.json'
 _RESULT = 'result.json'
 _PREDICTIONS = 'predictions.npz'
 
+FILES = _CONFIG, _RESULT, _PREDICTIONS
+"""Names of the files that are written here."""
+
 # The metrics in a run's table: heading, name in the result, format.
 _SHOWN = (
   ('accuracy', 'accuracy', '.2%'),

@@ -180,7 +180,7 @@ def _run(
   run = session.program(
     config, dataset, method, hyperparameters, teacher, replay, initial
   )
-  with lock.hold(workdir, what):
+  with lock.hold(workdir, what, [*results.FILES, logs.METRICS]):
     # Another process may have made it while the teacher was trained.
     results.check_same_run(workdir, config)
     if results.read_result(workdir):

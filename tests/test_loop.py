@@ -347,8 +347,9 @@ def test_what_another_process_made_meanwhile_is_not_made_again(
   hold = lock.hold
 
   @contextlib.contextmanager
-  def hold_late(directory, what):
-    with hold(directory, what):
+  def hold_late(*args):
+    directory, *_ = args
+    with hold(*args):
       shutil.copytree(undisturbed, directory, dirs_exist_ok=True)
       yield
 

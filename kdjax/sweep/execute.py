@@ -60,7 +60,7 @@ def run(
     raise ValueError('config.stages is empty: a sweep needs at least one stage')
   # All that can be known to be wrong, before the first run.
   planned = [plan.runs(config, stage, {}) for stage in config.stages]
-  with lock.hold(workdir, 'the sweep'):
+  with lock.hold(workdir, 'the sweep', [_SUMMARY]):
     return _run_stages(config, workdir, sum(map(len, planned)))
 
 
