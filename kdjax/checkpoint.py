@@ -217,7 +217,7 @@ class Checkpoints:
       OSError: one cannot be read now.
     """
     damaged: dict[int, DamagedError] = {}
-    for step in sorted(_steps(self._root), reverse=True):
+    for step in reversed(_steps(self._root)):
       directory = self._root / str(step)
       try:
         metadata = _read_metadata(directory)
@@ -568,11 +568,11 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
 
 
 def _steps(root: pathlib.Path) -> list[int]:
-  return [
+  return sorted(
     int(path.name)
     for path in (root.iterdir() if root.is_dir() else ())
     if path.name.isdecimal()
-  ]
+  )
 
 
 def _complete_steps(root: pathlib.Path) -> list[int]:

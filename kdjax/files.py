@@ -25,17 +25,33 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
   Raises:
     OSError: it cannot be written; what was at `path` is still there.
   """
-  temporary = _beside(path)
+  # What a link names is replaced, and the link stays.
+  place = path.resolve()
+  temporary = _beside(place)
   try:
     with temporary.open('wb') as file:
       yield file
-    temporary.replace(path)
+    temporary.replace(place)
   except BaseException as error:
     temporary.unlink(missing_ok=True)
     if isinstance(error, OSError) and error.errno and not error.filename:
       # That the disk is full does not say where.
       error.filename = str(path)
     raise
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file that takes another's place once it is written.
+
+  Args:
+    path: where it will be.
+    content: all that is to be in it.
+
+  Raises:
+    OSError: it cannot be written; what was at `path` is still there.
+  """
+  with replacing(path) as file:
+    file.write(content)
 
 
 @contextlib.contextmanager

@@ -51,9 +51,8 @@ def hold(
         'another directory'
       ) from error
     files.remove_leftovers(directory, [_HOLDER, *names])
-    with files.replacing(holder) as file:
-      about = {'pid': os.getpid(), 'host': socket.gethostname()}
-      file.write(json.dumps(about).encode())
+    about = {'pid': os.getpid(), 'host': socket.gethostname()}
+    files.write(holder, json.dumps(about).encode())
 
   try:
     devices.once(acquire)

@@ -413,5 +413,4 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
     if record['step'] <= step:
       kept.append(line + '\n')
   # Being killed here loses nothing.
-  with files.replacing(path) as file:
-    file.write(''.join(kept).encode())
+  files.write(path, ''.join(kept).encode())

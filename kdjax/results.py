@@ -379,5 +379,4 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
   """Writes a JSON file as a whole, so that nobody ever reads half of it."""
   text = json.dumps(content, indent=2, sort_keys=True) + '\n'
-  with files.replacing(path) as file:
-    file.write(text.encode())
+  files.write(path, text.encode())

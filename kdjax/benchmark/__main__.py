@@ -10,7 +10,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import methods
+from kdjax import files, methods
 from kdjax.benchmark import compare
 from kdjax.command import command
 
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
       baseline_python=_BASELINE_PYTHON.value if _BASELINE.value else None,
     )
     print(compare.table(result))
-    output.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+    files.write(output, f'{json.dumps(result, indent=2)}\n'.encode())
   print(f'\nall figures: {output}')
 
 
