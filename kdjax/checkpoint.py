@@ -659,7 +659,9 @@ def _ignore_late_callbacks() -> None:
 
   def hook(unraisable: Any) -> None:
     late = str(unraisable.exc_value) == 'Event loop is closed'
-    if not late and not inspect.iscoroutine(unraisable.object):
+    late |= inspect.iscoroutine(unraisable.object)
+    # A signal is no such thing.
+    if not late or isinstance(unraisable.exc_value, KeyboardInterrupt):
       previous(unraisable)
 
   sys.unraisablehook = hook

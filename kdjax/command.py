@@ -14,7 +14,8 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import devices, logs, runtime
+from kdjax import devices, logs, runtime, signals
+from kdjax.startup import INTERRUPTED
 
 
 def define_processes() -> Callable[[], None]:
@@ -49,9 +50,6 @@ def define_processes() -> Callable[[], None]:
   )
 
 
-# Exit status of a command that a signal stopped: try again.
-INTERRUPTED = os.EX_TEMPFAIL
-
 # As of a process that SIGPIPE ended.
 _UNREAD = 128 + signal.SIGPIPE
 
@@ -81,10 +79,8 @@ def command(
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
   logs.setup()
-  # Where nothing holds signals back, nothing is lost by stopping at once. Where
-  # there are several processes JAX puts a handler of its own in its place.
-  signal.signal(signal.SIGTERM, signal.default_int_handler)
-  try:
+  # Where nothing holds signals back, nothing is lost by stopping at once.
+  with signals.raised(), _ending():
     if join:
       join()
     runtime.setup()
@@ -92,11 +88,15 @@ def command(
       logs.quiet()
     yield
     sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+  """Ends the process with one line on an error."""
+  try:
+    yield
   except KeyboardInterrupt as interrupt:
-    print(
-      interrupt if interrupt.args else 'stopped by a signal', file=sys.stderr
-    )
-    sys.exit(INTERRUPTED)
+    _stop(interrupt if interrupt.args else 'stopped by a signal')
   except (
     ValueError,
     OSError,
@@ -106,6 +106,9 @@ def command(
   ) as error:
     if isinstance(error, BrokenPipeError) and _nobody_reads():
       sys.exit(_UNREAD)
+    # Raised within what JAX calls, it comes out as an error of JAX.
+    if name := signals.forget():
+      _stop(f'stopped by {name}: start the same command again')
     reason: object = error
     if isinstance(error, RuntimeError | AssertionError):
       reason = runtime.missing_backend()
@@ -115,6 +118,11 @@ def command(
     if jax.distributed.is_initialized():
       _leave(f'error: {reason}')
     sys.exit(f'error: {reason}')
+
+
+def _stop(message: object) -> NoReturn:
+  print(message, file=sys.stderr)
+  sys.exit(INTERRUPTED)
 
 
 def _nobody_reads() -> bool:

@@ -18,6 +18,7 @@ import tiny
 from processes import run
 
 import kdjax
+from kdjax import card as card_lib
 from kdjax import (
   checkpoint,
   data,
@@ -30,7 +31,6 @@ from kdjax import (
   train,
   weights,
 )
-from kdjax import card as card_lib
 from kdjax.export import execute, stablehlo, staging, verify
 
 FORMATS = 'orbax', 'safetensors', 'stablehlo'
