@@ -10,7 +10,7 @@ from typing import Any
 import optax
 from absl import app, flags
 
-from kdjax import checkpoint, digests, pretrained
+from kdjax import checkpoint, digests, files, pretrained
 from kdjax.command import command
 from kdjax.export import orbax, safetensors, staging
 
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
       'DESTINATION; DESTINATION ends with .safetensors, or is a directory'
     )
   with command([program]):
-    source, destination = map(pathlib.Path, paths)
+    source, destination = map(files.local, paths)
     if destination.suffix and destination.suffix != '.safetensors':
       raise ValueError(
         f'{destination} is neither a file .safetensors nor a directory, which '

@@ -9,6 +9,37 @@ import socket
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
+# What Orbax or TensorBoard take for the address of a bucket or of a web page.
+_URL = re.compile(
+  r'[a-z][a-z0-9+.-]*:(/|$)|(gs|s3|az|abfss?|hdfs|https?|ftp|file):', re.I
+)
+
+
+def local(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Checks that a path is one of this machine's file systems.
+
+  Args:
+    path: a file or a directory, as a user names it.
+
+  Returns:
+    The path.
+
+  Raises:
+    ValueError: it is a URL, or is taken for one.
+  """
+  found = pathlib.Path(path)
+  if _URL.match(str(path)):
+    raise ValueError(
+      f'{path} is a URL, expected a path of a local file or directory: mount '
+      'the bucket, or copy to it what was written here'
+    )
+  if any(part.endswith(':') for part in found.absolute().parts):
+    raise ValueError(
+      f'{found.absolute()} has a directory whose name ends with a colon, which '
+      'Orbax takes for a URL: choose another path'
+    )
+  return found
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:

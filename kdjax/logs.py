@@ -81,7 +81,8 @@ def setup() -> None:
   verbosity = flags.FLAGS['verbosity']
   if not verbosity.present:
     absl_logging.set_verbosity(absl_logging.WARNING)
-    # What fails in the threads of Orbax is raised in ours, and told there.
+    # What fails in the threads of Orbax is raised in ours, and told there; what
+    # it warns of is how it is called.
     absl_logging.get_absl_logger().addFilter(_is_news)
     logging.getLogger('asyncio').setLevel(logging.CRITICAL)
   if not logger.handlers:
@@ -96,7 +97,7 @@ def setup() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-  return record.levelno < logging.ERROR or 'orbax' not in record.pathname
+  return 'orbax' not in pathlib.Path(record.pathname).parts
 
 
 def progress(total: int, unit: str) -> tqdm.tqdm:
@@ -240,7 +241,8 @@ class _Events:
     # TensorBoard reads them in the order of their names.
     parts = int(time.time()), socket.gethostname(), os.getpid()
     name = '.'.join(map(str, ('events.out.tfevents', *parts)))
-    self._file = tensorboardX.RecordWriter(str(directory / name))
+    # By how a relative path begins, tensorboardX would write to a bucket.
+    self._file = tensorboardX.RecordWriter(str(directory.absolute() / name))
     self._add(file_version='brain.Event:2')
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._add(step=done + 1, session_log=start)

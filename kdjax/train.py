@@ -14,6 +14,7 @@ from kdjax import (
   checkpoint,
   data,
   devices,
+  files,
   lock,
   logs,
   loop,
@@ -66,7 +67,7 @@ def train_and_evaluate(
     OSError: a file cannot be written.
     kdjax.signals.Interrupted: SIGTERM or SIGINT came; the run is saved.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = files.local(workdir)
   session = session or Session()
   with devices.together():
     config_lib.validate(config)

@@ -10,7 +10,7 @@ import random
 import numpy as np
 import pytest
 
-from kdjax import checkpoint, digests, files
+from kdjax import checkpoint, digests
 from kdjax.checkpoint import Saved
 from kdjax.step import TrainState
 
@@ -149,17 +149,3 @@ def test_a_run_that_was_stopped_keeps_its_schedule_as_well(tmp_path, disk):
 )
 def test_what_is_kept_depends_on_what_is_saved_alone(saved, kept):
   assert checkpoint.retained(saved, keep=1) == kept
-
-
-def test_only_what_a_run_wrote_itself_is_removed(tmp_path):
-  ours = ['.lock_holder.host.example.7.tmp', 'config.json.host.7.tmp']
-  others = [
-    'config.json',
-    'mine.tmp',
-    'notes.txt.host.7.tmp',
-    'config.json.tmp',
-  ]
-  for name in (*ours, *others):
-    (tmp_path / name).touch()
-  files.remove_leftovers(tmp_path, ['.lock_holder', 'config.json'])
-  assert {path.name for path in tmp_path.iterdir()} == set(others)

@@ -4,7 +4,6 @@ python -m kdjax.benchmark --config=configs/fkd.py
 """
 
 import json
-import pathlib
 import sys
 
 from absl import app, flags
@@ -50,7 +49,7 @@ _OUTPUT = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
   """Reads the flags, measures, prints a table and writes the JSON file."""
   with command(argv):
-    output = pathlib.Path(_OUTPUT.value)
+    output = files.local(_OUTPUT.value)
     # Before minutes of measuring, rather than after.
     output.parent.mkdir(parents=True, exist_ok=True)
     result = compare.run(

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 from kdjax import config as config_lib
-from kdjax import devices, lock, logs, program, results, train
+from kdjax import devices, files, lock, logs, program, results, train
 from kdjax.session import Session
 from kdjax.sweep import plan
 from kdjax.sweep.plan import Run, Settings
@@ -51,6 +51,7 @@ def run(
     FloatingPointError: the teacher diverged.
     BlockingIOError: another process runs it, or trains its teacher.
   """
+  workdir = files.local(workdir)
   if 'stages' not in config:
     raise ValueError(
       'this is the configuration of a run, not of a sweep (configs/sweep.py is '
