@@ -464,7 +464,10 @@ def save_network(
       with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory, tree, force=True)
     except Exception as error:
-      raise OSError(f'cannot write {path}: {_shorten(error)}') from error
+      raise OSError(
+        f'cannot write {path}: {_shorten(error)}. Make sure that there is room '
+        'and that the directory can be written'
+      ) from error
     (directory / _CARD).write_text(content, encoding='utf-8')
 
 

@@ -1,6 +1,7 @@
 """What all commands have in common."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import select
@@ -54,6 +55,9 @@ def define_processes() -> Callable[[], None]:
 _UNREAD = 128 + signal.SIGPIPE
 
 _LAST_WORDS_SECONDS = 2
+
+# What the system says where no more can be written.
+_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
 
 @contextlib.contextmanager
@@ -110,6 +114,8 @@ def _ending() -> Iterator[None]:
     if name := signals.forget():
       _stop(f'stopped by {name}: start the same command again')
     reason: object = error
+    if isinstance(error, OSError) and error.errno in _FULL:
+      reason = f'{error}. Make room there, then start the same command again'
     if isinstance(error, RuntimeError | AssertionError):
       reason = runtime.missing_backend()
       if not reason:

@@ -161,13 +161,17 @@ class RunLog:
 
   def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
     self._bar.close()
-    with contextlib.ExitStack() as closing:
+    try:
+      with contextlib.ExitStack() as closing:
+        closing.callback(self._file.close)
+        if self._events:
+          closing.callback(self._events.close)
+    except OSError as error:
       # An error that ends the run says more than one that follows from it.
-      if kind:
-        closing.enter_context(contextlib.suppress(OSError))
-      closing.callback(self._file.close)
-      if self._events:
-        closing.callback(self._events.close)
+      if not kind:
+        raise files.cannot_write(
+          f'the last metrics in {self._path.parent}', error
+        ) from error
 
   def advance(self, steps: int) -> None:
     """Counts steps that have been started."""

@@ -1,11 +1,13 @@
 """Files that are there as a whole, and paths that are none."""
 
+import errno
 import resource
 
 import pytest
 import tiny
 
 from kdjax import files, train
+from kdjax.command import command
 from kdjax.sweep import execute
 
 
@@ -64,6 +66,16 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
   assert error.value.filename == str(path)
   assert path.read_bytes() == b'old'
   assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_command_says_what_to_do_about_a_full_disk(tmp_path):
+  with pytest.raises(SystemExit) as error, command(['']):
+    raise OSError(errno.ENOSPC, 'No space left on device', tmp_path / 'x.csv')
+  said = str(error.value)
+  assert 'No space left on device' in said
+  assert str(tmp_path / 'x.csv') in said
+  assert said.endswith('. Make room there, then start the same command again')
+  assert '\n' not in said
 
 
 def test_a_link_stays_one(tmp_path):
