@@ -132,6 +132,7 @@ class Checkpoints:
 
   @functools.cached_property
   def _checkpointer(self) -> ocp.AsyncCheckpointer:
+    devices.once(lambda: self._root.mkdir(parents=True, exist_ok=True))
     return ocp.AsyncCheckpointer(
       ocp.CompositeCheckpointHandler(
         state=ocp.StandardCheckpointHandler(),
@@ -172,8 +173,11 @@ class Checkpoints:
     self.wait()
     self._take_stock()
     with self._writing(step):
-      devices.once(lambda: self._root.mkdir(parents=True, exist_ok=True))
-      self._checkpointer.save(
+      checkpointer = self._checkpointer
+      # Orbax would make it again, without all else that was there.
+      if not self._root.is_dir():
+        raise FileNotFoundError('the directory has been removed')
+      checkpointer.save(
         self._root / str(step),
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(state),

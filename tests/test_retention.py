@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -129,6 +130,16 @@ def test_a_run_that_was_stopped_keeps_its_schedule_as_well(tmp_path, disk):
   assert left(tmp_path) == {'6', '8', '9'}
   train(tmp_path, 2, stop_at=10)
   assert left(tmp_path) == {'8', '10'}
+
+
+def test_a_directory_that_was_removed_is_not_made_again(tmp_path, disk):
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'run', keep=1)
+  checkpoints.save(state(1), {'validation_accuracy': None})
+  checkpoints.wait()
+  shutil.rmtree(tmp_path / 'run')
+  with pytest.raises(OSError, match=r'step 2 in .*run/checkpoints: .*removed'):
+    checkpoints.save(state(2), {'validation_accuracy': None})
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
