@@ -65,9 +65,10 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     temporary.replace(place)
   except BaseException as error:
     temporary.unlink(missing_ok=True)
-    if isinstance(error, OSError) and error.errno and not error.filename:
-      # That the disk is full does not say where.
-      error.filename = str(path)
+    if isinstance(error, OSError) and error.errno:
+      # That the disk is full does not say where; a temporary name says nothing.
+      if error.filename in (None, str(temporary)):
+        error.filename = str(path)
     raise
 
 

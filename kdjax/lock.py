@@ -41,6 +41,11 @@ def hold(
   lock = filelock.FileLock(directory / _LOCK, blocking=False)
 
   def acquire() -> None:
+    if directory.is_symlink() and not directory.exists():
+      raise FileNotFoundError(
+        f'{directory} is a link to {directory.readlink()}, which is not there: '
+        'make that directory, or remove the link'
+      )
     directory.mkdir(parents=True, exist_ok=True)
     try:
       lock.acquire()

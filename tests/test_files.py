@@ -64,6 +64,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert error.value.filename == str(path)
+  with pytest.raises(FileNotFoundError) as error:
+    files.write(tmp_path / 'nowhere' / 'file', b'')
+  assert error.value.filename == str(tmp_path / 'nowhere' / 'file')
   assert path.read_bytes() == b'old'
   assert list(tmp_path.iterdir()) == [path]
 
