@@ -65,10 +65,10 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     temporary.replace(place)
   except BaseException as error:
     temporary.unlink(missing_ok=True)
-    if isinstance(error, OSError) and error.errno:
-      # That the disk is full does not say where; a temporary name says nothing.
-      if error.filename in (None, str(temporary)):
-        error.filename = str(path)
+    # That the disk is full does not say where; a temporary name says nothing.
+    said = None, str(temporary)
+    if isinstance(error, OSError) and error.errno and error.filename in said:
+      error.filename = str(path)
     raise
 
 
