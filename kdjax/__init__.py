@@ -1,5 +1,6 @@
 """Knowledge distillation for image classifiers in functional JAX."""
 
+import kdjax.startup  # noqa: F401 (before all that takes long to import)
 from kdjax import checkpoint, losses, methods, models
 from kdjax.features import Outputs, forward, normalize
 from kdjax.losses import (

@@ -15,16 +15,17 @@ import logging
 import math
 import os
 import pathlib
+import re
+import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import flax
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import checkpoint_managers
 
 from kdjax import card as card_lib
 from kdjax import devices, digests, features, files, models
@@ -37,6 +38,9 @@ _DIRECTORY = 'checkpoints'
 _CARD = 'model_card.json'
 # A run's configuration, beside its checkpoints.
 _CONFIG = 'config.json'
+# What Orbax and `files.remove_directory` leave of a checkpoint when they are
+# killed.
+_LEFTOVER = re.compile(r'\d+\.orbax-checkpoint-tmp.*|\d+\..+\.\d+\.tmp')
 # What `save` adds to the metadata.
 _VERSION, _ARRAYS = 'version', 'arrays'
 # What the metadata of kdjax have, and those of its older versions.
@@ -62,17 +66,53 @@ class DamagedError(ValueError):
     super().__init__(f'{self.reason}. Remove it, or put a sound copy there')
 
 
+class Saved(NamedTuple):
+  """What decides whether a checkpoint is kept.
+
+  Attributes:
+    accuracy: its validation accuracy, from 0 to 1; None if it has none.
+    scheduled: whether every run of this configuration saves it, rather than one
+      that a signal stopped there.
+  """
+
+  accuracy: float | None
+  scheduled: bool
+
+
+def retained(saved: Mapping[int, Saved], keep: int) -> set[int]:
+  """Computes which checkpoints are kept.
+
+  What a run keeps of its schedule depends on nothing else: one that was stopped
+  or killed, however often, keeps what an undisturbed run does.
+
+  Args:
+    saved: the checkpoints by step.
+    keep: how many of the last scheduled ones are kept, beside the best.
+
+  Returns:
+    The steps of those, and the newest of all, to continue from.
+  """
+  scheduled = {
+    step: one.accuracy for step, one in saved.items() if one.scheduled
+  }
+  best = {_best(scheduled)} if scheduled else set()
+  newest = set(sorted(saved)[-1:])
+  return {*sorted(scheduled)[-keep:]} | best | newest
+
+
 class Checkpoints:
   """Writes and reads the checkpoints of a run: the last ones and the best.
 
   Saving is asynchronous: training goes on while a checkpoint is written, and a
   checkpoint exists only once it is complete. With it are saved the SHA-256 of
   each of its arrays and of its metadata, and all that reads it compares them.
+  Those that are no longer needed (see `retained`) are removed once the next one
+  is complete.
 
   Args:
     workdir: the run directory.
-    keep: how many of the last checkpoints are kept, beside the best by
-      validation accuracy. Of checkpoints without one the last counts as the
+    keep: how many of the last scheduled checkpoints are kept, beside the best
+      by validation accuracy. Of checkpoints without one the last counts as the
       best.
   """
 
@@ -80,46 +120,38 @@ class Checkpoints:
     self._workdir = pathlib.Path(workdir).absolute()
     self._root = self._workdir / _DIRECTORY
     self._keep = keep
-    self._accuracies: dict[int, float | None] = {}
-    self._saving: int | None = None
+    self._saved: dict[int, Saved] | None = None
+    # What is being written.
+    self._saving: tuple[int, Saved] | None = None
 
   def __enter__(self) -> 'Checkpoints':
     return self
 
   def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-    if self._saving is not None:
-      # An error that ends the run says more than one that follows from it.
-      with self._writing() if kind is None else contextlib.suppress(Exception):
-        self._manager.close()
+    # An error that ends the run says more than one that follows from it.
+    with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
+      self.wait()
+    if '_checkpointer' in vars(self):
+      self._checkpointer.close()
 
   @functools.cached_property
-  def _manager(self) -> ocp.CheckpointManager:
-    # Made at the first save: it changes the directory.
-    devices.once(self._set_aside_unreadable)
-    for step in _complete_steps(self._root):
-      metadata = _read_metadata(self._root / str(step))
-      self._accuracies[step] = metadata['validation_accuracy']
-    return ocp.CheckpointManager(
-      self._root,
-      item_handlers={
-        'state': ocp.StandardCheckpointHandler(),
-        'metadata': ocp.JsonCheckpointHandler(),
-      },
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=_LastAndBest(self._keep, self._accuracies),
-        # What a process that was killed left half written.
-        cleanup_tmp_directories=True,
-      ),
+  def _checkpointer(self) -> ocp.AsyncCheckpointer:
+    devices.once(lambda: self._root.mkdir(parents=True, exist_ok=True))
+    return ocp.AsyncCheckpointer(
+      ocp.CompositeCheckpointHandler(
+        state=ocp.StandardCheckpointHandler(),
+        metadata=ocp.JsonCheckpointHandler(),
+      )
     )
 
   @contextlib.contextmanager
-  def _writing(self) -> Iterator[None]:
+  def _writing(self, step: int) -> Iterator[None]:
     """Explains what Orbax raises when it cannot write, of whatever type."""
     _ignore_late_callbacks()
     try:
       yield
     except Exception as error:
-      what = f'the checkpoint of step {self._saving} in {self._root}'
+      what = f'the checkpoint of step {step} in {self._root}'
       raise files.cannot_write(what, _shorten(error)) from error
 
   def save(self, state: TrainState, metadata: Mapping[str, Any]) -> None:
@@ -128,7 +160,8 @@ class Checkpoints:
     Args:
       state: the state; its step names the checkpoint.
       metadata: what to keep beside it, as JSON; `validation_accuracy` is from 0
-        to 1, or None of a state that was not validated.
+        to 1, or None of a state that was not validated; `scheduled`, true by
+        default, as `Saved` has it.
 
     Raises:
       OSError: this checkpoint, or the one before, cannot be written.
@@ -142,28 +175,35 @@ class Checkpoints:
       }
     )
     self.wait()
-    self._saving = step
-    with self._writing():
-      manager = self._manager
-      self._accuracies[step] = metadata['validation_accuracy']
-      manager.save(
-        step,
+    self._take_stock()
+    with self._writing(step):
+      checkpointer = self._checkpointer
+      # Orbax would make it again, without all else that was there.
+      if not self._root.is_dir():
+        raise FileNotFoundError('the directory has been removed')
+      checkpointer.save(
+        self._root / str(step),
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(state),
           metadata=ocp.args.JsonSave(content),
         ),
-        force=True,
       )
+    self._saving = step, _describe_saved(content)
 
   def wait(self) -> None:
-    """Waits until what was saved is complete.
+    """Waits until what was saved is complete; removes what is not kept.
 
     Raises:
       OSError: it cannot be written.
     """
-    if self._saving is not None:
-      with self._writing():
-        self._manager.wait_until_finished()
+    if self._saving is None:
+      return
+    (step, saved), self._saving = self._saving, None
+    with self._writing(step):
+      self._checkpointer.wait_until_finished()
+    self._take_stock()[step] = saved
+    if devices.is_first():
+      self._remove_others()
 
   def restore(
     self, like: TrainState
@@ -185,7 +225,7 @@ class Checkpoints:
       OSError: one cannot be read now.
     """
     damaged: dict[int, DamagedError] = {}
-    for step in sorted(_steps(self._root), reverse=True):
+    for step in reversed(_steps(self._root)):
       directory = self._root / str(step)
       try:
         metadata = _read_metadata(directory)
@@ -199,6 +239,7 @@ class Checkpoints:
         devices.once(
           functools.partial(self._set_aside, newer, found, going_back)
         )
+      self._take_stock()
       return state, metadata
     if damaged:
       reasons = '\n  '.join(error.reason for error in damaged.values())
@@ -207,6 +248,7 @@ class Checkpoints:
         f'{reasons}\nPut a sound copy there, or remove {self._workdir} to '
         'begin again'
       )
+    self._take_stock()
     return None
 
   def validations(self) -> list[dict[str, Any]]:
@@ -230,13 +272,38 @@ class Checkpoints:
           )
     return found
 
-  def _set_aside_unreadable(self) -> None:
-    """Keeps from being deleted what nobody can tell the worth of."""
-    for step in _complete_steps(self._root):
+  def _take_stock(self) -> dict[int, Saved]:
+    """Finds what is saved, once, and clears away what a kill has left."""
+    if self._saved is None:
+      self._saved = {}
+      devices.once(self._clear)
+    return self._saved
+
+  def _clear(self) -> None:
+    """Leaves the checkpoints that are kept, alone; for one process only."""
+    for leftover in self._root.glob('*'):
+      if _LEFTOVER.fullmatch(leftover.name):
+        shutil.rmtree(leftover, ignore_errors=True)
+    assert self._saved is not None
+    for step in _steps(self._root):
+      directory = self._root / str(step)
       try:
-        _read_metadata(self._root / str(step))
+        metadata = _read_metadata(directory)
+        if not (directory / 'state').is_dir():
+          raise DamagedError(directory, 'its state is missing')
       except DamagedError as error:
+        # Nobody can tell what it is worth.
         self._set_aside(step, error)
+      else:
+        self._saved[step] = _describe_saved(metadata)
+    self._remove_others()
+
+  def _remove_others(self) -> None:
+    """Removes the checkpoints that are not kept; for one process only."""
+    assert self._saved is not None
+    for step in self._saved.keys() - retained(self._saved, self._keep):
+      files.remove_directory(self._root / str(step))
+      del self._saved[step]
 
   def _set_aside(
     self, step: int, error: DamagedError, remark: str = ''
@@ -246,26 +313,8 @@ class Checkpoints:
     logger.warning('%s. It is now in %s%s', error.reason, target, remark)
 
 
-class _LastAndBest(checkpoint_managers.PreservationPolicy):
-  """Keeps the last checkpoints and the best, by accuracies of our own metadata.
-
-  Orbax would keep them in files without a checksum.
-  """
-
-  def __init__(self, keep: int, accuracies: Mapping[int, float | None]):
-    self._keep = keep
-    self._accuracies = accuracies
-
-  def should_preserve(
-    self,
-    checkpoints: Sequence[Any],
-    *,
-    context: checkpoint_managers.PreservationContext,
-  ) -> Sequence[bool]:
-    del context
-    steps = [checkpoint.step for checkpoint in checkpoints]
-    best = _best({step: self._accuracies.get(step) for step in steps})
-    return [step in (*steps[-self._keep :], best) for step in steps]
+def _describe_saved(metadata: Mapping[str, Any]) -> Saved:
+  return Saved(metadata['validation_accuracy'], metadata.get('scheduled', True))
 
 
 def restore(
@@ -517,7 +566,10 @@ def save_network(
       with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(directory, tree, force=True)
     except Exception as error:
-      raise OSError(f'cannot write {path}: {_shorten(error)}') from error
+      raise OSError(
+        f'cannot write {path}: {_shorten(error)}. Make sure that there is room '
+        'and that the directory can be written'
+      ) from error
     (directory / _CARD).write_text(content, encoding='utf-8')
 
 
@@ -557,11 +609,11 @@ def read_metadata(path: _Path, checkpoint: str = 'best') -> dict[str, Any]:
   Returns:
     `config`, `model` (arguments of `kdjax.models.build`), `image_shape`,
     `class_names`, `normalization` (`mean` and `std` of pixels scaled to
-    0 … 1), `data_digest`, `teacher_digest`, `step`, `epoch`,
-    `validation_accuracy`, `validation_loss`, `wall_time_s`; then what a run
-    continues with, `window` (the metrics of each step since the last line of
-    `metrics.jsonl`), `skipped_in_a_row` (steps left out just before those) and
-    `metrics_lines` (how many lines that file has);
+    0 … 1), `data_digest`, `teacher_digest`, `step`, `epoch`, `scheduled` (as
+    `Saved` has it), `validation_accuracy`, `validation_loss`, `wall_time_s`;
+    then what a run continues with, `window` (the metrics of each step since the
+    last line of `metrics.jsonl`), `skipped_in_a_row` (steps left out just
+    before those) and `metrics_lines` (how many lines that file has);
     then `version` (of kdjax), `arrays` (of each array `dtype`, `shape` and
     `sha256`) and `sha256` (of all the rest of this).
 
@@ -626,7 +678,11 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
 
 
 def _steps(root: pathlib.Path) -> list[int]:
-  return ocp.utils.checkpoint_steps(root) if root.is_dir() else []
+  return sorted(
+    int(path.name)
+    for path in (root.iterdir() if root.is_dir() else ())
+    if path.name.isdecimal()
+  )
 
 
 def _complete_steps(root: pathlib.Path) -> list[int]:
@@ -724,7 +780,9 @@ def _ignore_late_callbacks() -> None:
 
   def hook(unraisable: Any) -> None:
     late = str(unraisable.exc_value) == 'Event loop is closed'
-    if not late and not inspect.iscoroutine(unraisable.object):
+    late |= inspect.iscoroutine(unraisable.object)
+    # A signal is no such thing.
+    if not late or isinstance(unraisable.exc_value, KeyboardInterrupt):
       previous(unraisable)
 
   sys.unraisablehook = hook

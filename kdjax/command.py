@@ -1,6 +1,7 @@
 """What all commands have in common."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import select
@@ -14,7 +15,8 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import devices, escape, logs, runtime
+from kdjax import devices, escape, logs, runtime, signals
+from kdjax.startup import INTERRUPTED
 
 # So that --help shows them among those of the command.
 flags.disclaim_key_flags()
@@ -83,13 +85,13 @@ def define_processes() -> Callable[[], None]:
   )
 
 
-# Exit status of a command that a signal stopped: try again.
-INTERRUPTED = os.EX_TEMPFAIL
-
 # As of a process that SIGPIPE ended.
 _UNREAD = 128 + signal.SIGPIPE
 
 _LAST_WORDS_SECONDS = 2
+
+# What the system says where no more can be written.
+_FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
 
 @contextlib.contextmanager
@@ -115,10 +117,8 @@ def command(
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
   logs.setup()
-  # Where nothing holds signals back, nothing is lost by stopping at once. Where
-  # there are several processes JAX puts a handler of its own in its place.
-  signal.signal(signal.SIGTERM, signal.default_int_handler)
-  try:
+  # Where nothing holds signals back, nothing is lost by stopping at once.
+  with signals.raised(), _ending():
     if join:
       join()
     runtime.setup()
@@ -126,10 +126,15 @@ def command(
       logs.quiet()
     yield
     sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+  """Ends the process with one line on an error."""
+  try:
+    yield
   except KeyboardInterrupt as interrupt:
-    reason = str(interrupt) if interrupt.args else 'stopped by a signal'
-    print(escape.lines(reason), file=sys.stderr)
-    sys.exit(INTERRUPTED)
+    _stop(interrupt if interrupt.args else 'stopped by a signal')
   except (
     ValueError,
     OSError,
@@ -139,16 +144,28 @@ def command(
   ) as error:
     if isinstance(error, BrokenPipeError) and _nobody_reads():
       sys.exit(_UNREAD)
+    # Raised within what JAX calls, it comes out as an error of JAX.
+    if name := signals.forget():
+      _stop(f'stopped by {name}: start the same command again')
+    reason: object = error
+    if isinstance(error, OSError) and error.errno in _FULL:
+      reason = f'{error}. Make room there, then start the same command again'
     missing = None
-    if isinstance(error, RuntimeError | AssertionError):
+    unknown = isinstance(error, RuntimeError | AssertionError)
+    if unknown and not isinstance(error, runtime.CompilerError):
       missing = runtime.missing_backend()
       if not missing:
         raise
     logs.logger.debug('', exc_info=True)
-    message = escape.lines(f'error: {missing or error}')
+    message = escape.lines(f'error: {missing or reason}')
     if jax.distributed.is_initialized():
       _leave(message)
     sys.exit(message)
+
+
+def _stop(message: object) -> NoReturn:
+  print(escape.lines(str(message)), file=sys.stderr)
+  sys.exit(INTERRUPTED)
 
 
 def _nobody_reads() -> bool:

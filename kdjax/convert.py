@@ -14,6 +14,7 @@ from kdjax import (
   checkpoint,
   class_names,
   digests,
+  files,
   models,
   normalization,
   pretrained,
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> None:
       'DESTINATION; DESTINATION ends with .safetensors, or is a directory'
     )
   with command([program]):
-    source, destination = (pathlib.Path(path).expanduser() for path in paths)
+    source, destination = map(files.local, paths)
     if destination.suffix and destination.suffix != '.safetensors':
       raise ValueError(
         f'{destination} is neither a file .safetensors nor a directory, which '

@@ -3,11 +3,9 @@
 python -m kdjax.evaluate --workdir=runs/fkd
 """
 
-import pathlib
-
 from absl import app, flags
 
-from kdjax import checkpoint, escape, measure, results
+from kdjax import checkpoint, escape, files, measure, results
 from kdjax import predictions as predictions_lib
 from kdjax.command import command, define_path
 
@@ -32,8 +30,8 @@ _CHECKPOINT = flags.DEFINE_enum(
 def main(argv: list[str]) -> None:
   """Reads the flags, evaluates the run and writes the predictions."""
   with command(argv):
-    workdir = pathlib.Path(_WORKDIR.value)
-    output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None
+    workdir = files.local(_WORKDIR.value)
+    output = files.local(_OUTPUT.value) if _OUTPUT.value else None
     if output:
       # Before the run is evaluated, rather than after.
       predictions_lib.prepare(output)

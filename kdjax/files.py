@@ -6,11 +6,41 @@ import pathlib
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 # Control characters, ends of lines, and what stands for bytes that are no text.
 _UNTOLD = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
+# What Orbax or TensorBoard take for the address of a bucket or of a web page.
+_URL = re.compile(
+  r'[a-z][a-z0-9+.-]*:(/|$)|(gs|s3|az|abfss?|hdfs|https?|ftp|file):', re.I
+)
+
+
+def local(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Checks that a path is one of this machine's file systems.
+
+  Args:
+    path: a file or a directory, as a user names it.
+
+  Returns:
+    The path; a home directory (`~`) in it is expanded.
+
+  Raises:
+    ValueError: it is a URL, or is taken for one.
+  """
+  found = pathlib.Path(path).expanduser()
+  if _URL.match(str(path)):
+    raise ValueError(
+      f'{path} is a URL, expected a path of a local file or directory: mount '
+      'the bucket, or copy to it what was written here'
+    )
+  if any(part.endswith(':') for part in found.absolute().parts):
+    raise ValueError(
+      f'{found.absolute()} has a directory whose name ends with a colon, which '
+      'Orbax takes for a URL: choose another path'
+    )
+  return found
 
 
 @contextlib.contextmanager
@@ -28,17 +58,34 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
   Raises:
     OSError: it cannot be written; what was at `path` is still there.
   """
-  temporary = _beside(path)
+  # What a link names is replaced, and the link stays.
+  place = path.resolve()
+  temporary = _beside(place)
   try:
     with temporary.open('wb') as file:
       yield file
-    temporary.replace(path)
+    temporary.replace(place)
   except BaseException as error:
     temporary.unlink(missing_ok=True)
-    if isinstance(error, OSError) and error.errno and not error.filename:
-      # That the disk is full does not say where.
+    # That the disk is full does not say where; a temporary name says nothing.
+    said = None, str(temporary)
+    if isinstance(error, OSError) and error.errno and error.filename in said:
       error.filename = str(path)
     raise
+
+
+def write(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file that takes another's place once it is written.
+
+  Args:
+    path: where it will be.
+    content: all that is to be in it.
+
+  Raises:
+    OSError: it cannot be written; what was at `path` is still there.
+  """
+  with replacing(path) as file:
+    file.write(content)
 
 
 @contextlib.contextmanager
@@ -100,6 +147,37 @@ def set_aside(path: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
     number += 1
     target = target.with_name(f'{path.name}-{number}')
   return path.rename(target)
+
+
+def remove_directory(path: pathlib.Path) -> None:
+  """Removes a directory, of which nobody ever sees a part.
+
+  Args:
+    path: the directory.
+
+  Raises:
+    OSError: it cannot be moved away; it is still there as it was.
+  """
+  temporary = path.rename(_beside(path))
+  shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(directory: pathlib.Path, names: Iterable[str]) -> None:
+  """Removes what processes that were killed left half written.
+
+  Args:
+    directory: where they wrote; no other process may write there now.
+    names: the names of the files and directories that they wrote, of which
+      others are left alone.
+  """
+  for name in names:
+    leftover = re.compile(rf'{re.escape(name)}\..+\.\d+\.tmp')
+    for path in directory.iterdir():
+      if leftover.fullmatch(path.name):
+        if path.is_dir():
+          shutil.rmtree(path, ignore_errors=True)
+        else:
+          path.unlink(missing_ok=True)
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import filelock
 
@@ -15,7 +15,9 @@ _LOCK, _HOLDER = '.lock', '.lock_holder'
 
 
 @contextlib.contextmanager
-def hold(directory: pathlib.Path, what: str) -> Iterator[None]:
+def hold(
+  directory: pathlib.Path, what: str, names: Iterable[str] = ()
+) -> Iterator[None]:
   """Keeps other processes out of a directory; makes it if need be.
 
   The operating system ends the hold with the process, however it ends. Of the
@@ -24,6 +26,8 @@ def hold(directory: pathlib.Path, what: str) -> Iterator[None]:
   Args:
     directory: the directory.
     what: what is made in it, as an error calls it: 'the run'.
+    names: names of the files that are written in it. Of those, what a process
+      that was killed has left half written is removed.
 
   Yields:
     Nothing; the work goes inside.
@@ -37,6 +41,11 @@ def hold(directory: pathlib.Path, what: str) -> Iterator[None]:
   lock = filelock.FileLock(directory / _LOCK, blocking=False)
 
   def acquire() -> None:
+    if directory.is_symlink() and not directory.exists():
+      raise FileNotFoundError(
+        f'{directory} is a link to {directory.readlink()}, which is not there: '
+        'make that directory, or remove the link'
+      )
     directory.mkdir(parents=True, exist_ok=True)
     try:
       lock.acquire()
@@ -46,9 +55,9 @@ def hold(directory: pathlib.Path, what: str) -> Iterator[None]:
         'until that has ended, then start the same command again, or choose '
         'another directory'
       ) from error
-    with files.replacing(holder) as file:
-      about = {'pid': os.getpid(), 'host': socket.gethostname()}
-      file.write(json.dumps(about).encode())
+    files.remove_leftovers(directory, [_HOLDER, *names])
+    about = {'pid': os.getpid(), 'host': socket.gethostname()}
+    files.write(holder, json.dumps(about).encode())
 
   try:
     devices.once(acquire)

@@ -75,7 +75,8 @@ def setup() -> None:
   verbosity = flags.FLAGS['verbosity']
   if not verbosity.present:
     absl_logging.set_verbosity(absl_logging.WARNING)
-    # What fails in the threads of Orbax is raised in ours, and told there.
+    # What fails in the threads of Orbax is raised in ours, and told there; what
+    # it warns of is how it is called.
     absl_logging.get_absl_logger().addFilter(_is_news)
     logging.getLogger('asyncio').setLevel(logging.CRITICAL)
   if not logger.handlers:
@@ -90,7 +91,7 @@ def setup() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-  return record.levelno < logging.ERROR or 'orbax' not in record.pathname
+  return 'orbax' not in pathlib.Path(record.pathname).parts
 
 
 def progress(total: int, unit: str) -> tqdm.tqdm:
@@ -164,13 +165,17 @@ class RunLog:
 
   def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
     self._bar.close()
-    with contextlib.ExitStack() as closing:
+    try:
+      with contextlib.ExitStack() as closing:
+        closing.callback(self._file.close)
+        if self._events:
+          closing.callback(self._events.close)
+    except OSError as error:
       # An error that ends the run says more than one that follows from it.
-      if kind:
-        closing.enter_context(contextlib.suppress(OSError))
-      closing.callback(self._file.close)
-      if self._events:
-        closing.callback(self._events.close)
+      if not kind:
+        raise files.cannot_write(
+          f'the last metrics in {self._path.parent}', error
+        ) from error
 
   def advance(self, steps: int) -> None:
     """Counts steps that have been started."""
@@ -255,7 +260,8 @@ class _Events:
     # TensorBoard reads them in the order of their names.
     parts = int(time.time()), socket.gethostname(), os.getpid()
     name = '.'.join(map(str, ('events.out.tfevents', *parts)))
-    self._file = tensorboardX.RecordWriter(str(directory / name))
+    # By how a relative path begins, tensorboardX would write to a bucket.
+    self._file = tensorboardX.RecordWriter(str(directory.absolute() / name))
     self._add(file_version='brain.Event:2')
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._add(step=1 if damaged else done + 1, session_log=start)

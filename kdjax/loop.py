@@ -214,7 +214,7 @@ class _Loop:
             self._evaluate, done, kept, self._predict(kept)
           )
         else:
-          finish = functools.partial(self._save_midway, done, kept)
+          finish = functools.partial(self._save_midway, done, kept, True)
         self._waiting.append(finish)
       if not plan.overlap:
         self._finish_waiting()
@@ -250,7 +250,7 @@ class _Loop:
       return
     self._finish_waiting()
     if self._saved != done:
-      self._save_midway(done, state)
+      self._save_midway(done, state, scheduled=False)
     self._checkpoints.wait()
     raise signals.Interrupted(
       f'stopped by {signal}: start the same command again, and {self._workdir} '
@@ -296,13 +296,15 @@ class _Loop:
       # So that no checkpoint holds what cannot be continued from.
       if not math.isfinite(loss):
         raise self._diverged(done, f'the validation loss is {loss}')
-    self._save(done, state, accuracy, loss)
+    self._save(done, state, accuracy, loss, scheduled=True)
 
-  def _save_midway(self, done: int, state: step.TrainState) -> None:
+  def _save_midway(
+    self, done: int, state: step.TrainState, scheduled: bool
+  ) -> None:
     """Saves a state that is not validated, and what its window has so far."""
     # Else the end of the window will stop the run.
     if not _find_wrong(self._window.fetch(), done):
-      self._save(done, state, None, None)
+      self._save(done, state, None, None, scheduled)
 
   def _save(
     self,
@@ -310,10 +312,12 @@ class _Loop:
     state: step.TrainState,
     accuracy: float | None,
     loss: float | None,
+    scheduled: bool,
   ) -> None:
     progress = {
       'step': done,
       'epoch': self._plan.epoch(done),
+      'scheduled': scheduled,
       'validation_accuracy': accuracy,
       'validation_loss': loss,
       'wall_time_s': time.perf_counter() - self._start_time,

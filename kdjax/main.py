@@ -3,12 +3,10 @@
 python -m kdjax.main --config=configs/quickstart.py
 """
 
-import pathlib
-
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import devices, escape, methods, results, train
+from kdjax import devices, escape, files, methods, results, train
 from kdjax.command import (
   command,
   default_workdir,
@@ -47,7 +45,7 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     if _MODE.value:
       config.method.name = _MODE.value
-    workdir = pathlib.Path(_WORKDIR.value or default_workdir(_MODE.value))
+    workdir = files.local(_WORKDIR.value or default_workdir(_MODE.value))
     result = train.train_and_evaluate(config, workdir)
   if devices.is_first():
     print(results.table(result))

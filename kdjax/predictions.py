@@ -1,13 +1,14 @@
 """Predictions of single examples, as files for other programs."""
 
 import csv
+import io
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
-from kdjax import escape, metrics
+from kdjax import escape, files, metrics
 
 _COLUMNS = ('prediction', 'confidence', 'loss')
 _TEACHER_COLUMNS = ('teacher_prediction', 'teacher_confidence')
@@ -70,13 +71,15 @@ def write(
     arrays = columns | {'class_names': np.array(class_names), 'logits': logits}
     if teacher_logits is not None:
       arrays['teacher_logits'] = teacher_logits
-    np.savez_compressed(path, **arrays)
+    with files.replacing(path) as file:
+      np.savez_compressed(file, allow_pickle=False, **arrays)
     return
   for name in _CLASSES:
     if name in columns:
       columns[name] = np.array(class_names)[columns[name]]
-  with path.open('w', encoding='utf-8', newline='') as file:
-    writer = csv.writer(file)
-    writer.writerow(columns)
-    for row in zip(*columns.values(), strict=True):
-      writer.writerow(map(escape.csv_cell, row))
+  text = io.StringIO(newline='')
+  writer = csv.writer(text)
+  writer.writerow(columns)
+  for row in zip(*columns.values(), strict=True):
+    writer.writerow(map(escape.csv_cell, row))
+  files.write(path, text.getvalue().encode())

@@ -27,6 +27,15 @@ def card_of(path: pathlib.Path) -> pathlib.Path:
   return path.with_name(f'{path.name}.json')
 
 
+def new_card_of(path: pathlib.Path) -> pathlib.Path:
+  """Gives the path of the card of a program's file that is being replaced.
+
+  It is there before the file is, and until the card is: whichever of both files
+  a process that is killed has replaced, the file has its card.
+  """
+  return path.with_name(f'{path.name}.json.new')
+
+
 def write(path: pathlib.Path, program: bytes, card: Mapping[str, Any]) -> None:
   """Writes a program and its card.
 
@@ -39,12 +48,8 @@ def write(path: pathlib.Path, program: bytes, card: Mapping[str, Any]) -> None:
     OSError: one cannot be written.
   """
   text = card_lib.seal(card, **{_PROGRAM: hashlib.sha256(program).hexdigest()})
-  for file_path, file_content in (
-    (path, program),
-    (card_of(path), text.encode()),
-  ):
-    with files.replacing(file_path) as file:
-      file.write(file_content)
+  files.write(path, program)
+  files.write(card_of(path), text.encode())
 
 
 def load(path: pathlib.Path) -> tuple[Function, dict[str, Any]]:
@@ -63,18 +68,7 @@ def load(path: pathlib.Path) -> tuple[Function, dict[str, Any]]:
       is no such thing, or what runs it is not installed.
   """
   program = path.read_bytes()
-  beside = card_of(path)
-  if not beside.exists():
-    raise FileNotFoundError(
-      f'there is no {beside}, which says what images and classes {path.name} '
-      'knows: both files belong together'
-    )
-  card = card_lib.read(beside.read_bytes(), beside)
-  if card.pop(_PROGRAM, None) != hashlib.sha256(program).hexdigest():
-    raise ValueError(
-      f'{path} is damaged, or {beside.name} is the card of another: the '
-      'SHA-256 there is not that of the file. Export it again'
-    )
+  card = _read_card(path, program)
   load_program, needed = _LOADERS[path.suffix]
   try:
     return load_program(program), card
@@ -88,6 +82,26 @@ def load(path: pathlib.Path) -> tuple[Function, dict[str, Any]]:
     raise ValueError(
       f'cannot read {path} ({type(error).__name__}: {error})'
     ) from error
+
+
+def _read_card(path: pathlib.Path, program: bytes) -> dict[str, Any]:
+  """Reads the card of a program, of the one or two that are there."""
+  beside = card_of(path)
+  cards = [card for card in (beside, new_card_of(path)) if card.exists()]
+  if not cards:
+    raise FileNotFoundError(
+      f'there is no {beside}, which says what images and classes {path.name} '
+      'knows: both files belong together'
+    )
+  digest = hashlib.sha256(program).hexdigest()
+  for card_path in cards:
+    card = card_lib.read(card_path.read_bytes(), card_path)
+    if card.pop(_PROGRAM, None) == digest:
+      return card
+  raise ValueError(
+    f'{path} is damaged, or {beside.name} is the card of another: the SHA-256 '
+    'there is not that of the file. Export it again'
+  )
 
 
 def _load_stablehlo(program: bytes) -> Function:

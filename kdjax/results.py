@@ -21,6 +21,8 @@ _CONFIG = 'config.json'
 _RESULT = 'result.json'
 _PREDICTIONS = 'predictions.npz'
 
+FILES = _CONFIG, _RESULT, _PREDICTIONS
+"""Names of the files that are written here."""
 # What a sealed file has beside its content.
 _VERSION = 'version'
 
@@ -609,5 +611,4 @@ def _write_sealed(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
   """Writes a JSON file as a whole, so that nobody ever reads half of it."""
   text = json.dumps(content, indent=2, sort_keys=True) + '\n'
-  with files.replacing(path) as file:
-    file.write(text.encode())
+  files.write(path, text.encode())

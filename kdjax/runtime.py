@@ -43,6 +43,10 @@ _CHECKED_ROWS = 2**15 + 1
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
+class CompilerError(RuntimeError):
+  """What is compiled on this machine computes something else than it should."""
+
+
 def setup() -> None:
   """Prepares the process; for commands, before they use a device.
 
@@ -138,7 +142,7 @@ def jit(function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
     since JAX takes compiler options at the top level only.
 
   Raises:
-    RuntimeError: at the first call, as `check_compiler`.
+    CompilerError: at the first call, as `check_compiler`.
   """
   own = options.pop('compiler_options', {})
   inner = jax.jit(function, **options)
@@ -169,7 +173,7 @@ def compiler_options() -> dict[str, str]:
     Options for `jax.jit(…, compiler_options=…)`: none on an accelerator.
 
   Raises:
-    RuntimeError: as `check_compiler`.
+    CompilerError: as `check_compiler`.
   """
   if jax.default_backend() != 'cpu':
     return {}
@@ -194,7 +198,7 @@ def check_compiler(options: Mapping[str, str]) -> None:
     options: the compiler options.
 
   Raises:
-    RuntimeError: one of them is wrong.
+    CompilerError: one of them is wrong.
     JaxRuntimeError: jaxlib does not know one of the options.
   """
   # NumPy's, as JAX would compile each operation by itself.
@@ -207,7 +211,7 @@ def check_compiler(options: Mapping[str, str]) -> None:
   checked = jax.jit(squares, compiler_options=dict(options))
   found = np.asarray(checked(rows))
   if float(found[-1]) != 2.0**20 or found[:-1].any():
-    raise RuntimeError(
+    raise CompilerError(
       f'jaxlib {jaxlib.__version__} computes a sum wrongly on this processor: '
       f'{float(found[-1])} where {2.0**20} is right '
       '(https://github.com/jax-ml/jax/issues/39103). Nothing that kdjax '

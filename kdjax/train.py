@@ -68,7 +68,7 @@ def train_and_evaluate(
     OSError: a file cannot be written.
     kdjax.signals.Interrupted: SIGTERM or SIGINT came; the run is saved.
   """
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = files.local(workdir)
   files.check_name(workdir)
   session = session or Session()
   with devices.together():
@@ -207,7 +207,7 @@ def _run(
     config, dataset, method, hyperparameters, teacher, replay, initial
   )
   program.check_memory(run.state_shapes())
-  with lock.hold(workdir, what):
+  with lock.hold(workdir, what, [*results.FILES, logs.METRICS]):
     # Another process may have made it while the teacher was trained.
     results.check_same_run(workdir, config)
     if not results.is_run(workdir):

@@ -1,8 +1,8 @@
 """Exports of a real student, and what reads them without kdjax."""
 
+import itertools
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -18,12 +18,14 @@ import tiny
 from processes import run
 
 import kdjax
+from kdjax import card as card_lib
 from kdjax import (
   checkpoint,
   data,
   features,
   models,
   pretrained,
+  programs,
   results,
   step,
   train,
@@ -431,35 +433,126 @@ def test_what_jax_cannot_export_is_one_error(bfloat16, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture(params=['exchanged at once', 'one after the other'])
+def exchanging(request, monkeypatch):
+  """File systems that can exchange two paths, and those that cannot."""
+  if request.param == 'one after the other':
+    monkeypatch.setattr(staging, '_exchange_at_once', lambda *_: False)
+
+
 def put_over(tmp_path, names):
   """Puts a directory and a file where there are others."""
-  (tmp_path / 'staged' / 'a').mkdir(parents=True)
-  for name, text in (('a/x', 'new'), ('b', 'new')):
-    (tmp_path / 'staged' / name).write_text(text)
+  with staging.beside(tmp_path) as staged:
+    (staged / 'a').mkdir()
+    for name in ('a/x', 'b'):
+      (staged / name).write_text('new')
+    staging.put(staged, [tmp_path / name for name in names])
+
+
+@pytest.fixture
+def old(tmp_path, exchanging):
+  """A directory and a file that are to be replaced."""
   (tmp_path / 'a').mkdir()
   for name in ('a/x', 'b'):
     (tmp_path / name).write_text('old')
-  staging.put(tmp_path / 'staged', [tmp_path / name for name in names])
+  return tmp_path
 
 
-def test_what_was_there_comes_back_when_something_fails(tmp_path):
+def texts(path):
+  return [(path / name).read_text() for name in ('a/x', 'b')]
+
+
+def test_what_was_there_comes_back_when_something_fails(old):
   with pytest.raises(FileNotFoundError):
-    put_over(tmp_path, ['a', 'b', 'missing'])
-  assert [(tmp_path / x).read_text() for x in ('a/x', 'b')] == ['old'] * 2
-  assert {path.name for path in tmp_path.iterdir()} == {'a', 'b', 'staged'}
+    put_over(old, ['a', 'b', 'missing'])
+  assert texts(old) == ['old', 'old']
+  assert {path.name for path in old.iterdir()} == {'a', 'b'}
 
 
-def test_a_signal_waits_until_all_are_in_place(tmp_path, monkeypatch):
-  rename = pathlib.Path.rename
+def test_a_signal_waits_until_all_are_in_place(old, monkeypatch):
+  exchange = staging._exchange
 
-  def interrupted(path, target):
+  def interrupted(*paths):
     os.kill(os.getpid(), signal.SIGINT)
-    monkeypatch.undo()
-    return rename(path, target)
+    monkeypatch.setattr(staging, '_exchange', exchange)
+    exchange(*paths)
 
-  monkeypatch.setattr(pathlib.Path, 'rename', interrupted)
-  put_over(tmp_path, ['a', 'b'])
-  assert [(tmp_path / x).read_text() for x in ('a/x', 'b')] == ['new'] * 2
+  monkeypatch.setattr(staging, '_exchange', interrupted)
+  put_over(old, ['a', 'b'])
+  assert texts(old) == ['new', 'new']
+
+
+class Killed(BaseException):
+  """The process is gone: nothing that it would still do happens."""
+
+
+def killed_at(step, act):
+  """Kills the process at a change of a name, or once it is made."""
+  count = itertools.count()
+
+  def patched(original):
+    def change(*args, **kwargs):
+      if next(count) >= step:
+        raise Killed
+      return original(*args, **kwargs)
+
+    return change
+
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ('rename', 'replace', 'unlink', 'rmdir'):
+      patch.setattr(os, name, patched(getattr(os, name)))
+    at_once = staging._exchange_at_once
+    patch.setattr(staging, '_exchange_at_once', patched(at_once))
+    try:
+      act()
+    except Killed:
+      return True
+  return False
+
+
+def test_killed_at_any_step_the_old_or_the_new_is_there(old):
+  step = 0
+  while killed_at(step, lambda: put_over(old, ['a', 'b'])):
+    # Which the next export would find.
+    staging._remove_leftovers(old)
+    assert {path.name for path in old.iterdir()} == {'a', 'b'}
+    assert set(texts(old)) <= {'old', 'new'}
+    step += 1
+    for name in ('a/x', 'b'):
+      (old / name).write_text('old')
+  assert step > 3
+  assert texts(old) == ['new', 'new']
+
+
+def test_what_another_export_is_writing_is_left_alone(tmp_path):
+  (tmp_path / '.export-killed').mkdir()
+  with staging.beside(tmp_path) as one, staging.beside(tmp_path) as other:
+    assert {one, other} == set(tmp_path.iterdir())
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_program_has_its_card_wherever_the_export_was_killed(
+  tmp_path, monkeypatch, exchanging
+):
+  path = tmp_path / 'out.stablehlo'
+  monkeypatch.setattr(card_lib, 'check', lambda *_: None)
+
+  def export(content):
+    with staging.beside(tmp_path) as staged:
+      programs.write(staged / path.name, content, {'content': content.decode()})
+      execute._put(staged, {'stablehlo': path})
+
+  step, found = 0, set()
+  while killed_at(step, lambda: export(b'new')):
+    if path.exists():
+      program = path.read_bytes()
+      assert programs._read_card(path, program)['content'] == program.decode()
+      found.add(program)
+    export(b'old')
+    step += 1
+  assert found == {b'old', b'new'}
+  names = {'out.stablehlo', 'out.stablehlo.json'}
+  assert {entry.name for entry in tmp_path.iterdir()} == names
 
 
 def test_an_export_is_replaced_only_when_asked(bfloat16, tmp_path):

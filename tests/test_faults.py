@@ -52,6 +52,12 @@ def steps_of(workdir):
   return sorted(int(path.name) for path in found if path.name.isdecimal())
 
 
+def names_in(workdir):
+  """Names of what a run has left; those of TensorBoard's files say when."""
+  found = (*workdir.iterdir(), *(workdir / 'checkpoints').iterdir())
+  return {str(path.relative_to(workdir)) for path in found}
+
+
 def saves(workdir):
   """Waits for a checkpoint of at least that step to be under way, or done."""
   before = steps_of(workdir)[-1:]
@@ -176,4 +182,6 @@ def test_a_run_survives(undisturbed, tmp_path, kills, epochs):
   done = run(*FLAGS, *flags, f'--workdir={workdir}')
   assert done.returncode == 0, done.stderr
   assert_same_run(workdir, undisturbed)
+  # The same checkpoints as well, and nothing half written.
+  assert names_in(workdir) - {'damaged'} == names_in(undisturbed)
   assert checkpoint.find(workdir, 'last').name == str(steps)

@@ -297,6 +297,17 @@ def test_metrics_that_cannot_be_written_are_told_of(tmp_path):
   with pytest.raises(OSError, match=r'metrics of step 3 in .*: .*No space'):
     write()
 
+  def close():
+    with logs.RunLog(
+      tmp_path, start_step=0, total_steps=9, tensorboard=False
+    ) as log:
+      log._file.close()
+      log._file = open('/dev/full', 'w')  # noqa: SIM115
+      log._file.write('what is still to be written')
+
+  with pytest.raises(OSError, match=r'last metrics in .*: .*No space'):
+    close()
+
 
 def test_tensorboard_loses_nothing_and_bears_a_full_disk(tmp_path):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -354,8 +365,9 @@ def test_what_another_process_made_meanwhile_is_not_made_again(
   hold = lock.hold
 
   @contextlib.contextmanager
-  def hold_late(directory, what):
-    with hold(directory, what):
+  def hold_late(*args):
+    directory, *_ = args
+    with hold(*args):
       shutil.copytree(undisturbed, directory, dirs_exist_ok=True)
       yield
 

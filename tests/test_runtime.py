@@ -119,13 +119,13 @@ def test_a_compiler_that_sums_wrongly_is_refused(monkeypatch):
     return jit(lambda rows: function(rows) * 0.75, **options)
 
   monkeypatch.setattr(jax, 'jit', miscompile)
-  with pytest.raises(RuntimeError, match='786432'):
+  with pytest.raises(runtime.CompilerError, match='786432'):
     runtime.check_compiler(runtime.compiler_options())
 
 
 @pytest.mark.skipif(jaxlib.__version__ != '0.10.2', reason='a fault of 0.10.2')
 def test_the_check_finds_the_known_fault():
-  with pytest.raises(RuntimeError, match='computes a sum wrongly'):
+  with pytest.raises(runtime.CompilerError, match='computes a sum wrongly'):
     runtime.check_compiler(
       {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
     )

@@ -1,12 +1,17 @@
 """Signals that are held back, and where they are not."""
 
+import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import jax
 import pytest
 from jax.experimental import multihost_utils
+from processes import ROOT
 
 from kdjax import signals
 from kdjax.command import INTERRUPTED, command
@@ -70,11 +75,82 @@ def test_several_processes_agree_on_when_to_stop(monkeypatch):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_is_stopped_has_a_status_of_its_own(number, capsys):
-  before = signal.getsignal(signal.SIGTERM)
-  try:
-    with pytest.raises(SystemExit) as error, command(['']):
-      signal.raise_signal(number)
-  finally:
-    signal.signal(signal.SIGTERM, before)
+  before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+  with pytest.raises(SystemExit) as error, command(['']):
+    signal.raise_signal(number)
   assert error.value.code == INTERRUPTED == 75
-  assert 'stopped by a signal' in capsys.readouterr().err
+  said = f'stopped by {number.name}: start the same command again\n'
+  assert capsys.readouterr().err == said
+  after = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+  assert after == before
+
+
+def interrupt_in_garbage_collection():
+  """Has a signal come where Python ignores what is raised, as XLA has one."""
+
+  def callback(phase, _):
+    if phase == 'start':
+      gc.callbacks.remove(callback)
+      signal.raise_signal(signal.SIGINT)
+
+  gc.callbacks.append(callback)
+  gc.collect()
+
+
+def test_a_signal_in_a_callback_comes_a_moment_later(capfd):
+  def work():
+    with signals.raised():
+      interrupt_in_garbage_collection()
+      assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+      time.sleep(5)
+
+  with pytest.raises(signals.Interrupted, match='by SIGINT'):
+    work()
+  assert capfd.readouterr().err == ''
+
+
+def test_a_signal_that_was_ignored_is_held_back(monkeypatch):
+  monkeypatch.setattr(signals, '_AGAIN_SECONDS', 10)
+
+  def hold():
+    with signals.raised():
+      interrupt_in_garbage_collection()
+      with signals.held_back() as stopped:
+        assert stopped() == 'SIGINT'
+
+  with pytest.raises(signals.Interrupted, match='by SIGINT'):
+    hold()
+  # It comes no other time.
+  assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_what_jax_makes_an_error_of_is_a_signal_still(capsys):
+  def work():
+    with command(['']):
+      try:
+        signal.raise_signal(signal.SIGTERM)
+      except KeyboardInterrupt as caught:
+        raise RuntimeError('XLA: a callback failed') from caught
+
+  with pytest.raises(SystemExit) as error:
+    work()
+  assert error.value.code == INTERRUPTED
+  assert 'stopped by SIGTERM: start the same' in capsys.readouterr().err
+
+
+def test_a_command_that_still_starts_ends_at_once():
+  """With neither a traceback nor a status that says nothing."""
+  with subprocess.Popen(
+    [sys.executable, '-X', 'importtime', '-m', 'kdjax.main'],
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=ROOT,
+  ) as process:
+    for line in process.stderr:
+      # It is under way.
+      if line.endswith('kdjax.startup\n'):
+        process.send_signal(signal.SIGINT)
+        break
+    assert 'Traceback' not in (said := process.stderr.read())
+    assert process.wait() == INTERRUPTED
+  assert said.splitlines()[-1] == 'stopped by SIGINT'

@@ -4,13 +4,12 @@ python -m kdjax.benchmark --config=configs/fkd.py
 """
 
 import json
-import pathlib
 import sys
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import methods
+from kdjax import files, methods
 from kdjax.benchmark import compare
 from kdjax.command import command, define_path
 
@@ -50,7 +49,7 @@ _OUTPUT = define_path(
 def main(argv: list[str]) -> None:
   """Reads the flags, measures, prints a table and writes the JSON file."""
   with command(argv):
-    output = pathlib.Path(_OUTPUT.value)
+    output = files.local(_OUTPUT.value)
     # Before minutes of measuring, rather than after.
     output.parent.mkdir(parents=True, exist_ok=True)
     result = compare.run(
@@ -60,7 +59,7 @@ def main(argv: list[str]) -> None:
       baseline_python=_BASELINE_PYTHON.value if _BASELINE.value else None,
     )
     print(compare.table(result))
-    output.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+    files.write(output, f'{json.dumps(result, indent=2)}\n'.encode())
   print(f'\nall figures: {output}')
 
 

@@ -16,8 +16,10 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.resource_tracker
+import multiprocessing.util
 import os
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -365,7 +367,8 @@ class Batches:
         num_threads=stream.threads, prefetch_buffer_size=stream.threads + 1
       )
       batches = dataset.to_iter_dataset(options)
-    self._batches = iter(batches)
+    # Its only reference: see `_close`.
+    self._batches = [iter(batches)]
     # The first batch starts the workers.
     self._starts_workers = workers > 0
     self._close = weakref.finalize(self, _close, self._batches, workers)
@@ -374,13 +377,15 @@ class Batches:
     return self
 
   def __next__(self) -> Batch:
+    if not self._batches:
+      raise StopIteration
     start: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if self._starts_workers:
       start = _from_signals()
     self._starts_workers = False
     try:
       with start:
-        batch = next(self._batches)
+        batch = next(self._batches[0])
     except RuntimeError as error:
       # grain tells it from other errors by words only.
       if 'terminated unexpectedly' not in str(error):
@@ -419,8 +424,10 @@ class Batches:
     self._close()
 
 
-def _close(batches: grain.DatasetIterator, workers: int) -> None:
-  batches.close()
+def _close(batches: list[grain.DatasetIterator], workers: int) -> None:
+  # Nothing of it may be left for the end of the interpreter, which grain's own
+  # clean-up does not survive.
+  batches.pop().close()
   if workers:
     # grain leaves their last arrays in cycles, and with them shared memory.
     gc.collect()
@@ -567,6 +574,18 @@ def _begin_worker(index: int, count: int) -> None:
   for number in _PARENTS:
     signal.signal(number, signal.SIG_IGN)
   threading.Thread(target=_end_with_parent, daemon=True).start()
+  # After all others: what they have queued is on its way then.
+  multiprocessing.util.Finalize(None, _end_at_once, exitpriority=-100)
+
+
+def _end_at_once() -> None:
+  """Ends this process when its work has ended without an error.
+
+  The end of an interpreter with JAX in it may take forever, and its parent
+  would wait for half a minute.
+  """
+  if sys.exc_info()[0] is None:
+    os._exit(0)
 
 
 def _end_with_parent() -> None:

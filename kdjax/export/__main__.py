@@ -3,10 +3,9 @@
 python -m kdjax.export --workdir=runs/fkd --format=safetensors,stablehlo
 """
 
-import pathlib
-
 from absl import app, flags
 
+from kdjax import files
 from kdjax.command import command, define_path
 from kdjax.export import execute, stablehlo
 
@@ -54,9 +53,9 @@ def main(argv: list[str]) -> None:
   with command(argv):
     print(
       execute.export(
-        pathlib.Path(_WORKDIR.value),
+        files.local(_WORKDIR.value),
         _FORMAT.value,
-        pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None,
+        files.local(_OUTPUT.value) if _OUTPUT.value else None,
         checkpoint=_CHECKPOINT.value,
         ema=_EMA.value,
         platforms=_PLATFORMS.value,

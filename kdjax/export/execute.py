@@ -1,6 +1,7 @@
 """Exports a network, once what was written has been seen to be that network."""
 
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -154,9 +155,7 @@ def export(
           compared[name].difference,
         )
       )
-    staging.put(
-      staged, [file for item in targets.items() for file in _files(*item)]
-    )
+    _put(staged, targets)
   what = 'test images' if test else 'images of noise'
   return (
     f'{results.align(lines)}\n\n'
@@ -211,6 +210,21 @@ def _files(name: str, target: pathlib.Path) -> list[pathlib.Path]:
   if f'.{name}' in programs.SUFFIXES:
     return [target, programs.card_of(target)]
   return [target]
+
+
+def _put(staged: pathlib.Path, targets: Mapping[str, pathlib.Path]) -> None:
+  """Moves what was written to its places."""
+  places = [file for item in targets.items() for file in _files(*item)]
+  new_cards = [
+    programs.new_card_of(target)
+    for name, target in targets.items()
+    if f'.{name}' in programs.SUFFIXES
+  ]
+  for card in new_cards:
+    shutil.copyfile(staged / card.stem, staged / card.name)
+  staging.put(staged, [*new_cards, *places])
+  for card in new_cards:
+    card.unlink()
 
 
 def _check_free(name: str, target: pathlib.Path, overwrite: bool) -> None:

@@ -8,7 +8,7 @@ import os
 import tqdm
 from absl import app, flags
 
-from kdjax import logs, student
+from kdjax import files, logs, student
 from kdjax.command import command, define_path
 from kdjax.predict import execute
 
@@ -44,7 +44,9 @@ def main(argv: list[str]) -> None:
   with command([program]):
     # Before the network is loaded, rather than after.
     total = execute.count(paths)
-    network = student.load_student(_MODEL.value, _CHECKPOINT.value, _EMA.value)
+    network = student.load_student(
+      files.local(_MODEL.value), _CHECKPOINT.value, _EMA.value
+    )
     classified = execute.classify(
       network,
       paths,

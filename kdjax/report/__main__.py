@@ -3,10 +3,9 @@
 python -m kdjax.report runs/scratch runs/rkd runs/fkd --output=report
 """
 
-import pathlib
-
 from absl import app
 
+from kdjax import files
 from kdjax.command import command, define_path
 from kdjax.report import write
 
@@ -28,8 +27,8 @@ def main(argv: list[str]) -> None:
     )
   with command([program]):
     text = write.write(
-      [pathlib.Path(path).expanduser() for path in paths],
-      pathlib.Path(_OUTPUT.value),
+      [files.local(path) for path in paths],
+      files.local(_OUTPUT.value),
       _DATA_DIR.value,
     )
   print(text)

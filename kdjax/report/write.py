@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Iterable
 
-from kdjax import escape
+from kdjax import escape, files
 from kdjax.report import collect, gallery, page, statistics, tables
 
 
@@ -33,14 +33,14 @@ def write(
   pictures = [(exhibit, gallery.png(exhibit.figure)) for exhibit in exhibits]
   (output / 'figures').mkdir(parents=True, exist_ok=True)
   for exhibit, png in pictures:
-    (output / 'figures' / f'{exhibit.name}.png').write_bytes(png)
+    files.write(output / 'figures' / f'{exhibit.name}.png', png)
   for name, text in (
     ('comparison.md', tables.markdown(comparison, rows)),
     ('comparison.csv', tables.comparison_csv(comparison, rows)),
     ('runs.csv', tables.runs_csv(comparison)),
     ('report.html', page.html(comparison, rows, pictures, notes)),
   ):
-    (output / name).write_text(text, encoding='utf-8')
+    files.write(output / name, text.encode())
   return escape.lines(
     '\n'.join(
       [

@@ -12,7 +12,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import devices
+from kdjax import devices, files
 from kdjax.command import (
   command,
   default_workdir,
@@ -46,7 +46,7 @@ _JOIN = define_processes()
 def main(argv: list[str]) -> None:
   """Reads the flags, runs the sweep and compares its runs."""
   with command(argv, _JOIN):
-    workdir = pathlib.Path(_WORKDIR.value or default_workdir())
+    workdir = files.local(_WORKDIR.value or default_workdir())
     config = _CONFIG.value
     summary = execute.run(config, workdir)
     if devices.is_first():

@@ -51,6 +51,7 @@ def run(
     FloatingPointError: the teacher diverged.
     BlockingIOError: another process runs it, or trains its teacher.
   """
+  workdir = files.local(workdir)
   if 'stages' not in config:
     raise ValueError(
       'this is the configuration of a run, not of a sweep (configs/sweep.py is '
@@ -61,7 +62,7 @@ def run(
   files.check_name(workdir)
   # All that can be known to be wrong, before the first run.
   planned = [plan.runs(config, stage, {}) for stage in config.stages]
-  with lock.hold(workdir, 'the sweep'):
+  with lock.hold(workdir, 'the sweep', [_SUMMARY]):
     return _run_stages(config, workdir, sum(map(len, planned)))
 
 

@@ -1,6 +1,7 @@
 """Streams against the same data in memory, and what goes wrong in them."""
 
 import errno
+import gc
 import multiprocessing
 import os
 import pathlib
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import folder
 import jax
@@ -434,6 +436,36 @@ def test_a_script_that_a_worker_runs_again_is_told_of_its_main_guard(
   monkeypatch.setattr(process, '_inheriting', True, raising=False)
   with pytest.raises(RuntimeError, match=r'if __name__ == "__main__"$'):
     load(name='digits')
+
+
+def test_nothing_is_left_of_a_stream_that_is_closed():
+  """At the end of the interpreter, clean-up of grain's would fail."""
+  fields = config_lib.default().data
+  fields.update(name='digits', streaming=True)
+  train = data.load(fields).train
+  loader = stream.train_batches(
+    train, jax.random.key(0), batch_size=8, steps=range(9)
+  )
+  next(loader)
+  left = weakref.ref(loader._batches[0])
+  loader.close()
+  loader.close()
+  gc.collect()
+  assert left() is None
+  assert list(loader) == []
+
+
+def test_a_worker_that_is_done_ends_at_once(monkeypatch):
+  codes = []
+  monkeypatch.setattr(os, '_exit', codes.append)
+  stream._end_at_once()
+  assert codes == [0]
+  # Of one that failed the parent must see that it did.
+  try:
+    raise RuntimeError
+  except RuntimeError:
+    stream._end_at_once()
+  assert codes == [0]
 
 
 _ORPHANS = """
