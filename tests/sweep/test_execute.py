@@ -244,8 +244,12 @@ def test_a_run_that_fails_or_diverges_does_not_stop_the_others(
     if (root / workdir.name).exists():
       shutil.copytree(root / workdir.name, workdir)
     else:
-      # After another choice: any finished run will do.
+      # After another choice: any finished run will do, as if it were this one.
       shutil.copytree(root / calls[0][0], workdir)
+      result = results.read_result(workdir)
+      result['config'] = results.as_json(config)
+      results.write_result(workdir, result)
+      results.write_config(workdir, config)
 
   monkeypatch.setattr(train, 'train_and_evaluate', troubled)
   with caplog.at_level('WARNING', 'kdjax'):
