@@ -78,11 +78,12 @@ def main(argv: list[str]) -> None:
         f'{destination} is a directory that kdjax did not make: remove it, or '
         'choose another DESTINATION'
       )
+    names = _class_names()
     found = pretrained.load(
-      source, _CHECKPOINT.value, _EMA.value, class_names=_class_names()
+      source, _CHECKPOINT.value, _EMA.value, class_names=names
     )
     print('\n'.join(found.recognised or [f'{source}: written by kdjax']))
-    network, card = _complete(found)
+    network, card = _complete(found, names)
     write = safetensors.write if destination.suffix else orbax.write
     with staging.beside(destination.parent) as staged:
       written = staged / destination.name
@@ -98,7 +99,7 @@ def main(argv: list[str]) -> None:
 
 
 def _complete(
-  found: pretrained.Pretrained,
+  found: pretrained.Pretrained, names: list[str] | None
 ) -> tuple[Any, dict[str, Any]]:
   """Adds to a network and its card what the flags say."""
   network, card, _ = found
@@ -119,7 +120,7 @@ def _complete(
     )
   if _IMAGE_SIZE.value:
     known['image_shape'] = [_IMAGE_SIZE.value, _IMAGE_SIZE.value, channels]
-  names = _class_names() or card['class_names']
+  names = names or card['class_names']
   if names and len(names) != card['model']['num_classes']:
     raise ValueError(
       f'{_CLASS_NAMES.value} names {len(names)} classes, and the network '

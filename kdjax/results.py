@@ -391,10 +391,14 @@ def digests_of_files(workdir: pathlib.Path) -> dict[str, str]:
     By the name of each file that is there.
   """
   return {
-    name: hashlib.sha256((workdir / name).read_bytes()).hexdigest()
+    name: _digest_of_file(workdir / name)
     for name in (logs.METRICS, _PREDICTIONS)
     if (workdir / name).exists()
   }
+
+
+def _digest_of_file(path: pathlib.Path) -> str:
+  return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_file(
@@ -414,7 +418,9 @@ def check_file(
   expected = result.get('files', {}).get(name)
   if expected is None:
     return
-  found = digests_of_files(workdir).get(name, 'there is no such file')
+  found = 'there is no such file'
+  if path.exists():
+    found = _digest_of_file(path)
   if found != expected:
     raise ValueError(
       f'{path} is not as it was when the run finished: expected SHA-256 '

@@ -305,7 +305,7 @@ def make_train_step(
 
 
 def _norm(tree: Any) -> jax.Array:
-  """Euclidean norm of all arrays of a tree together."""
+  """Computes what `optax.tree.norm` does, with sums that suit the platform."""
   squares = [sums.total(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]
   return jnp.sqrt(sum(squares, jnp.zeros(())))
 

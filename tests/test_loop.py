@@ -286,23 +286,24 @@ def test_a_full_disk_is_told_of_and_costs_nothing(
 
 
 def test_metrics_that_cannot_be_written_are_told_of(tmp_path):
-  def write():
+  @contextlib.contextmanager
+  def full():
     with logs.RunLog(
       tmp_path, start_step=0, total_steps=9, tensorboard=False
     ) as log:
       log._file.close()
       log._file = open('/dev/full', 'w')  # noqa: SIM115
+      yield log
+
+  def write():
+    with full() as log:
       log.write('train', 3, {'loss': 1.0, 'accuracy': 0.5})
 
   with pytest.raises(OSError, match=r'metrics of step 3 in .*: .*No space'):
     write()
 
   def close():
-    with logs.RunLog(
-      tmp_path, start_step=0, total_steps=9, tensorboard=False
-    ) as log:
-      log._file.close()
-      log._file = open('/dev/full', 'w')  # noqa: SIM115
+    with full() as log:
       log._file.write('what is still to be written')
 
   with pytest.raises(OSError, match=r'last metrics in .*: .*No space'):
