@@ -1,8 +1,8 @@
 """Knowledge distillation for image classifiers in functional JAX."""
 
-import kdjax.startup  # noqa: F401 (before all that takes long to import)
-from kdjax import checkpoint, losses, methods, models
-from kdjax.features import Outputs, forward, normalize
+import kdjax.system.startup  # noqa: F401 (before all that takes long to import)
+from kdjax import losses, methods, models
+from kdjax.export.predictor import Student, load_student
 from kdjax.losses import (
   cross_entropy,
   feature_loss,
@@ -10,7 +10,8 @@ from kdjax.losses import (
   response_loss,
   temperature_kl,
 )
-from kdjax.student import Student, load_student
+from kdjax.models.features import Outputs, forward, normalize
+from kdjax.storage import checkpoint
 from kdjax.version import __version__
 
 __all__ = [

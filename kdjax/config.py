@@ -7,7 +7,9 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from kdjax import float32, methods, normalization
+from kdjax import methods
+from kdjax.models import normalization
+from kdjax.system import float32
 
 # The fields that are paths. `teacher.sibling` is a name beside the run.
 _PATHS = (

@@ -10,18 +10,13 @@ from typing import Any
 import optax
 from absl import app, flags
 
-from kdjax import (
-  checkpoint,
-  class_names,
-  digests,
-  files,
-  models,
-  normalization,
-  pretrained,
-)
-from kdjax.command import command, define_path
-from kdjax.export import orbax, safetensors, staging
-from kdjax.models import resnet
+from kdjax import models
+from kdjax.data import class_names
+from kdjax.export import staging, to_orbax, to_safetensors
+from kdjax.models import normalization, resnet
+from kdjax.storage import checkpoint, digests, networks
+from kdjax.system import atomic
+from kdjax.system.command import command, define_path
 
 _MEAN = flags.DEFINE_list(
   'mean',
@@ -63,7 +58,7 @@ def main(argv: list[str]) -> None:
       'DESTINATION; DESTINATION ends with .safetensors, or is a directory'
     )
   with command([program]):
-    source, destination = map(files.local, paths)
+    source, destination = map(atomic.local, paths)
     if destination.suffix and destination.suffix != '.safetensors':
       raise ValueError(
         f'{destination} is neither a file .safetensors nor a directory, which '
@@ -79,16 +74,16 @@ def main(argv: list[str]) -> None:
         'choose another DESTINATION'
       )
     names = _class_names()
-    found = pretrained.load(
+    found = networks.load(
       source, _CHECKPOINT.value, _EMA.value, class_names=names
     )
     print('\n'.join(found.recognised or [f'{source}: written by kdjax']))
     network, card = _complete(found, names)
-    write = safetensors.write if destination.suffix else orbax.write
+    write = to_safetensors.write if destination.suffix else to_orbax.write
     with staging.beside(destination.parent) as staged:
       written = staged / destination.name
       write(written, network, card, ())
-      again = pretrained.load(written).network.variables
+      again = networks.load(written).network.variables
       if digests.digest(again) != digests.digest(network.variables):
         raise ValueError(
           f'{destination} would not be what it is made of: what was written '
@@ -99,7 +94,7 @@ def main(argv: list[str]) -> None:
 
 
 def _complete(
-  found: pretrained.Pretrained, names: list[str] | None
+  found: networks.Pretrained, names: list[str] | None
 ) -> tuple[Any, dict[str, Any]]:
   """Adds to a network and its card what the flags say."""
   network, card, _ = found
@@ -114,7 +109,7 @@ def _complete(
     known['mean'] = _numbers('mean', _MEAN.value)
     known['std'] = _numbers('std', _STD.value)
     network = network._replace(
-      variables=pretrained.with_normalization(
+      variables=networks.with_normalization(
         network.variables, known['mean'], known['std'], channels
       )
     )

@@ -5,9 +5,11 @@ python -m kdjax.evaluate --workdir=runs/fkd
 
 from absl import app, flags
 
-from kdjax import checkpoint, escape, files, measure, results
-from kdjax import predictions as predictions_lib
-from kdjax.command import command, define_path
+from kdjax.evaluation import example_files as predictions_lib
+from kdjax.storage import checkpoint, run_directory
+from kdjax.system import atomic, escape
+from kdjax.system.command import command, define_path
+from kdjax.training import final_test
 
 _WORKDIR = define_path('workdir', None, 'Run directory.', required=True)
 _DATA_DIR = define_path(
@@ -30,16 +32,16 @@ _CHECKPOINT = flags.DEFINE_enum(
 def main(argv: list[str]) -> None:
   """Reads the flags, evaluates the run and writes the predictions."""
   with command(argv):
-    workdir = files.local(_WORKDIR.value)
-    output = files.local(_OUTPUT.value) if _OUTPUT.value else None
+    workdir = atomic.local(_WORKDIR.value)
+    output = atomic.local(_OUTPUT.value) if _OUTPUT.value else None
     if output:
       # Before the run is evaluated, rather than after.
       predictions_lib.prepare(output)
-    config = results.read_config(workdir)
+    config = run_directory.read_config(workdir)
     if _DATA_DIR.value:
       config.data.data_dir = _DATA_DIR.value
-    result, predictions = measure.evaluate(workdir, config)
-    print(results.table(result))
+    result, predictions = final_test.evaluate(workdir, config)
+    print(run_directory.table(result))
     if output:
       which = _CHECKPOINT.value
       predictions_lib.write(

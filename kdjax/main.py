@@ -6,13 +6,16 @@ python -m kdjax.main --config=configs/quickstart.py
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import devices, escape, files, methods, results, train
-from kdjax.command import (
+from kdjax import methods
+from kdjax.storage import run_directory
+from kdjax.system import atomic, devices, escape
+from kdjax.system.command import (
   command,
   default_workdir,
   define_path,
   define_processes,
 )
+from kdjax.training import train
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -45,10 +48,10 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     if _MODE.value:
       config.method.name = _MODE.value
-    workdir = files.local(_WORKDIR.value or default_workdir(_MODE.value))
+    workdir = atomic.local(_WORKDIR.value or default_workdir(_MODE.value))
     result = train.train_and_evaluate(config, workdir)
   if devices.is_first():
-    print(results.table(result))
+    print(run_directory.table(result))
     print(escape.lines(f'\nrun directory: {workdir}'))
 
 

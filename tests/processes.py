@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from kdjax import checkpoint, logs
+from kdjax.storage import checkpoint
+from kdjax.system import logs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

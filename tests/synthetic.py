@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from kdjax import config as config_lib
-from kdjax import results
+from kdjax.storage import run_directory
 
 DATA = {
   'name': 'digits',
@@ -58,7 +58,7 @@ def config_of(method, seed=0, **settings):
 def write_unfinished(path, method='scratch', *, seed=0, records=(), **settings):
   """Writes a run without a result; settings are named `train__epochs`."""
   config = config_of(method, seed, **settings)
-  results.write_config(path, config)
+  run_directory.write_config(path, config)
   (path / 'metrics.jsonl').write_text(
     ''.join(json.dumps(record) + '\n' for record in records)
   )
@@ -136,7 +136,7 @@ def write_run(
   content['last']['test'] = numbers | {
     'accuracy': accuracy if last is None else last
   }
-  results.write_result(path, content | (result or {}))
+  run_directory.write_result(path, content | (result or {}))
   if predictions is not None:
     np.savez(path / 'predictions.npz', **predictions)
   return path
@@ -161,7 +161,7 @@ def result_of(config, digest, validation, test, taught_by=None):
     'device': 'cpu',
     'platform': 'cpu',
     'versions': {'kdjax': '0.1.0', 'jax': '0.10.2'},
-    'config': results.as_json(config),
+    'config': run_directory.as_json(config),
     'teacher': taught_by,
     'student': {
       'model': 'resnet18',

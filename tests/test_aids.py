@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from kdjax import checkpoint, digests, logs, measure, results, train
 from kdjax import config as config_lib
+from kdjax.storage import checkpoint, digests, run_directory
+from kdjax.system import logs
+from kdjax.training import final_test, train
 
 STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
 
@@ -36,7 +38,7 @@ def test_averages_are_validated_and_measured_beside_the_weights(run):
   for record in validation(workdir):
     assert 0 <= record['ema_accuracy'] <= 1
     assert record['ema_loss'] != record['loss']
-  predictions = results.read_predictions(workdir)
+  predictions = run_directory.read_predictions(workdir)
   for which in ('best', 'last'):
     averages = checkpoint.restore(workdir, which, ema=True)
     assert result[which]['ema']['digest'] == digests.digest(averages.variables)
@@ -44,15 +46,15 @@ def test_averages_are_validated_and_measured_beside_the_weights(run):
     labels, logits = predictions['labels'], predictions[f'{which}_ema']
     accuracy = (logits.argmax(-1) == labels).mean()
     assert result[which]['ema']['test']['accuracy'] == pytest.approx(accuracy)
-  assert [line.split('  ')[0] for line in results.table(result).split('\n')][
-    2:
-  ] == [
+  assert [
+    line.split('  ')[0] for line in run_directory.table(result).split('\n')
+  ][2:] == [
     'resnet10 (scratch), best epoch',
     'resnet10 (scratch), best epoch, EMA',
     'resnet10 (scratch), last epoch',
     'resnet10 (scratch), last epoch, EMA',
   ]
-  again, _ = measure.evaluate(workdir)
+  again, _ = final_test.evaluate(workdir)
   assert again == result
 
 
@@ -86,10 +88,10 @@ def test_rematerialisation_may_change_in_a_run_and_the_others_may_not(run):
   workdir, _ = run
   other = config()
   other.device.remat = ()
-  assert not results.differences(workdir, other)
+  assert not run_directory.differences(workdir, other)
   other.train.accumulate = 1
   other.train.ema_decay = 0.0
-  assert set(results.differences(workdir, other)) == {
+  assert set(run_directory.differences(workdir, other)) == {
     'train.accumulate',
     'train.ema_decay',
   }

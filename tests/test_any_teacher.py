@@ -10,9 +10,10 @@ from flax import traverse_util
 
 import kdjax
 from kdjax import config as config_lib
-from kdjax import measure, pretrained, results, step, teacher_checks, train
-from kdjax import teacher as teacher_lib
-from kdjax.session import Session
+from kdjax.storage import networks, run_directory
+from kdjax.training import final_test, step, teacher_checks, train
+from kdjax.training import teacher as teacher_lib
+from kdjax.training.shared import Session
 
 NET = 'small_cnn:SmallCNN'
 
@@ -56,13 +57,13 @@ def test_networks_of_ones_own_are_trained_restored_and_measured(root, trained):
   assert trained['student']['model'] == 'small_cnn:dropping'
   # 1·8·9+8, 8·16·9+16, 16·10+10
   assert trained['teacher']['parameters'] == 80 + 1168 + 170
-  again, _ = measure.evaluate(root / 'own')
+  again, _ = final_test.evaluate(root / 'own')
   for which in ('teacher', 'best', 'last'):
     assert again[which] == trained[which]
-  model, variables = kdjax.checkpoint.restore(root / 'teacher')
+  model, variables = kdjax.storage.checkpoint.restore(root / 'teacher')
   assert (model.width, model.num_classes) == (8, 10)
   assert variables['batch_stats'] == {}
-  assert NET in results.table(trained)
+  assert NET in run_directory.table(trained)
 
 
 def test_features_of_ones_own_network_teach_too(root, session, trained):
@@ -91,7 +92,7 @@ def test_a_wrong_feature_is_found_before_the_teacher_is_trained(
 @pytest.fixture(scope='module')
 def saved(root, trained):
   """The teacher's variables as Flax knows them, in both kinds of files."""
-  variables = kdjax.checkpoint.restore(root / 'teacher').variables
+  variables = kdjax.storage.checkpoint.restore(root / 'teacher').variables
   params = {'params': jax.device_get(variables['params'])}
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(root / 'orbax', params)
@@ -113,7 +114,7 @@ def test_ready_variables_teach_as_the_network_they_are_of(
   assert result['teacher']['test'] == trained['teacher']['test']
   assert result['teacher']['wall_time_s'] is None
   assert result['last'] == trained['last']
-  again, _ = measure.evaluate(root / f'by {name}')
+  again, _ = final_test.evaluate(root / f'by {name}')
   assert again['teacher'] == result['teacher']
 
 
@@ -178,7 +179,7 @@ def test_ready_variables_of_another_network_are_refused(
 
 def test_ready_variables_that_nobody_names_are_refused(root, saved):
   with pytest.raises(ValueError, match='does not say of which: it can only be'):
-    pretrained.load(root / 'orbax')
+    networks.load(root / 'orbax')
 
 
 # Several networks that teach as one
@@ -199,9 +200,9 @@ def test_an_ensemble_teaches_what_its_members_say(root, session, trained):
   run = of_members(root, 'teacher', 'own')
   workdir = root / 'ensemble'
   result = train.train_and_evaluate(run, workdir, session)
-  alone = results.read_predictions(root / 'own')
+  alone = run_directory.read_predictions(root / 'own')
   np.testing.assert_allclose(
-    results.read_predictions(workdir)['teacher'],
+    run_directory.read_predictions(workdir)['teacher'],
     np.log((softmax(alone['teacher']) + softmax(alone['best'])) / 2),
     rtol=1e-4,
     atol=1e-4,
@@ -218,21 +219,21 @@ def test_an_ensemble_teaches_what_its_members_say(root, session, trained):
   )
   times = [member['wall_time_s'] for member in teacher['members']]
   assert teacher['wall_time_s'] == sum(times)
-  assert teacher['model'] in results.table(result)
-  again, _ = measure.evaluate(workdir)
+  assert teacher['model'] in run_directory.table(result)
+  again, _ = final_test.evaluate(workdir)
   assert again['teacher'] == teacher
   # What it averages is part of what it is.
-  other = results.read_config(workdir)
+  other = run_directory.read_config(workdir)
   other.teacher.average = 'logits'
   with pytest.raises(ValueError, match=r'teacher\.average: .* now'):
-    measure.evaluate(workdir, other)
+    final_test.evaluate(workdir, other)
 
 
 def test_features_of_members_teach_too(root, session, trained):
   run = of_members(root, 'teacher', 'own', **{'method.name': 'feature'})
   run.method.feature.teacher_features = ('member2/conv1', 'member1/conv2')
   train.train_and_evaluate(run, root / 'member features', session)
-  kept = kdjax.checkpoint.restore_method(root / 'member features')
+  kept = kdjax.storage.checkpoint.restore_method(root / 'member features')
   # conv1 of the student, which has 4 channels, with conv1 of `own`, which has 4
   assert kept['conv1->member2/conv1']['kernel'].shape == (1, 1, 4, 4)
   assert kept['conv2->member1/conv2']['kernel'].shape == (1, 1, 8, 16)

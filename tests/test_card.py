@@ -11,17 +11,11 @@ import pytest
 import tiny
 
 import kdjax
-from kdjax import (
-  card,
-  checkpoint,
-  features,
-  models,
-  pretrained,
-  programs,
-  step,
-  weights,
-)
-from kdjax.export import safetensors
+from kdjax import models
+from kdjax.export import to_safetensors
+from kdjax.models import features
+from kdjax.storage import card, checkpoint, networks, program_files, weights
+from kdjax.training import step
 
 KNOWN = {
   'kdjax': '1.0',
@@ -58,7 +52,7 @@ def network():
   model = models.build(**tiny.MODEL)
   variables = features.init(model, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
   return step.Network(
-    model, pretrained.with_normalization(variables, [0.5], [0.25], 1)
+    model, networks.with_normalization(variables, [0.5], [0.25], 1)
   )
 
 
@@ -87,7 +81,7 @@ def save_run(path, network, **metadata):
 
 
 def write_program(path, network, content):
-  programs.write(path, b'no program', content)
+  program_files.write(path, b'no program', content)
 
 
 def write_orbax(path, network, content):
@@ -95,7 +89,7 @@ def write_orbax(path, network, content):
 
 
 def write_safetensors(path, network, content):
-  safetensors.write(path, network, content, ())
+  to_safetensors.write(path, network, content, ())
 
 
 # What writes a file, by its name, and where the card is.
@@ -197,7 +191,7 @@ def test_what_is_no_card_is_refused(text):
 # Nothing in a file is called
 
 
-@pytest.mark.parametrize('load', [pretrained.load, checkpoint.restore])
+@pytest.mark.parametrize('load', [networks.load, checkpoint.restore])
 @pytest.mark.parametrize(
   ('model', 'message'),
   [
@@ -216,7 +210,7 @@ def test_a_file_cannot_have_anything_called(
   save_run(tmp_path / 'run', network, model=model)
   with pytest.raises(ValueError, match=message):
     load(tmp_path / 'run')
-  if load is pretrained.load:
+  if load is networks.load:
     write_orbax(tmp_path / 'out', network, {**KNOWN, 'model': model})
     with pytest.raises(ValueError, match=message):
       load(tmp_path / 'out')
@@ -242,7 +236,7 @@ def test_a_card_of_other_tensors_is_refused(
   content['preprocessing'].update(image_shape=None, mean=None, std=None)
   write_safetensors(tmp_path / 'x.safetensors', network, content)
   with pytest.raises(ValueError, match=message):
-    pretrained.load(tmp_path / 'x.safetensors')
+    networks.load(tmp_path / 'x.safetensors')
 
 
 def test_arrays_of_another_network_are_refused_unread(
@@ -254,14 +248,14 @@ def test_arrays_of_another_network_are_refused_unread(
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint, 'read_tree', None)
     with pytest.raises(ValueError, match=r'fc/bias \(float32\[3\], expected'):
-      pretrained.load(tmp_path / 'out')
+      networks.load(tmp_path / 'out')
   save_run(tmp_path / 'run', network, model=content['model'], class_names=None)
   with pytest.raises(ValueError, match=r'fc/bias \(float32\[3\], expected'):
-    pretrained.load(tmp_path / 'run')
+    networks.load(tmp_path / 'run')
   content['model']['stem'] = 'none'
   write_orbax(tmp_path / 'other', network, content)
   with pytest.raises(ValueError, match="'none'"):
-    pretrained.load(tmp_path / 'other')
+    networks.load(tmp_path / 'other')
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
@@ -273,7 +267,7 @@ def test_values_that_are_not_finite_are_named(network, tmp_path, value):
   save_run(tmp_path / 'run', wrong)
   for name in ('out', 'run'):
     with pytest.raises(ValueError, match='not finite in params/fc/bias'):
-      pretrained.load(tmp_path / name)
+      networks.load(tmp_path / name)
 
 
 # What is asked for
@@ -284,15 +278,15 @@ def test_what_only_a_run_has_is_asked_of_a_run_only(network, tmp_path):
   weights.save(tmp_path / 'x.safetensors', network.variables, {})
   for name in ('out', 'x.safetensors'):
     with pytest.raises(ValueError, match=f'{name} is one network, not a run'):
-      pretrained.load(tmp_path / name, 'last')
+      networks.load(tmp_path / name, 'last')
     with pytest.raises(ValueError, match='is not known to be moving averages'):
-      pretrained.load(tmp_path / name, ema=True)
+      networks.load(tmp_path / name, ema=True)
 
 
 def test_a_program_is_no_weights_and_a_directory_no_program(network, tmp_path):
   write_program(tmp_path / 'x.onnx', network, KNOWN)
   with pytest.raises(ValueError, match='a program, which holds no weights'):
-    pretrained.load(tmp_path / 'x.onnx')
+    networks.load(tmp_path / 'x.onnx')
   write_orbax(tmp_path / 'out.onnx', network, KNOWN)
   assert kdjax.load_student(tmp_path / 'out.onnx').class_names == tuple('abc')
 

@@ -16,7 +16,10 @@ import orbax.checkpoint as ocp
 import pytest
 from tiny import MODEL
 
-from kdjax import checkpoint, features, methods, models, step
+from kdjax import methods, models
+from kdjax.models import features
+from kdjax.storage import checkpoint
+from kdjax.training import step
 
 IMAGES = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.uint8)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdjax import class_names
+from kdjax.data import class_names
 
 
 @pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-32'])

@@ -3,7 +3,7 @@
 import pytest
 from absl import flags
 
-from kdjax import command
+from kdjax.system import command
 
 
 def test_a_home_directory_in_a_flag_is_expanded(monkeypatch):
@@ -16,9 +16,9 @@ def test_a_home_directory_in_a_flag_is_expanded(monkeypatch):
 
 
 def test_an_error_does_not_steer_the_terminal(monkeypatch):
-  monkeypatch.setattr('kdjax.command.logs.setup', lambda: None)
-  monkeypatch.setattr('kdjax.command.runtime.setup', lambda: None)
-  monkeypatch.setattr('kdjax.command.signal.signal', lambda *_: None)
+  monkeypatch.setattr('kdjax.system.command.logs.setup', lambda: None)
+  monkeypatch.setattr('kdjax.system.command.runtime.setup', lambda: None)
+  monkeypatch.setattr('kdjax.system.command.signal.signal', lambda *_: None)
   with pytest.raises(SystemExit) as caught, command.command(['evaluate']):
     raise ValueError('no class \x1b[2J\udce9:\n  a')
   assert caught.value.code == 'error: no class \\x1b[2J\\udce9:\n  a'

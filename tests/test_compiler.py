@@ -14,8 +14,9 @@ import numpy as np
 import optax
 import pytest
 
-from kdjax import losses, runtime, sums
-from kdjax.models import conv, norm, pool
+from kdjax import losses
+from kdjax.models import cpu_conv, cpu_pool, norm, sums
+from kdjax.system import xla
 
 cpu_only = pytest.mark.skipif(
   jax.default_backend() != 'cpu', reason='these are faults on CPU'
@@ -85,7 +86,7 @@ def test_nothing_is_handed_to_ynnpack():
     program = square.lower(jnp.ones((512, 512))).compile().as_text()
     return program.count('__ynn_fusion')
 
-  assert handed(runtime.jit) == 0
+  assert handed(xla.jit) == 0
   # Else this should be seen in another way.
   assert handed(jax.jit) > 0
 
@@ -164,7 +165,7 @@ def a_connector(rng, dtype):
 
   def gradients(x, kernel, bias, ct):
     def apply(x, kernel, bias):
-      return sums.add_bias(conv.pointwise(x, kernel), bias)
+      return sums.add_bias(cpu_conv.pointwise(x, kernel), bias)
 
     y, pull_back = jax.vjp(apply, x, kernel, bias)
     return y, pull_back(ct)
@@ -184,8 +185,8 @@ def a_convolution(rng, dtype):
   x = numbers(rng, shape, dtype)
 
   def apply(x, kernel):
-    return conv.conv_general_dilated(
-      x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=conv._NHWC
+    return cpu_conv.conv_general_dilated(
+      x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=cpu_conv._NHWC
     )
 
   wide_x, wide_kernel = wide(x, kernel)
@@ -204,7 +205,7 @@ def a_pool(rng, dtype):
 
   def apply(x):
     return jax.vjp(
-      lambda x: pool.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))), x
+      lambda x: cpu_pool.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))), x
     )[0]
 
   (wide_x,) = wide(x)
@@ -249,7 +250,7 @@ def test_compiled_is_what_numpy_computes_in_double_precision(
   rng = np.random.default_rng(len(case.__name__))
   for _ in range(request.config.getoption('--shapes')):
     function, arguments, expected = case(rng, dtype)
-    found = runtime.jit(function)(*arguments)
+    found = xla.jit(function)(*arguments)
     for ours, right in zip(
       *map(jax.tree.leaves, (found, expected)), strict=True
     ):

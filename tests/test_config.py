@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from kdjax import config as config_lib
-from kdjax import results
+from kdjax.storage import run_directory
 from kdjax.sweep import plan
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / 'configs'
@@ -100,10 +100,10 @@ def test_response_and_feature_runs_share_their_teacher():
   for variants in (('mean', 't2'), ('sum', 't4')):
     feature, response = load('fkd', variants[0]), load('rkd', variants[1])
     assert feature.teacher.sibling == response.teacher.sibling
-    assert results.as_json(config_lib.teacher_run(feature)) == results.as_json(
-      config_lib.teacher_run(response)
-    )
-  assert results.as_json(load('teacher')) == results.as_json(
+    assert run_directory.as_json(
+      config_lib.teacher_run(feature)
+    ) == run_directory.as_json(config_lib.teacher_run(response))
+  assert run_directory.as_json(load('teacher')) == run_directory.as_json(
     config_lib.teacher_run(load('fkd'))
   )
 

@@ -14,7 +14,9 @@ import safetensors
 import safetensors.numpy
 from tiny import MODEL
 
-from kdjax import digests, features, models, pretrained, weights
+from kdjax import models
+from kdjax.models import features
+from kdjax.storage import digests, networks, weights
 
 run = functools.partial(processes.run, module='kdjax.convert')
 
@@ -49,7 +51,7 @@ def test_a_file_becomes_one_that_says_all_of_itself(source):
   assert 'resnet10, cifar stem, width 4, 3 classes' in done.stdout
   assert 'prefix taken off: module.' in done.stdout
   assert 'unknown' not in done.stdout
-  network, card, _ = pretrained.load(source / 'made' / 'new.safetensors')
+  network, card, _ = networks.load(source / 'made' / 'new.safetensors')
   assert card['class_names'] == ['one', 'two', 'three']
   assert card['preprocessing'] == {
     'image_shape': [8, 8, 1],
@@ -60,7 +62,7 @@ def test_a_file_becomes_one_that_says_all_of_itself(source):
   }
   variables = dict(network.variables)
   assert variables.pop('normalization') == {'mean': 0.5, 'std': 0.25}
-  plain = pretrained.load(source / 'plain.safetensors').network.variables
+  plain = networks.load(source / 'plain.safetensors').network.variables
   assert digests.digest(variables) == digests.digest(dict(plain))
   # Others read it by torchvision's names, and the card in its header.
   with safetensors.safe_open(source / 'made/new.safetensors', 'numpy') as file:
@@ -142,7 +144,7 @@ def test_directories_go_back_and_are_replaced_by_what_is_sound(source):
     assert ours.keys() == back.keys()
     for name, tensor in ours.items():
       np.testing.assert_array_equal(tensor, back[name])
-  card = pretrained.load(source / 'folder').card
+  card = networks.load(source / 'folder').card
   assert card['preprocessing']['mean'] == [0.5]
   assert not (source / 'x').exists()
   assert not list(source.glob('.export-*'))

@@ -13,17 +13,12 @@ import synthetic
 import tiny
 from PIL import Image
 
-from kdjax import (
-  checkpoint,
-  digests,
-  load_student,
-  logs,
-  measure,
-  results,
-  train,
-)
-from kdjax.predict import execute as predict
-from kdjax.report import collect, statistics, tables
+from kdjax import load_student
+from kdjax.export import classify_files as predict
+from kdjax.report import collect, significance, tables
+from kdjax.storage import checkpoint, digests, run_directory
+from kdjax.system import logs
+from kdjax.training import final_test, train
 
 # What a value of JSON may have become.
 VALUES = (None, True, -1, 0.5, 10**20, 'text', '', [], {}, [[1]], {'a': 1})
@@ -140,12 +135,14 @@ def run(tmp_path_factory):
       log.write('train', step, values, images_per_second=9.0, seconds_left=1.0)
       if step % 4 == 0:
         log.write('validation', step, values)
-  results.write_predictions(
+  run_directory.write_predictions(
     path,
     {'labels': synthetic.LABELS, 'best': synthetic.logits(0, 1, 1, 1)},
   )
-  result = results.read_result(path)
-  results.write_result(path, result | {'files': results.digests_of_files(path)})
+  result = run_directory.read_result(path)
+  run_directory.write_result(
+    path, result | {'files': run_directory.digests_of_files(path)}
+  )
   directory = path / 'checkpoints' / '8'
   (directory / 'state').mkdir(parents=True)
   (directory / 'metadata').mkdir()
@@ -174,14 +171,14 @@ FILES = (
 
 def report(path):
   comparison = collect.read([path])
-  rows = statistics.rows(comparison)
+  rows = significance.rows(comparison)
   return tables.terminal(rows), comparison.notes, tables.runs_csv(comparison)
 
 
 def test_each_damage_is_told_or_changes_nothing(run, tmp_path, request):
   readers = {
-    'config': lambda path: results.read_config(path).to_json(),
-    'result': results.read_result,
+    'config': lambda path: run_directory.read_config(path).to_json(),
+    'result': run_directory.read_result,
     'metadata': checkpoint.read_metadata,
     'report': report,
   }
@@ -213,10 +210,12 @@ def test_each_command_tells_of_a_damage(trained, tmp_path, request):
     )
 
   def evaluate(path):
-    return results.table(measure.evaluate(path)[0])
+    return run_directory.table(final_test.evaluate(path)[0])
 
   readers = {
-    'main': lambda path: results.table(train.train_and_evaluate(config, path)),
+    'main': lambda path: run_directory.table(
+      train.train_and_evaluate(config, path)
+    ),
     'evaluate': evaluate,
     'report': report,
     'predict': classify,

@@ -12,8 +12,10 @@ import pytest
 import topology
 from processes import losses_of
 
-from kdjax import checkpoint, devices, logs, results, train
-from kdjax.session import Session
+from kdjax.storage import checkpoint, run_directory
+from kdjax.system import devices, logs
+from kdjax.training import train
+from kdjax.training.shared import Session
 
 SCRIPT = pathlib.Path(topology.__file__)
 TOPOLOGIES = ('eight', 'processes')
@@ -114,7 +116,7 @@ def test_processes_write_once(root):
     if record['kind'] == 'train'
   ]
   assert steps == list(range(1, topology.STEPS + 1))
-  assert results.read_result(run)['device_count'] == 4
+  assert run_directory.read_result(run)['device_count'] == 4
 
 
 @pytest.mark.parametrize('index', [0, 1])

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import synthetic
 
-from kdjax import escape, logs, predictions
+from kdjax.evaluation import example_files
 from kdjax.report import figures, gallery, write
+from kdjax.system import escape, logs
 
 # Mathematics that is none, a formula, a terminal's sequence, no Unicode, an end
 # of a line, and markup.
@@ -52,7 +53,7 @@ def test_predictions_name_any_class(tmp_path):
   labels = np.arange(len(HOSTILE), dtype=np.int32)
   logits = np.eye(len(HOSTILE), dtype=np.float32)
   path = tmp_path / 'out.csv'
-  predictions.write(path, HOSTILE, {'labels': labels, 'best': logits})
+  example_files.write(path, HOSTILE, {'labels': labels, 'best': logits})
   with path.open(encoding='utf-8', newline='') as file:
     rows = list(csv.DictReader(file))
   assert [row['label'] for row in rows] == list(map(escape.csv_cell, HOSTILE))

@@ -18,20 +18,18 @@ import tiny
 from processes import run
 
 import kdjax
-from kdjax import card as card_lib
-from kdjax import (
+from kdjax import data, models
+from kdjax.export import run, staging, to_stablehlo, verify
+from kdjax.models import features
+from kdjax.storage import card as card_lib
+from kdjax.storage import (
   checkpoint,
-  data,
-  features,
-  models,
-  pretrained,
-  programs,
-  results,
-  step,
-  train,
+  networks,
+  program_files,
+  run_directory,
   weights,
 )
-from kdjax.export import execute, stablehlo, staging, verify
+from kdjax.training import step, train
 
 FORMATS = 'orbax', 'safetensors', 'stablehlo'
 
@@ -57,7 +55,7 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope='module')
 def moved(workdir):
   """Where the images are that it was trained on, since then."""
-  config = results.read_config(workdir)
+  config = run_directory.read_config(workdir)
   place = workdir.parent / 'moved'
   shutil.move(config.data.data_dir, place)
   return str(place)
@@ -65,7 +63,7 @@ def moved(workdir):
 
 @pytest.fixture(scope='module')
 def images(workdir, moved):
-  config = results.read_config(workdir)
+  config = run_directory.read_config(workdir)
   config.data.data_dir = moved
   return data.in_memory(data.load(config.data).test).images
 
@@ -98,7 +96,7 @@ def assert_same_variables(found, expected):
 
 
 def test_the_command_shows_teacher_student_and_exports(workdir, exported):
-  result = results.read_result(workdir)
+  result = run_directory.read_result(workdir)
   table, caption = exported.split('\n\n')
   rows = [line.split() for line in table.splitlines()[2:]]
   teacher, student, *exports = rows
@@ -193,18 +191,18 @@ def test_a_student_is_loaded_from_each(workdir, exported, images, name):
   assert student.card['preprocessing']['crop'] == 0.875
   assert student.card == kdjax.load_student(workdir).card
   assert student.card == kdjax.load_student(checkpoint.find(workdir)).card
-  result = results.read_result(workdir)
+  result = run_directory.read_result(workdir)
   assert student.card['metrics'] == result['best']['test']
   assert student.card['provenance']['step'] == result['best']['step']
   if name in ('orbax', 'safetensors'):
-    again = pretrained.load(path_of(workdir, name)).network
+    again = networks.load(path_of(workdir, name)).network
     assert_same_variables(again.variables, network.variables)
 
 
 def test_moving_averages_are_exported(workdir, moved, tmp_path):
   output = tmp_path / 'out.safetensors'
-  execute.export(workdir, ['safetensors'], output, ema=True, data_dir=moved)
-  (_, found), card, _ = pretrained.load(output)
+  run.export(workdir, ['safetensors'], output, ema=True, data_dir=moved)
+  (_, found), card, _ = networks.load(output)
   assert card['provenance']['ema']
   # Which they are said to be.
   assert kdjax.load_student(output, ema=True).card == card
@@ -212,7 +210,7 @@ def test_moving_averages_are_exported(workdir, moved, tmp_path):
     kdjax.load_student(checkpoint.find(workdir), 'last')
   averages = checkpoint.restore(workdir, ema=True).variables
   assert_same_variables(found, averages)
-  result = results.read_result(workdir)['best']
+  result = run_directory.read_result(workdir)['best']
   assert card['metrics'] == result['ema']['test'] != result['test']
 
 
@@ -223,7 +221,7 @@ def test_an_export_is_exported_on_the_images_that_it_knows_of(
 
   def export(name, **options):
     output = tmp_path / f'{name}.safetensors'
-    return execute.export(source, ['safetensors'], output, **options)
+    return run.export(source, ['safetensors'], output, **options)
 
   assert 'on 9 test images' in export('a', data_dir=moved, images=9)
   assert not caplog.text
@@ -243,14 +241,14 @@ def test_an_unfinished_run_is_refused_but_not_its_checkpoint(
     ignore=shutil.ignore_patterns('result.json', 'export'),
   )
   with pytest.raises(ValueError, match='has not finished'):
-    execute.export(unfinished, ['orbax'])
+    run.export(unfinished, ['orbax'])
   directory = checkpoint.find(unfinished)
-  text = execute.export(
+  text = run.export(
     directory, ['orbax'], tmp_path / 'out', images=9, data_dir=moved
   )
   assert 'on 9 test images' in text
   assert 'teacher' not in text
-  found, *_ = pretrained.load(tmp_path / 'out')
+  found, *_ = networks.load(tmp_path / 'out')
   assert_same_variables(
     found.variables, checkpoint.restore(directory).variables
   )
@@ -279,7 +277,7 @@ def bfloat16(tmp_path_factory):
     'kdjax': kdjax.__version__,
     'model': arguments,
     'class_names': ['a', 'b', 'c'],
-    'preprocessing': pretrained.preprocessing(
+    'preprocessing': networks.preprocessing(
       shape, 3, variables['normalization']
     ),
     'metrics': {},
@@ -299,7 +297,7 @@ def test_a_network_without_a_run_is_compared_on_noise(
     name: tmp_path / f'out.{name}' for name in ('stablehlo', 'safetensors')
   }
   for name, output in outputs.items():
-    text = execute.export(path, [name], output, platforms=['cpu'])
+    text = run.export(path, [name], output, platforms=['cpu'])
     assert 'on 64 images of noise' in text
   assert 'so there are no test images' in caplog.text
   images = np.random.default_rng(1).integers(0, 256, (9, 16, 12, 3), np.uint8)
@@ -315,14 +313,14 @@ def wrong(path, network, card, platforms):
   """Writes another network than it is told to."""
   variables = jax.tree.map(lambda x: x, network.variables)
   variables['params']['fc']['bias'] += jnp.arange(3)
-  execute.orbax.write(path, network._replace(variables=variables), card, ())
+  run.orbax.write(path, network._replace(variables=variables), card, ())
 
 
 def broken(path, network, card, platforms):
   """Writes a network that computes nothing."""
   variables = jax.tree.map(lambda x: x, network.variables)
   variables['params']['fc']['bias'] *= np.nan
-  execute.orbax.write(path, network._replace(variables=variables), card, ())
+  run.orbax.write(path, network._replace(variables=variables), card, ())
 
 
 def full(path, network, card, platforms):
@@ -342,9 +340,9 @@ def full(path, network, card, platforms):
 def test_a_wrong_export_is_refused_and_nothing_is_left(
   bfloat16, tmp_path, monkeypatch, writer, error, message
 ):
-  monkeypatch.setitem(execute.FORMATS, 'orbax', writer)
+  monkeypatch.setitem(run.FORMATS, 'orbax', writer)
   with pytest.raises(error, match=message):
-    execute.export(bfloat16[0], ['orbax'], tmp_path / 'new' / 'out')
+    run.export(bfloat16[0], ['orbax'], tmp_path / 'new' / 'out')
   assert not list(tmp_path.iterdir())
 
 
@@ -423,13 +421,13 @@ class Branching(nn.Module):
 
 
 def test_what_jax_cannot_export_is_one_error(bfloat16, tmp_path):
-  card = pretrained.load(bfloat16[0]).card
+  card = networks.load(bfloat16[0]).card
   images = jnp.zeros((1, 16, 12, 3))
   network = step.Network(
     Branching(), features.init(Branching(), jax.random.key(0), images)
   )
   with pytest.raises(ValueError, match='resnet10 cannot be exported as Stable'):
-    stablehlo.write(tmp_path / 'x.stablehlo', network, card, ['cpu'])
+    to_stablehlo.write(tmp_path / 'x.stablehlo', network, card, ['cpu'])
   assert not list(tmp_path.iterdir())
 
 
@@ -539,14 +537,18 @@ def test_a_program_has_its_card_wherever_the_export_was_killed(
 
   def export(content):
     with staging.beside(tmp_path) as staged:
-      programs.write(staged / path.name, content, {'content': content.decode()})
-      execute._put(staged, {'stablehlo': path})
+      program_files.write(
+        staged / path.name, content, {'content': content.decode()}
+      )
+      run._put(staged, {'stablehlo': path})
 
   step, found = 0, set()
   while killed_at(step, lambda: export(b'new')):
     if path.exists():
       program = path.read_bytes()
-      assert programs._read_card(path, program)['content'] == program.decode()
+      assert (
+        program_files._read_card(path, program)['content'] == program.decode()
+      )
       found.add(program)
     export(b'old')
     step += 1
@@ -565,14 +567,14 @@ def test_an_export_is_replaced_only_when_asked(bfloat16, tmp_path):
     (True, 'is a directory that kdjax.export did not make'),
   ):
     with pytest.raises(FileExistsError, match=message):
-      execute.export(path, ['orbax'], output, overwrite=overwrite)
+      run.export(path, ['orbax'], output, overwrite=overwrite)
   assert (output / 'mine').exists()
   shutil.rmtree(output)
   shutil.copytree(path, output)
   (output / 'old').write_text('')
-  execute.export(path, ['orbax'], output, overwrite=True)
+  run.export(path, ['orbax'], output, overwrite=True)
   assert not (output / 'old').exists()
-  found, *_ = pretrained.load(output)
+  found, *_ = networks.load(output)
   assert_same_variables(found.variables, network.variables)
   assert [entry.name for entry in tmp_path.iterdir()] == ['out']
 
@@ -592,20 +594,20 @@ def test_what_cannot_be_is_refused(
   bfloat16, tmp_path, formats, output, message
 ):
   with pytest.raises(ValueError, match=message):
-    execute.export(bfloat16[0], formats, output and tmp_path / output)
+    run.export(bfloat16[0], formats, output and tmp_path / output)
   assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('platforms', [['cpu', 'gpu'], ['tpu'], []])
 def test_a_program_is_for_this_platform_too(bfloat16, tmp_path, platforms):
   with pytest.raises(ValueError, match='cpu among them'):
-    execute.export(
+    run.export(
       bfloat16[0], ['stablehlo'], tmp_path / 'x.stablehlo', platforms=platforms
     )
 
 
 def test_what_is_no_resnet_has_no_names_in_pytorch(bfloat16, tmp_path):
-  card = pretrained.load(bfloat16[0]).card
+  card = networks.load(bfloat16[0]).card
   arguments = {'name': 'small_cnn:SmallCNN', 'num_classes': 3}
   model = models.build(**arguments)
   images = jnp.zeros((1, *card['preprocessing']['image_shape']))
@@ -616,10 +618,8 @@ def test_what_is_no_resnet_has_no_names_in_pytorch(bfloat16, tmp_path):
     {**card, 'model': arguments},
   )
   with pytest.raises(ValueError, match=r'SmallCNN cannot .* Choose another'):
-    execute.export(
-      tmp_path / 'cnn', ['safetensors'], tmp_path / 'x.safetensors'
-    )
-  execute.export(tmp_path / 'cnn', ['stablehlo'], tmp_path / 'x.stablehlo')
+    run.export(tmp_path / 'cnn', ['safetensors'], tmp_path / 'x.safetensors')
+  run.export(tmp_path / 'cnn', ['stablehlo'], tmp_path / 'x.stablehlo')
   assert kdjax.load_student(tmp_path / 'x.stablehlo').class_names == tuple(
     'abc'
   )
@@ -628,7 +628,7 @@ def test_what_is_no_resnet_has_no_names_in_pytorch(bfloat16, tmp_path):
 def test_weights_alone_are_refused(bfloat16, tmp_path):
   weights.save(tmp_path / 'x.safetensors', bfloat16[1].variables, {})
   with pytest.raises(ValueError, match='how images are normalised'):
-    execute.export(
+    run.export(
       tmp_path / 'x.safetensors', ['stablehlo'], tmp_path / 'x.stablehlo'
     )
 
@@ -636,7 +636,7 @@ def test_weights_alone_are_refused(bfloat16, tmp_path):
 def test_a_place_that_cannot_be_written_is_an_error(bfloat16, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError, match='file'):
-    execute.export(bfloat16[0], ['orbax'], tmp_path / 'file' / 'out')
+    run.export(bfloat16[0], ['orbax'], tmp_path / 'file' / 'out')
 
 
 def test_damage_is_found(workdir, exported, tmp_path):
@@ -671,14 +671,14 @@ def test_damage_is_found(workdir, exported, tmp_path):
 def test_onnx_says_what_it_lacks(bfloat16, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'jax2onnx', None)
   with pytest.raises(ValueError, match=r"pip install 'kdjax\[onnx\]'"):
-    execute.export(bfloat16[0], ['onnx'], tmp_path / 'x.onnx')
+    run.export(bfloat16[0], ['onnx'], tmp_path / 'x.onnx')
 
 
 @pytest.mark.filterwarnings('ignore')
 def test_onnx_gives_the_same(bfloat16, workdir, moved, images, tmp_path):
   pytest.importorskip('jax2onnx')
   pytest.importorskip('onnxruntime')
-  execute.export(workdir, ['onnx'], tmp_path / 'student.onnx', data_dir=moved)
+  run.export(workdir, ['onnx'], tmp_path / 'student.onnx', data_dir=moved)
   student = kdjax.load_student(tmp_path / 'student.onnx')
   expected = live(checkpoint.restore(workdir), images)
   for count in (1, 3, 24):
@@ -686,4 +686,4 @@ def test_onnx_gives_the_same(bfloat16, workdir, moved, images, tmp_path):
       student(images[:count]), expected[:count], atol=1e-5
     )
   # With the other stem.
-  execute.export(bfloat16[0], ['onnx'], tmp_path / 'other.onnx')
+  run.export(bfloat16[0], ['onnx'], tmp_path / 'other.onnx')

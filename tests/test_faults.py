@@ -12,8 +12,9 @@ import pytest
 import tiny
 from processes import ROOT, assert_same_run, command, run
 
-from kdjax import checkpoint, lock
-from kdjax.command import INTERRUPTED
+from kdjax.storage import checkpoint
+from kdjax.system import lock
+from kdjax.system.command import INTERRUPTED
 
 # Epochs of five steps, windows of three and a checkpoint for two: all at odds.
 FLAGS = (

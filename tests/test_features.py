@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import features
+from kdjax.models import features
 
 IMAGES = jnp.asarray(
   np.random.default_rng(0).uniform(0, 255, (5, 2, 2, 3)), jnp.float32

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import tiny
 
-from kdjax import data, feed, models, program, results, step, train
-from kdjax.session import Session
+from kdjax import data, models
+from kdjax.data import prefetch
+from kdjax.storage import run_directory
+from kdjax.training import compiled, step, train
+from kdjax.training.shared import Session
 
 
 def config(**changes):
@@ -62,7 +65,7 @@ def test_a_run_on_a_stream_is_that_in_memory(tmp_path, session):
   # To the last bit: the digests of the parameters are among it.
   assert outcome(streamed) == outcome(resident)
   first, second = (
-    results.read_predictions(tmp_path / name)
+    run_directory.read_predictions(tmp_path / name)
     for name in ('resident', 'streamed')
   )
   for name, array in first.items():
@@ -73,7 +76,7 @@ def test_a_run_cut_off_goes_on_as_if_it_had_not_been(
   tmp_path, session, monkeypatch
 ):
   whole = run(tmp_path / 'whole', session, **CROPS)
-  take, count = program.Program.run, 0
+  take, count = compiled.Program.run, 0
 
   def cut_off(self, state, steps_done):
     nonlocal count
@@ -83,7 +86,7 @@ def test_a_run_cut_off_goes_on_as_if_it_had_not_been(
     return take(self, state, steps_done)
 
   with monkeypatch.context() as patch:
-    patch.setattr(program.Program, 'run', cut_off)
+    patch.setattr(compiled.Program, 'run', cut_off)
     with pytest.raises(KeyboardInterrupt):
       run(tmp_path / 'cut', session, **CROPS, **{'data.workers': 1})
   assert not multiprocessing.active_children()
@@ -107,12 +110,12 @@ def test_every_image_that_can_be_read_is_evaluated_once(tmp_path):
   variables = step.features.init(model, jax.random.key(0), images)
   variables['normalization'] = {'mean': resident.mean, 'std': resident.std}
   network = step.Network(model, variables)
-  expected, expected_labels = feed.predict(network, resident.test, 4)
-  logits, labels = feed.predict(network, streamed.test, 4)
+  expected, expected_labels = prefetch.predict(network, resident.test, 4)
+  logits, labels = prefetch.predict(network, streamed.test, 4)
   assert logits.shape == (14, 3)
   np.testing.assert_array_equal(labels, expected_labels)
   np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
   for path in root.glob('test/*/*.jpg'):
     path.write_bytes(b'broken')
   with pytest.raises(ValueError, match='none of 15 images can be read'):
-    feed.predict(network, data.load(fields).test, 4)
+    prefetch.predict(network, data.load(fields).test, 4)

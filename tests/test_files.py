@@ -6,9 +6,10 @@ import resource
 import pytest
 import tiny
 
-from kdjax import files, train
-from kdjax.command import command
-from kdjax.sweep import execute
+from kdjax.sweep import run
+from kdjax.system import atomic
+from kdjax.system.command import command
+from kdjax.training import train
 
 
 def test_only_what_a_run_wrote_itself_is_removed(tmp_path):
@@ -21,7 +22,7 @@ def test_only_what_a_run_wrote_itself_is_removed(tmp_path):
   ]
   for name in (*ours, *others):
     (tmp_path / name).touch()
-  files.remove_leftovers(tmp_path, ['.lock_holder', 'config.json'])
+  atomic.remove_leftovers(tmp_path, ['.lock_holder', 'config.json'])
   assert {path.name for path in tmp_path.iterdir()} == set(others)
 
 
@@ -38,34 +39,34 @@ def test_only_what_a_run_wrote_itself_is_removed(tmp_path):
 )
 def test_a_url_is_no_path(path):
   with pytest.raises(ValueError, match=r'is a URL, expected a path of a local'):
-    files.local(path)
+    atomic.local(path)
 
 
 def test_no_run_and_no_sweep_is_at_a_url():
-  for start in (train.train_and_evaluate, execute.run):
+  for start in (train.train_and_evaluate, run.run):
     with pytest.raises(ValueError, match='gs://bucket/run is a URL'):
       start(tiny.config('scratch'), 'gs://bucket/run')
 
 
 def test_what_orbax_takes_for_a_url_is_no_path():
   with pytest.raises(ValueError, match=r'/gs:/run has a directory .* colon'):
-    files.local('./gs:/run')
-  assert str(files.local('run:2/a')) == 'run:2/a'
+    atomic.local('./gs:/run')
+  assert str(atomic.local('run:2/a')) == 'run:2/a'
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):
   path = tmp_path / 'result.json'
-  files.write(path, b'old')
+  atomic.write(path, b'old')
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   try:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     with pytest.raises(OSError, match='File too large') as error:
-      files.write(path, bytes(2000))
+      atomic.write(path, bytes(2000))
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert error.value.filename == str(path)
   with pytest.raises(FileNotFoundError) as error:
-    files.write(tmp_path / 'nowhere' / 'file', b'')
+    atomic.write(tmp_path / 'nowhere' / 'file', b'')
   assert error.value.filename == str(tmp_path / 'nowhere' / 'file')
   assert path.read_bytes() == b'old'
   assert list(tmp_path.iterdir()) == [path]
@@ -83,6 +84,6 @@ def test_a_command_says_what_to_do_about_a_full_disk(tmp_path):
 
 def test_a_link_stays_one(tmp_path):
   (tmp_path / 'link').symlink_to(tmp_path / 'file')
-  files.write(tmp_path / 'link', b'new')
+  atomic.write(tmp_path / 'link', b'new')
   assert (tmp_path / 'link').is_symlink()
   assert (tmp_path / 'file').read_bytes() == b'new'

@@ -51,7 +51,7 @@ ALLOWED = {
     'report.write',
     'sweep.execute',
   ),
-  'kdjax.sweep.execute': (
+  'kdjax.sweep.run': (
     'config',
     'devices',
     'files',
@@ -80,7 +80,7 @@ ALLOWED = {
     'report.tables',
   ),
   'kdjax.report.collect': ('config', 'logs', 'results'),
-  'kdjax.report.statistics': ('metrics', 'report.collect', 'results'),
+  'kdjax.report.significance': ('metrics', 'report.collect', 'results'),
   'kdjax.report.tables': (
     'config',
     'escape',
@@ -89,7 +89,7 @@ ALLOWED = {
     'results',
   ),
   'kdjax.report.figures': ('escape',),
-  'kdjax.report.inspect': (
+  'kdjax.report.feature_maps': (
     'checkpoint',
     'data',
     'features',
@@ -120,7 +120,7 @@ ALLOWED = {
     'export.stablehlo',
     'files',
   ),
-  'kdjax.export.execute': (
+  'kdjax.export.run': (
     'checkpoint',
     'data',
     'export.onnx',
@@ -140,9 +140,9 @@ ALLOWED = {
   ),
   'kdjax.export.staging': ('signals',),
   'kdjax.export.verify': ('step', 'student'),
-  'kdjax.export.onnx': ('models', 'programs', 'step', 'student'),
-  'kdjax.export.orbax': ('checkpoint', 'step'),
-  'kdjax.export.safetensors': (
+  'kdjax.export.to_onnx': ('models', 'programs', 'step', 'student'),
+  'kdjax.export.to_orbax': ('checkpoint', 'step'),
+  'kdjax.export.to_safetensors': (
     'card',
     'digests',
     'features',
@@ -150,7 +150,7 @@ ALLOWED = {
     'step',
     'weights',
   ),
-  'kdjax.export.stablehlo': ('models', 'programs', 'step', 'student'),
+  'kdjax.export.to_stablehlo': ('models', 'programs', 'step', 'student'),
   'kdjax.convert': (
     'checkpoint',
     'class_names',
@@ -166,14 +166,14 @@ ALLOWED = {
     'pretrained',
   ),
   'kdjax.predict': (),
-  'kdjax.predict.__main__': (
+  'kdjax.predict': (
     'command',
     'files',
     'logs',
     'predict.execute',
     'student',
   ),
-  'kdjax.predict.execute': (
+  'kdjax.export.classify_files': (
     'data.images',
     'data.sources.image_folder',
     'escape',
@@ -182,7 +182,7 @@ ALLOWED = {
     'student',
   ),
   # A network that is used.
-  'kdjax.student': (
+  'kdjax.export.predictor': (
     'card',
     'data.images',
     'features',
@@ -192,8 +192,8 @@ ALLOWED = {
     'runtime',
     'step',
   ),
-  'kdjax.programs': ('card', 'files', 'runtime'),
-  'kdjax.command': (
+  'kdjax.storage.program_files': ('card', 'files', 'runtime'),
+  'kdjax.system.command': (
     'devices',
     'escape',
     'logs',
@@ -220,7 +220,7 @@ ALLOWED = {
     'version',
   ),
   # A run, and its loop.
-  'kdjax.train': (
+  'kdjax.training.train': (
     'checkpoint',
     'config',
     'data',
@@ -241,7 +241,7 @@ ALLOWED = {
     'teacher_checks',
     'version',
   ),
-  'kdjax.loop': (
+  'kdjax.training.loop': (
     'checkpoint',
     'config',
     'data',
@@ -257,7 +257,7 @@ ALLOWED = {
     'step',
     'teacher',
   ),
-  'kdjax.session': (
+  'kdjax.training.shared': (
     'config',
     'data',
     'feed',
@@ -269,7 +269,7 @@ ALLOWED = {
     'teacher',
     'teacher_checks',
   ),
-  'kdjax.program': (
+  'kdjax.training.compiled': (
     'config',
     'data',
     'data.batches',
@@ -284,9 +284,9 @@ ALLOWED = {
     'runtime',
     'step',
   ),
-  'kdjax.feed': ('data', 'data.stream', 'devices', 'step'),
-  'kdjax.replay': ('files', 'results'),
-  'kdjax.measure': (
+  'kdjax.data.prefetch': ('data', 'data.stream', 'devices', 'step'),
+  'kdjax.storage.teacher_logits': ('files', 'results'),
+  'kdjax.training.final_test': (
     'checkpoint',
     'data',
     'digests',
@@ -297,7 +297,7 @@ ALLOWED = {
     'step',
     'teacher',
   ),
-  'kdjax.teacher': (
+  'kdjax.training.teacher': (
     'checkpoint',
     'config',
     'data',
@@ -316,7 +316,7 @@ ALLOWED = {
     'step',
     'teacher_outputs',
   ),
-  'kdjax.teacher_checks': (
+  'kdjax.training.teacher_checks': (
     'data',
     'logs',
     'models.resnet',
@@ -324,8 +324,8 @@ ALLOWED = {
     'step',
     'teacher',
   ),
-  'kdjax.teacher_outputs': ('features', 'logs', 'runtime', 'step'),
-  'kdjax.initial': (
+  'kdjax.evaluation.teacher_outputs': ('features', 'logs', 'runtime', 'step'),
+  'kdjax.training.initial_weights': (
     'checkpoint',
     'config',
     'data',
@@ -337,7 +337,7 @@ ALLOWED = {
     'results',
     'variables',
   ),
-  'kdjax.pretrained': (
+  'kdjax.storage.networks': (
     'card',
     'checkpoint',
     'data.images',
@@ -355,15 +355,15 @@ ALLOWED = {
     'weights.directory',
     'weights.stored',
   ),
-  'kdjax.variables': (
+  'kdjax.storage.flax_variables': (
     'checkpoint',
     'features',
     'weights',
     'weights.directory',
     'weights.stored',
   ),
-  'kdjax.card': ('digests', 'float32'),
-  'kdjax.checkpoint': (
+  'kdjax.storage.card': ('digests', 'float32'),
+  'kdjax.storage.checkpoint': (
     'card',
     'devices',
     'digests',
@@ -373,10 +373,10 @@ ALLOWED = {
     'step',
     'version',
   ),
-  'kdjax.precomputed': ('digests', 'teacher_outputs'),
-  'kdjax.digests': (),
+  'kdjax.storage.logits_file': ('digests', 'teacher_outputs'),
+  'kdjax.storage.digests': (),
   # Others' files of weights.
-  'kdjax.weights': (
+  'kdjax.storage.weights': (
     'files',
     'weights.directory',
     'weights.msgpack_file',
@@ -385,26 +385,26 @@ ALLOWED = {
     'weights.stored',
     'weights.torch_file',
   ),
-  'kdjax.weights.directory': ('weights.stored',),
-  'kdjax.weights.msgpack_file': ('weights.stored',),
-  'kdjax.weights.names': ('weights.pickled', 'weights.stored'),
-  'kdjax.weights.pickled': ('weights.stored',),
-  'kdjax.weights.safetensors_file': ('weights.stored',),
-  'kdjax.weights.stored': (),
-  'kdjax.weights.torch_file': ('weights.pickled', 'weights.stored'),
-  'kdjax.lock': ('devices', 'files'),
-  'kdjax.signals': ('startup',),
+  'kdjax.storage.weights.directory': ('weights.stored',),
+  'kdjax.storage.weights.msgpack_file': ('weights.stored',),
+  'kdjax.storage.weights.resnet_names': ('weights.pickled', 'weights.stored'),
+  'kdjax.storage.weights.unpickler': ('weights.stored',),
+  'kdjax.storage.weights.safetensors_file': ('weights.stored',),
+  'kdjax.storage.weights.stored_tensors': (),
+  'kdjax.storage.weights.pytorch': ('weights.pickled', 'weights.stored'),
+  'kdjax.system.lock': ('devices', 'files'),
+  'kdjax.system.signals': ('startup',),
   'kdjax.config': ('float32', 'methods', 'normalization'),
-  'kdjax.normalization': (),
-  'kdjax.predictions': (
+  'kdjax.models.normalization': (),
+  'kdjax.evaluation.example_files': (
     'escape',
     'files',
     'metrics',
   ),
-  'kdjax.logs': ('escape', 'files'),
-  'kdjax.metrics': ('losses', 'runtime'),
-  'kdjax.optimizer': (),
-  'kdjax.results': (
+  'kdjax.system.logs': ('escape', 'files'),
+  'kdjax.evaluation.metrics': ('losses', 'runtime'),
+  'kdjax.training.optimizer': (),
+  'kdjax.storage.run_directory': (
     'config',
     'digests',
     'escape',
@@ -414,12 +414,12 @@ ALLOWED = {
     'schema',
     'version',
   ),
-  'kdjax.files': (),
-  'kdjax.class_names': (),
-  'kdjax.escape': (),
-  'kdjax.float32': (),
-  'kdjax.memory': (),
-  'kdjax.schema': (),
+  'kdjax.system.atomic': (),
+  'kdjax.data.class_names': (),
+  'kdjax.system.escape': (),
+  'kdjax.system.float32': (),
+  'kdjax.system.memory': (),
+  'kdjax.storage.schema': (),
   # Data.
   'kdjax.data': (
     'data.images',
@@ -428,9 +428,9 @@ ALLOWED = {
     'data.stream',
     'memory',
   ),
-  'kdjax.data.batches': ('runtime',),
+  'kdjax.data.augment': ('runtime',),
   'kdjax.data.images': (),
-  'kdjax.data.kept': ('files', 'runtime'),
+  'kdjax.data.cache': ('files', 'runtime'),
   'kdjax.data.stream': ('data.batches', 'data.images', 'data.sources'),
   'kdjax.data.sources': ('registry',),
   'kdjax.data.sources._cifar': (),
@@ -442,7 +442,7 @@ ALLOWED = {
     'data.sources._cifar_batches',
   ),
   # Distillation.
-  'kdjax.step': ('devices', 'features', 'methods', 'runtime', 'sums'),
+  'kdjax.training.step': ('devices', 'features', 'methods', 'runtime', 'sums'),
   'kdjax.methods': ('float32', 'methods._base', 'registry'),
   'kdjax.methods._base': ('features',),
   'kdjax.methods.*': (
@@ -452,21 +452,21 @@ ALLOWED = {
     'models.conv',
     'sums',
   ),
-  'kdjax.features': ('runtime',),
+  'kdjax.models.features': ('runtime',),
   'kdjax.losses': (),
   # Networks.
   'kdjax.models': ('models._imported', 'registry'),
-  'kdjax.models._imported': (),
+  'kdjax.models.import_path': (),
   'kdjax.models.ensemble': ('features',),
-  'kdjax.models.conv': (),
-  'kdjax.models.pool': (),
+  'kdjax.models.cpu_conv': (),
+  'kdjax.models.cpu_pool': (),
   'kdjax.models.norm': ('sums',),
   'kdjax.models.*': ('models.conv', 'models.norm', 'models.pool'),
-  'kdjax.registry': (),
-  'kdjax.devices': ('runtime',),
-  'kdjax.runtime': (),
-  'kdjax.sums': (),
-  'kdjax.startup': (),
+  'kdjax.system.plugins': (),
+  'kdjax.system.devices': ('runtime',),
+  'kdjax.system.xla': (),
+  'kdjax.models.sums': (),
+  'kdjax.system.startup': (),
   'kdjax.version': (),
 }
 
@@ -479,10 +479,10 @@ ONLY = {
   'tensorflow': (),
   'torch': (),
   # Optional: a command says so where they are not installed.
-  'jax2onnx': ('kdjax.export.onnx',),
-  'onnxruntime': ('kdjax.programs',),
+  'jax2onnx': ('kdjax.export.to_onnx',),
+  'onnxruntime': ('kdjax.storage.program_files',),
   'clu': (),  # It imports TensorFlow.
-  'orbax': ('kdjax.checkpoint',),
+  'orbax': ('kdjax.storage.checkpoint',),
   'tensorflow_datasets': (
     'kdjax.data.sources.tfds',
     'kdjax.data.sources._cifar',
@@ -491,23 +491,27 @@ ONLY = {
 # What a module may import beside the standard library; by default anything.
 NEEDS_ONLY = {
   'kdjax.losses': ('jax', 'optax'),
-  'kdjax.registry': (),
+  'kdjax.system.plugins': (),
   'kdjax.version': (),
   # A file from anywhere meets no more code than it must.
-  'kdjax.weights': ('numpy', 'safetensors'),
-  'kdjax.weights.directory': (),
-  'kdjax.weights.msgpack_file': ('ml_dtypes', 'numpy'),
-  'kdjax.weights.names': ('numpy',),
-  'kdjax.weights.pickled': ('ml_dtypes', 'numpy'),
-  'kdjax.weights.safetensors_file': ('ml_dtypes', 'numpy', 'safetensors'),
-  'kdjax.weights.stored': ('numpy',),
-  'kdjax.weights.torch_file': ('numpy',),
+  'kdjax.storage.weights': ('numpy', 'safetensors'),
+  'kdjax.storage.weights.directory': (),
+  'kdjax.storage.weights.msgpack_file': ('ml_dtypes', 'numpy'),
+  'kdjax.storage.weights.resnet_names': ('numpy',),
+  'kdjax.storage.weights.unpickler': ('ml_dtypes', 'numpy'),
+  'kdjax.storage.weights.safetensors_file': (
+    'ml_dtypes',
+    'numpy',
+    'safetensors',
+  ),
+  'kdjax.storage.weights.stored_tensors': ('numpy',),
+  'kdjax.storage.weights.pytorch': ('numpy',),
 }
 # What a module may take from another one; by default anything.
-TAKES_ONLY = {('kdjax.methods.*', 'kdjax.features'): ('Outputs',)}
+TAKES_ONLY = {('kdjax.methods.*', 'kdjax.models.features'): ('Outputs',)}
 
 DEFINE_FLAGS = (
-  'kdjax.command',
+  'kdjax.system.command',
   'kdjax.main',
   'kdjax.evaluate',
   'kdjax.benchmark.__main__',
@@ -515,12 +519,12 @@ DEFINE_FLAGS = (
   'kdjax.report.__main__',
   'kdjax.convert',
   'kdjax.export.__main__',
-  'kdjax.predict.__main__',
+  'kdjax.predict',
 )
-KNOW_INTERMEDIATES = ('kdjax.features',)
+KNOW_INTERMEDIATES = ('kdjax.models.features',)
 
 # An export is compiled where it is loaded.
-COMPILE = ('kdjax.runtime', 'kdjax.export.stablehlo')
+COMPILE = ('kdjax.system.xla', 'kdjax.export.to_stablehlo')
 
 
 # Reading a package
@@ -644,7 +648,7 @@ def wrong_intermediates(modules: dict[str, ast.Module]) -> list[str]:
 
 
 def wrong_compilations(modules: dict[str, ast.Module]) -> list[str]:
-  """What is compiled otherwise than by kdjax.runtime may be wrong on CPU."""
+  """What is compiled otherwise than by kdjax.system.xla may be wrong on CPU."""
   return [
     f'{name} calls jax.jit'
     for name, tree in modules.items()
@@ -682,7 +686,7 @@ def test_no_module_imports_itself_through_others():
   }
   # Raises an error that names the cycle.
   order = list(graphlib.TopologicalSorter(graph).static_order())
-  assert order.index('kdjax.losses') < order.index('kdjax.train')
+  assert order.index('kdjax.losses') < order.index('kdjax.training.train')
 
 
 def test_the_table_names_modules_that_exist():
@@ -710,19 +714,19 @@ def test_the_table_names_modules_that_exist():
       wrong_arrows,
       'losses.py',
       'from kdjax import features',
-      'kdjax.losses imports kdjax.features',
+      'kdjax.losses imports kdjax.models.features',
     ),
     (
       wrong_arrows,
       'step.py',
-      'import kdjax.train as loop',
-      'kdjax.step imports kdjax.train',
+      'import kdjax.training.train as loop',
+      'kdjax.training.step imports kdjax.training.train',
     ),
     (
       wrong_arrows,
       'step.py',
-      'def late():\n  from kdjax.train import train_and_evaluate',
-      'kdjax.step imports kdjax.train',
+      'def late():\n  from kdjax.training.train import train_and_evaluate',
+      'kdjax.training.step imports kdjax.training.train',
     ),
     (
       wrong_arrows,
@@ -739,20 +743,20 @@ def test_the_table_names_modules_that_exist():
     (
       wrong_arrows,
       'methods/hint.py',
-      'from kdjax.features import Outputs, forward',
-      'kdjax.methods.hint takes forward from kdjax.features',
+      'from kdjax.models.features import Outputs, forward',
+      'kdjax.methods.hint takes forward from kdjax.models.features',
     ),
     (
       wrong_packages,
       'train.py',
       'import configs.quickstart',
-      'kdjax.train imports configs',
+      'kdjax.training.train imports configs',
     ),
     (
       wrong_packages,
       'train.py',
       'from orbax import checkpoint',
-      'kdjax.train imports orbax',
+      'kdjax.training.train imports orbax',
     ),
     (
       wrong_packages,
@@ -764,25 +768,25 @@ def test_the_table_names_modules_that_exist():
       wrong_flags,
       'train.py',
       'from absl import flags\nA = flags.DEFINE_string("a", None, "")',
-      'kdjax.train defines a flag',
+      'kdjax.training.train defines a flag',
     ),
     (
       wrong_flags,
       'logs.py',
       'from absl.flags import DEFINE_bool\nDEFINE_bool("a", None, "")',
-      'kdjax.logs defines a flag',
+      'kdjax.system.logs defines a flag',
     ),
     (
       wrong_intermediates,
       'step.py',
       'model.apply(x, mutable=["intermediates"])',
-      'kdjax.step says intermediates',
+      'kdjax.training.step says intermediates',
     ),
     (
       wrong_intermediates,
       'step.py',
       'model.apply(x, capture_intermediates=True)',
-      'kdjax.step says capture_intermediates',
+      'kdjax.training.step says capture_intermediates',
     ),
     (
       wrong_intermediates,
@@ -794,14 +798,14 @@ def test_the_table_names_modules_that_exist():
       wrong_compilations,
       'step.py',
       'import jax\n\nf = jax.jit(abs)\n',
-      'kdjax.step calls jax.jit',
+      'kdjax.training.step calls jax.jit',
     ),
   ],
 )
 def test_a_broken_rule_is_found(tmp_path, rule, path, source, expected):
   sources = {
     'features.py': 'import flax',
-    'methods/response.py': 'from kdjax.features import Outputs',
+    'methods/response.py': 'from kdjax.models.features import Outputs',
     'step.py': 'from kdjax import methods',
     'loop.py': 'from kdjax import step',
     path: source,

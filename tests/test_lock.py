@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from kdjax import lock, results
+from kdjax.storage import run_directory
+from kdjax.system import lock
 
 
 def test_who_comes_second_is_told_by_whom(tmp_path):
@@ -23,7 +24,7 @@ def test_who_comes_second_is_told_by_whom(tmp_path):
     # Another directory is another matter.
     with lock.hold(directory.parent, 'the sweep'):
       pass
-  assert not results.is_run(directory)
+  assert not run_directory.is_run(directory)
   with lock.hold(directory, 'the run'):
     pass
 

@@ -17,19 +17,12 @@ import pytest
 import tiny
 from processes import assert_same_run, metrics_of
 
-from kdjax import (
-  checkpoint,
-  data,
-  lock,
-  logs,
-  loop,
-  program,
-  session,
-  signals,
-  step,
-  train,
-)
 from kdjax import config as config_lib
+from kdjax import data
+from kdjax.storage import checkpoint
+from kdjax.system import lock, logs, signals
+from kdjax.training import compiled, loop, step, train
+from kdjax.training import shared as shared_lib
 
 
 def config(**changes):
@@ -43,11 +36,11 @@ def config(**changes):
 @pytest.fixture(scope='module')
 def start(tmp_path_factory):
   """Starts runs as on an accelerator, which share one compiled program."""
-  plan, shared = program.plan, session.Session()
+  plan, shared = compiled.plan, shared_lib.Session()
   with pytest.MonkeyPatch.context() as patch:
     changes = {'overlap': True, 'steps_per_dispatch': 2}
     patch.setattr(
-      program, 'plan', lambda *args: plan(*args)._replace(**changes)
+      compiled, 'plan', lambda *args: plan(*args)._replace(**changes)
     )
     yield lambda workdir, **changes: train.train_and_evaluate(
       config(**changes), workdir, shared
@@ -64,17 +57,17 @@ def undisturbed(start, tmp_path_factory):
 @pytest.fixture
 def meanwhile(monkeypatch):
   """Has something happen, once, while a run makes the dispatch after a step."""
-  original = program.Program.run
+  original = compiled.Program.run
 
   def at(step, happens):
     def run(self, state, steps_done):
       result = original(self, state, steps_done)
       if steps_done != step:
         return result
-      monkeypatch.setattr(program.Program, 'run', original)
+      monkeypatch.setattr(compiled.Program, 'run', original)
       return happens(*result) or result
 
-    monkeypatch.setattr(program.Program, 'run', run)
+    monkeypatch.setattr(compiled.Program, 'run', run)
 
   return at
 
@@ -110,7 +103,7 @@ def test_a_run_that_is_stopped_continues(
 
 
 def test_a_run_is_stopped_before_its_first_step(start, tmp_path, monkeypatch):
-  monkeypatch.setattr(program.Program, 'compile', terminate)
+  monkeypatch.setattr(compiled.Program, 'compile', terminate)
   with pytest.raises(signals.Interrupted, match='from step 0 of 15'):
     start(tmp_path)
   assert not (tmp_path / 'checkpoints').exists()
@@ -188,7 +181,7 @@ def test_the_program_skips_what_it_is_told_to(nonfinite, monkeypatch):
   chosen = config(**{'train.nonfinite': nonfinite})
   dataset = data.load(chosen.data)
   method, hyperparameters = config_lib.build_method(chosen)
-  program.Program(chosen, dataset, method, hyperparameters, None)
+  compiled.Program(chosen, dataset, method, hyperparameters, None)
   assert asked == [nonfinite == 'skip']
 
 

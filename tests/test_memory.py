@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from kdjax import config as config_lib
-from kdjax import memory, program
 from kdjax.data import Split
+from kdjax.system import memory
+from kdjax.training import compiled as compiled_lib
 
 
 def test_sizes_have_no_end():
@@ -45,7 +46,7 @@ def plan(**changes):
   config.train.batch_size = 16
   with config.unlocked():
     config.update_from_flattened_dict(changes)
-  return program.plan(config, dataset())
+  return compiled_lib.plan(config, dataset())
 
 
 def test_a_plan_is_made_of_what_can_be(monkeypatch):
@@ -64,17 +65,17 @@ def test_a_plan_is_made_of_what_can_be(monkeypatch):
   with pytest.raises(
     ValueError, match=r'parameters .*student\.name or \.width'
   ):
-    program.check_memory(state)
+    compiled_lib.check_memory(state)
   compiled = jax.jit(lambda x: jnp.sort(x @ x.T).sum()).lower(
     jax.ShapeDtypeStruct((500, 500), jnp.float32)
   )
   with pytest.raises(ValueError, match=r'activations .*config\.device\.remat'):
-    program._check_working_memory(compiled.compile())
+    compiled_lib._check_working_memory(compiled.compile())
 
 
 @pytest.mark.parametrize('done', [0, 3, 8, 29])
 def test_a_long_run_compiles_what_each_of_its_epochs_needs(done):
-  short = program.Plan(1, 10, 10, 35, 4, overlap=False)
+  short = compiled_lib.Plan(1, 10, 10, 35, 4, overlap=False)
   found, at = set(), done
   while at < short.total_steps:
     found.add(short.next_dispatch(at))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kdjax import metrics
+from kdjax.evaluation import metrics
 
 # Probabilities (3/4, 1/4), (1/2, 1/2) and (1/4, 3/4).
 LOGITS = np.log(np.float32([[3, 1], [1, 1], [1, 3]]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdjax import config as config_lib
-from kdjax import optimizer
+from kdjax.training import optimizer
 
 PARAMS = {
   'conv': {'kernel': jnp.full((2, 2), 2.0)},

@@ -12,11 +12,13 @@ import tiny
 from numpy.lib import format as npy
 from processes import losses_of
 
-from kdjax import data, measure, precomputed, results, teacher_checks, train
-from kdjax import teacher as teacher_lib
-from kdjax.data import batches
-from kdjax.session import Session
-from kdjax.step import data_key, predict
+from kdjax import data
+from kdjax.data import augment
+from kdjax.storage import logits_file, run_directory
+from kdjax.training import final_test, teacher_checks, train
+from kdjax.training import teacher as teacher_lib
+from kdjax.training.shared import Session
+from kdjax.training.step import data_key, predict
 
 IDS = np.array([4, 2, 9])
 LOGITS = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
@@ -31,22 +33,22 @@ def save(path, **arrays):
 
 
 def test_examples_are_found_by_their_ids(tmp_path):
-  found = precomputed.read(
+  found = logits_file.read(
     save(tmp_path / 'a.npz', test_ids=IDS[:1], test_logits=LOGITS[2:])
   )
   np.testing.assert_array_equal(
     found.train.rows(np.array([2, 4, 2])), LOGITS[[1, 0, 1]]
   )
   np.testing.assert_array_equal(found.test.rows(np.array([4])), LOGITS[2:])
-  assert precomputed.read(save(tmp_path / 'b.npz')).test is None
+  assert logits_file.read(save(tmp_path / 'b.npz')).test is None
 
 
 def test_the_digest_knows_logits_and_not_their_order(tmp_path):
-  digest = precomputed.read(save(tmp_path / 'a.npz')).digest
+  digest = logits_file.read(save(tmp_path / 'a.npz')).digest
   turned = save(
     tmp_path / 'b.npz', ids=IDS[::-1].astype('u2'), logits=LOGITS[::-1]
   )
-  assert precomputed.read(turned).digest == digest
+  assert logits_file.read(turned).digest == digest
   for number, changes in enumerate(
     (
       {'ids': IDS + 1},
@@ -55,7 +57,7 @@ def test_the_digest_knows_logits_and_not_their_order(tmp_path):
     )
   ):
     path = save(tmp_path / f'{number}.npz', **changes)
-    assert precomputed.read(path).digest != digest
+    assert logits_file.read(path).digest != digest
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_the_digest_knows_logits_and_not_their_order(tmp_path):
 )
 def test_what_makes_no_sense_is_refused(tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
-    precomputed.read(save(tmp_path / 'a.npz', **changes))
+    logits_file.read(save(tmp_path / 'a.npz', **changes))
 
 
 def header(text):
@@ -113,7 +115,7 @@ def test_a_hostile_header_is_refused(tmp_path, content, message):
   with zipfile.ZipFile(tmp_path / 'a.npz', 'w') as archive:
     archive.writestr('ids.npy', content)
   with pytest.raises(ValueError, match=rf'a\.npz cannot be read \(.*{message}'):
-    precomputed.read(tmp_path / 'a.npz')
+    logits_file.read(tmp_path / 'a.npz')
 
 
 def entry_of(content, offset, value):
@@ -137,7 +139,7 @@ def test_a_hostile_archive_is_refused(tmp_path, offset, value, message):
   path = save(tmp_path / 'a.npz')
   path.write_bytes(entry_of(path.read_bytes(), offset, value))
   with pytest.raises(ValueError, match=rf'a\.npz cannot be read \(.*{message}'):
-    precomputed.read(path)
+    logits_file.read(path)
 
 
 def test_nothing_large_is_read_of_a_hostile_archive(tmp_path):
@@ -145,7 +147,7 @@ def test_nothing_large_is_read_of_a_hostile_archive(tmp_path):
   path = tmp_path / 'a.npz'
   np.savez_compressed(path, ids=IDS, logits=LOGITS, more=np.zeros(2**25, 'u1'))
   tracemalloc.start()
-  precomputed.read(path)
+  logits_file.read(path)
   path = tmp_path / 'b.npz'
   size = 2**32 - 100
   text = described(f'({size},)', "'|i1'")[:-100]
@@ -154,7 +156,7 @@ def test_nothing_large_is_read_of_a_hostile_archive(tmp_path):
   value = struct.pack('<I', size + len(text))
   path.write_bytes(entry_of(path.read_bytes(), 24, value))
   with pytest.raises(ValueError, match='bytes, more than can be'):
-    precomputed.read(path)
+    logits_file.read(path)
   _, most = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   assert most < 2**22
@@ -163,7 +165,7 @@ def test_nothing_large_is_read_of_a_hostile_archive(tmp_path):
 def test_ids_that_are_no_indices_are_refused(tmp_path):
   ids = np.array([1, 2, 2**63 + 1], np.uint64)
   with pytest.raises(ValueError, match='has 9223372036854775809, which is no'):
-    precomputed.read(save(tmp_path / 'a.npz', ids=ids))
+    logits_file.read(save(tmp_path / 'a.npz', ids=ids))
 
 
 def test_compressed_arrays_are_read_as_others(tmp_path):
@@ -171,7 +173,7 @@ def test_compressed_arrays_are_read_as_others(tmp_path):
   logits[1] = 1
   path = tmp_path / 'a.npz'
   np.savez_compressed(path, ids=np.arange(100_000), logits=logits)
-  found = precomputed.read(path).train
+  found = logits_file.read(path).train
   np.testing.assert_array_equal(found.logits, logits)
 
 
@@ -182,7 +184,7 @@ def test_probabilities_become_logits(tmp_path, caplog, dtype):
   probabilities[2] = [0, 1, 0, 0, 0]
   path = save(tmp_path / 'a.npz', logits=probabilities.astype(dtype))
   with caplog.at_level('INFO', 'kdjax'):
-    found = precomputed.read(path).train.logits
+    found = logits_file.read(path).train.logits
   assert 'a.npz are probabilities, not logits; their log' in caplog.text
   assert found.dtype == np.float32
   found = np.float64(found[np.searchsorted(np.sort(IDS), IDS)])
@@ -198,7 +200,7 @@ def test_class_names_say_the_order_of_logits(tmp_path):
   )
   assumed = {'class_names': [*'EDABC']}
   teacher = teacher_lib.load(path, config(), assumed=assumed)
-  plain = precomputed.read(path)
+  plain = logits_file.read(path)
   assert plain.class_names == tuple(names)
   for table, other in zip(teacher.logits[:2], plain[:2], strict=True):
     order = [4, 3, 0, 1, 2]
@@ -211,7 +213,7 @@ def test_class_names_say_the_order_of_logits(tmp_path):
   with pytest.raises(
     ValueError, match=r'class_names in .*U1\[2\]: expected str'
   ):
-    precomputed.read(save(path, class_names=names[:2]))
+    logits_file.read(save(path, class_names=names[:2]))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +225,7 @@ def test_class_names_say_the_order_of_logits(tmp_path):
   ],
 )
 def test_ids_of_no_example_are_refused(tmp_path, ids, message):
-  table = precomputed.read(save(tmp_path / 'a.npz', ids=np.array(ids))).train
+  table = logits_file.read(save(tmp_path / 'a.npz', ids=np.array(ids))).train
   with pytest.raises(ValueError, match=message):
     table.check_ids(3)
 
@@ -231,13 +233,13 @@ def test_ids_of_no_example_are_refused(tmp_path, ids, message):
 def test_other_arrays_are_refused(tmp_path):
   np.savez(tmp_path / 'a.npz', images=LOGITS)
   with pytest.raises(ValueError, match=r'a.npz holds images: expected `ids`'):
-    precomputed.read(tmp_path / 'a.npz')
+    logits_file.read(tmp_path / 'a.npz')
 
 
 def test_no_damage_goes_unseen(tmp_path):
   """Cut off anywhere, or with any byte changed: right, or an error."""
   content = save(tmp_path / 'a.npz').read_bytes()
-  digest = precomputed.read(tmp_path / 'a.npz').digest
+  digest = logits_file.read(tmp_path / 'a.npz').digest
   rng = np.random.default_rng(0)
   damaged = [content[:size] for size in range(0, len(content), 29)]
   for place in rng.integers(len(content), size=150):
@@ -251,7 +253,7 @@ def test_no_damage_goes_unseen(tmp_path):
   for bad in damaged:
     (tmp_path / 'b.npz').write_bytes(bad)
     try:
-      right += precomputed.read(tmp_path / 'b.npz').digest == digest
+      right += logits_file.read(tmp_path / 'b.npz').digest == digest
     except ValueError as error:
       refused += 'b.npz' in str(error)
   assert right + refused == len(damaged)
@@ -259,7 +261,7 @@ def test_no_damage_goes_unseen(tmp_path):
 
 
 def test_examples_that_are_missing_are_counted_and_named(tmp_path):
-  table = precomputed.read(save(tmp_path / 'a.npz')).train
+  table = logits_file.read(save(tmp_path / 'a.npz')).train
   with pytest.raises(ValueError, match=r'lacks 2 of the 3 .*needs: 0, 3. They'):
     table.rows(np.array([0, 3, 4]))
 
@@ -310,7 +312,7 @@ def root(tmp_path_factory, session):
   )
   key = data_key(jax.random.key(run.seed))
   for epoch in range(2):
-    order = np.asarray(batches.epoch_order(key, epoch, 150))
+    order = np.asarray(augment.epoch_order(key, epoch, 150))
     with np.load(root / 'replay' / f'epoch_{epoch:04d}.npz') as kept:
       seen = kept['logits'].reshape(-1, 10)
     logits[dataset.train_ids[order[: len(seen)]]] = seen
@@ -340,15 +342,15 @@ def test_known_logits_teach_as_the_teacher_itself(root, session):
     taught_by(root, 'replayed.npz'), root / 'same bits', session
   )
   assert losses_of(root / 'same bits') == losses_of(root / 'live')
-  live = results.read_result(root / 'live')
+  live = run_directory.read_result(root / 'live')
   assert result['last']['digest'] == live['last']['digest']
   teacher = result['teacher']
   assert teacher['model'] == 'logits'
   assert (teacher['parameters'], teacher['wall_time_s']) == (None, None)
   assert teacher['test'] == {}
   assert 'agreement' not in result['last']['test']
-  assert 'teacher' not in results.read_predictions(root / 'same bits')
-  lines = results.table(result).splitlines()
+  assert 'teacher' not in run_directory.read_predictions(root / 'same bits')
+  lines = run_directory.table(result).splitlines()
   assert lines[2].split() == ['teacher', 'logits', *'-------']
 
 
@@ -356,14 +358,14 @@ def test_those_of_the_test_split_are_compared_with(root, session):
   result = train.train_and_evaluate(
     taught_by(root, 'all.npz'), root / 'with test', session
   )
-  live = results.read_result(root / 'live')
+  live = run_directory.read_result(root / 'live')
   np.testing.assert_allclose(
     losses_of(root / 'with test'), losses_of(root / 'live'), rtol=1e-5
   )
   for row in ('teacher', 'last'):
     for name, value in live[row]['test'].items():
       assert result[row]['test'][name] == pytest.approx(value, abs=1e-4), name
-  again, _ = measure.evaluate(root / 'with test')
+  again, _ = final_test.evaluate(root / 'with test')
   assert again['teacher'] == result['teacher']
 
 
@@ -386,7 +388,7 @@ def test_a_run_goes_on_with_them_and_a_stream_sees_the_same(
     with pytest.raises(InterruptedError):
       train.train_and_evaluate(run, root / 'cut', Session())
   result = train.train_and_evaluate(run, root / 'cut', Session())
-  whole = results.read_result(root / 'with test')
+  whole = run_directory.read_result(root / 'with test')
   assert result['last']['digest'] == whole['last']['digest']
 
 
@@ -430,11 +432,11 @@ def test_what_is_better_than_guessing_depends_on_the_classes(
     class_names=('a', 'b'), train=dataset.train._replace(labels=labels)
   )
   seen = np.where(np.arange(150) < 150 * wrong, 1 - labels, labels)
-  table = precomputed.Table('x', dataset.train_ids, np.eye(2)[seen])
+  table = logits_file.Table('x', dataset.train_ids, np.eye(2)[seen])
   teacher = teacher_lib.Teacher(
     None,
     {'path': 'x', 'data_digest': None},
-    precomputed.Logits(table, None, ''),
+    logits_file.Logits(table, None, ''),
   )
   teacher_checks.check_knows(teacher, dataset, 100)
   assert ('and guessing 50.0 %' in caplog.text) == warns

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from kdjax import predictions
+from kdjax.evaluation import example_files
 
 CLASSES = ['cat, tabby', 'père "noël"']
 # Probabilities at the last epoch (3/4, 1/4) and (1/5, 4/5), the teacher's
@@ -30,7 +30,7 @@ def read_csv(path):
 
 def test_csv_names_the_classes(tmp_path):
   path = tmp_path / 'new' / 'out.csv'
-  predictions.write(path, CLASSES, TAUGHT, 'last')
+  example_files.write(path, CLASSES, TAUGHT, 'last')
   header, rows = read_csv(path)
   assert header == HEADER + TEACHER_HEADER
   cat, pere = CLASSES
@@ -47,7 +47,7 @@ def test_csv_names_the_classes(tmp_path):
 
 def test_npz_has_the_same_columns_and_the_logits(tmp_path):
   path = tmp_path / 'new' / 'out.npz'
-  predictions.write(path, CLASSES, TAUGHT, 'last')
+  example_files.write(path, CLASSES, TAUGHT, 'last')
   with np.load(path) as file:
     arrays = dict(file)
   assert set(arrays) == {
@@ -65,14 +65,14 @@ def test_npz_has_the_same_columns_and_the_logits(tmp_path):
 
 
 def test_without_a_teacher_there_are_no_columns_of_one(tmp_path):
-  predictions.write(tmp_path / 'out.csv', CLASSES, STUDENT)
+  example_files.write(tmp_path / 'out.csv', CLASSES, STUDENT)
   header, rows = read_csv(tmp_path / 'out.csv')
   assert header == HEADER
   # At the best epoch, (1/2, 1/2) and (9/10, 1/10).
   np.testing.assert_allclose(
     [float(row[3]) for row in rows], [1 / 2, 9 / 10], rtol=1e-6
   )
-  predictions.write(tmp_path / 'out.npz', CLASSES, STUDENT)
+  example_files.write(tmp_path / 'out.npz', CLASSES, STUDENT)
   with np.load(tmp_path / 'out.npz') as file:
     assert set(file) == {*HEADER, 'class_names', 'logits'}
 
@@ -81,5 +81,5 @@ def test_without_a_teacher_there_are_no_columns_of_one(tmp_path):
 def test_another_kind_of_file_is_refused(tmp_path, name):
   path: pathlib.Path = tmp_path / 'new' / name
   with pytest.raises(ValueError, match=r'ends in \.csv or \.npz'):
-    predictions.prepare(path)
+    example_files.prepare(path)
   assert not path.parent.exists()

@@ -8,20 +8,17 @@ import numpy as np
 import pytest
 import tiny
 
-from kdjax import (
-  checkpoint,
-  digests,
-  initial,
-  measure,
-  pretrained,
+from kdjax import config as config_lib
+from kdjax.storage import checkpoint, digests, networks, weights
+from kdjax.training import (
+  final_test,
+  initial_weights,
   step,
   teacher_checks,
   train,
-  weights,
 )
-from kdjax import config as config_lib
-from kdjax import teacher as teacher_lib
-from kdjax.session import Session
+from kdjax.training import teacher as teacher_lib
+from kdjax.training.shared import Session
 
 
 @pytest.fixture(scope='module')
@@ -59,8 +56,8 @@ def of_three(root):
 
 
 def test_a_run_and_a_file_of_its_weights_are_one_network(root):
-  run = pretrained.load(root / 'run')
-  file = pretrained.load(root / 'teacher.safetensors')
+  run = networks.load(root / 'run')
+  file = networks.load(root / 'teacher.safetensors')
   model = {'stem': 'cifar', 'width': 8, 'name': 'resnet10', 'num_classes': 10}
   assert run.card['model'] == file.card['model'] == model | {'dtype': 'float32'}
   assert run.card['preprocessing']['image_shape'] == [8, 8, 1]
@@ -104,7 +101,7 @@ def test_an_imported_teacher_teaches_without_being_trained(
     np.testing.assert_array_equal, file.network.variables, run.network.variables
   )
   # And it is found again.
-  again, _ = measure.evaluate(tmp_path / 'imported')
+  again, _ = final_test.evaluate(tmp_path / 'imported')
   assert again['teacher'] == report
 
 
@@ -178,14 +175,14 @@ def test_a_student_may_have_a_max_pool_that_weights_do_not_show(root):
     path=str(root / 'headless'), head='fresh', stem='cifar_pool'
   )
   run = config_lib.teacher_run(config)
-  found = initial.load(run.student)
-  run = initial.complete(run, found.student)
+  found = initial_weights.load(run.student)
+  run = initial_weights.complete(run, found.student)
   assert (run.student.stem, run.student.width) == ('cifar_pool', 8)
   dataset = Session().dataset(run.data)
-  initial.check(found, run, dataset)
+  initial_weights.check(found, run, dataset)
   run.student.stem = 'imagenet'
   with pytest.raises(ValueError, match=r'config\.student\.stem=cifar'):
-    initial.check(found, run, dataset)
+    initial_weights.check(found, run, dataset)
 
 
 def test_classes_in_another_order_are_put_in_that_of_the_data(root, caplog):
@@ -230,7 +227,7 @@ def test_classes_in_another_order_are_put_in_that_of_the_data(root, caplog):
 )
 def test_what_is_no_normalization_is_refused(mean, std):
   with pytest.raises(ValueError, match='expected 1 finite numbers for each'):
-    pretrained.with_normalization({}, mean, std, 1)
+    networks.with_normalization({}, mean, std, 1)
 
 
 def test_a_thousand_classes_are_taken_for_imagenet(root, tmp_path):

@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 import tiny
 
-from kdjax import (
-  checkpoint,
-  data,
-  features,
-  logs,
-  methods,
-  models,
-  program,
-  train,
-)
 from kdjax import config as config_lib
+from kdjax import data, methods, models
+from kdjax.models import features
+from kdjax.storage import checkpoint
+from kdjax.system import logs
+from kdjax.training import compiled, train
 
 
 def small(**changes):
@@ -74,9 +69,9 @@ def test_many_steps_per_dispatch_change_no_result(single, tmp_path, steps):
 def test_work_beside_the_device_changes_no_result(
   single, tmp_path, monkeypatch
 ):
-  plan = program.plan
+  plan = compiled.plan
   monkeypatch.setattr(
-    program, 'plan', lambda *args: plan(*args)._replace(overlap=True)
+    compiled, 'plan', lambda *args: plan(*args)._replace(overlap=True)
   )
   config = small(
     **{'log.every_steps': 2, 'teacher.path': str(single / 'teacher')}
@@ -115,7 +110,7 @@ def test_a_dispatch_stays_within_an_epoch_and_the_run(
       'device.steps_per_dispatch': dispatch,
     }
   )
-  plan = program.plan(config, data.load(config.data))
+  plan = compiled.plan(config, data.load(config.data))
   found, done = [], 0
   while done < plan.total_steps:
     found.append(plan.next_dispatch(done))
@@ -126,14 +121,14 @@ def test_a_dispatch_stays_within_an_epoch_and_the_run(
 def test_parts_that_do_not_divide_a_batch_are_refused():
   config = small(**{'train.accumulate': 5})
   with pytest.raises(ValueError, match=r'is 32, .* 5 equal parts .*accumulate'):
-    program.plan(config, data.load(config.data))
+    compiled.plan(config, data.load(config.data))
 
 
 def check_batch_norm(**changes):
   config = small(**changes)
   dataset = data.load(config.data)
   model = models.build(**config_lib.model_arguments(config, 10))
-  program.check_batch_norm(config, dataset, model)
+  compiled.check_batch_norm(config, dataset, model)
 
 
 def test_batch_norm_of_one_value_is_refused(caplog):
@@ -178,7 +173,7 @@ def test_batch_norm_of_a_teacher_is_checked_before_it_is_trained(tmp_path):
 
 def test_on_cpu_a_dispatch_is_one_step():
   config = small()
-  plan = program.plan(config, data.load(config.data))
+  plan = compiled.plan(config, data.load(config.data))
   if jax.default_backend() == 'cpu':
     assert (plan.steps_per_dispatch, plan.overlap) == (1, False)
   else:
@@ -190,7 +185,7 @@ def test_operations_of_a_step_are_counted_once_for_any_dispatch():
   counted = []
   for steps in (1, 5):
     config = small(**{'device.steps_per_dispatch': steps})
-    run = program.Program(
+    run = compiled.Program(
       config, data.load(config.data), *methods.build('scratch'), None
     )
     state = run.create_state()
@@ -204,7 +199,7 @@ def test_operations_of_every_part_of_a_batch_are_counted():
   counted = []
   for parts in (1, 4):
     config = small(**{'train.accumulate': parts})
-    run = program.Program(
+    run = compiled.Program(
       config, data.load(config.data), *methods.build('scratch'), None
     )
     counted.append(run.flops_per_step(run.state_shapes()))

@@ -8,12 +8,15 @@ import pytest
 import tiny
 from processes import losses_of
 
-from kdjax import checkpoint, features, methods, train
-from kdjax import teacher as teacher_lib
-from kdjax.data import batches
-from kdjax.replay import Replay
-from kdjax.session import Session
-from kdjax.step import data_key
+from kdjax import methods
+from kdjax.data import augment
+from kdjax.models import features
+from kdjax.storage import checkpoint
+from kdjax.storage.teacher_logits import Replay
+from kdjax.training import teacher as teacher_lib
+from kdjax.training import train
+from kdjax.training.shared import Session
+from kdjax.training.step import data_key
 
 LOGITS = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
 ABOUT = {'teacher': 'abc', 'seed': 0}
@@ -166,7 +169,7 @@ def test_kept_logits_are_those_of_the_images_that_are_seen(runs):
   def live(step, order):
     """Logits of a step's images, and of the same without crop and flip."""
     plain, seen = (
-      batches.train_batch(
+      augment.train_batch(
         key,
         step,
         order,
@@ -176,8 +179,8 @@ def test_kept_logits_are_those_of_the_images_that_are_seen(runs):
         augmentation=augmentation,
       )[0]
       for augmentation in (
-        batches.Augmentation(),
-        batches.Augmentation(crop_padding=1, flip=True),
+        augment.Augmentation(),
+        augment.Augmentation(crop_padding=1, flip=True),
       )
     )
     return [
@@ -186,7 +189,7 @@ def test_kept_logits_are_those_of_the_images_that_are_seen(runs):
     ]
 
   for epoch in range(2):
-    order = batches.epoch_order(key, epoch, 150)
+    order = augment.epoch_order(key, epoch, 150)
     with np.load(root / 'replay' / f'epoch_{epoch:04d}.npz') as shard:
       logits = shard['logits']
     assert logits.shape == (4, 32, 10)
@@ -194,7 +197,7 @@ def test_kept_logits_are_those_of_the_images_that_are_seen(runs):
       expected, _ = live(4 * epoch + step, order)
       np.testing.assert_allclose(logits[step], expected, rtol=1e-3, atol=1e-4)
   # And the test would see logits of other crops, or of another order.
-  expected, plain = live(0, batches.epoch_order(key, 0, 150))
+  expected, plain = live(0, augment.epoch_order(key, 0, 150))
   assert np.abs(expected - plain).max() > 1e-2
   assert np.abs(expected - expected[::-1]).max() > 1e-2
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdjax import config as config_lib
-from kdjax import results
+from kdjax.storage import run_directory
 
 PREDICTIONS = {
   'labels': np.int32([1, 0]),
@@ -15,9 +15,9 @@ PREDICTIONS = {
 
 
 def test_predictions_are_read_as_they_were_written(tmp_path):
-  assert results.read_predictions(tmp_path) is None
-  results.write_predictions(tmp_path, PREDICTIONS)
-  found = results.read_predictions(tmp_path)
+  assert run_directory.read_predictions(tmp_path) is None
+  run_directory.write_predictions(tmp_path, PREDICTIONS)
+  found = run_directory.read_predictions(tmp_path)
   assert set(found) == set(PREDICTIONS)
   for name, array in PREDICTIONS.items():
     assert found[name].dtype == array.dtype
@@ -27,7 +27,7 @@ def test_predictions_are_read_as_they_were_written(tmp_path):
 
 def test_fields_that_a_run_did_not_know_are_as_by_default(tmp_path):
   config = config_lib.default()
-  results.write_config(tmp_path, config)
+  run_directory.write_config(tmp_path, config)
   path = tmp_path / 'config.json'
   found = json.loads(path.read_text())
   found['train']['epochs'] = 3
@@ -36,7 +36,9 @@ def test_fields_that_a_run_did_not_know_are_as_by_default(tmp_path):
   del found['version'], found['sha256']
   path.write_text(json.dumps(found))
   config.train.epochs = 3
-  assert results.read_config(tmp_path).to_dict() == results.as_json(config)
+  assert run_directory.read_config(tmp_path).to_dict() == run_directory.as_json(
+    config
+  )
 
 
 def test_a_write_that_is_cut_off_leaves_what_was_there(tmp_path, monkeypatch):
@@ -44,11 +46,11 @@ def test_a_write_that_is_cut_off_leaves_what_was_there(tmp_path, monkeypatch):
     file.write(b'half')
     raise OSError('disk full')
 
-  results.write_predictions(tmp_path, PREDICTIONS)
+  run_directory.write_predictions(tmp_path, PREDICTIONS)
   monkeypatch.setattr(np, 'savez_compressed', cut_off)
   with pytest.raises(OSError, match='disk full'):
-    results.write_predictions(tmp_path, {'labels': np.int32([0])})
-  found = results.read_predictions(tmp_path)
+    run_directory.write_predictions(tmp_path, {'labels': np.int32([0])})
+  found = run_directory.read_predictions(tmp_path)
   np.testing.assert_array_equal(found['labels'], PREDICTIONS['labels'])
 
 
@@ -60,7 +62,7 @@ def test_the_table_has_every_metric_and_a_dash_for_what_is_missing():
     'kl_to_teacher': 0.125,
   }
   shared = {'parameters': 1234, 'wall_time_s': 5.6}
-  lines = results.table(
+  lines = run_directory.table(
     {
       'method': 'response',
       'teacher': shared | {'model': 'big', 'test': older},
@@ -84,7 +86,7 @@ def epoch(accuracy, loss):
 
 
 def test_settings_are_scored_by_accuracy_then_by_loss():
-  score = results.validation_score
+  score = run_directory.validation_score
   assert score([epoch(0.9, 2.0)]) > score([epoch(0.8, 1.0)])
   assert score([epoch(0.9, 1.0)]) > score([epoch(0.9, 2.0)])
   # The mean over seeds: 0.85 with losses of 1.5, as 0.8 and 0.9 with 1 and 2.

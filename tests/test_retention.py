@@ -11,9 +11,9 @@ import shutil
 import numpy as np
 import pytest
 
-from kdjax import checkpoint, digests
-from kdjax.checkpoint import Saved
-from kdjax.step import TrainState
+from kdjax.storage import checkpoint, digests
+from kdjax.storage.checkpoint import Saved
+from kdjax.training.step import TrainState
 
 # By step what a run saves: its validation accuracy, or None within an epoch.
 SCHEDULE = {2: None, 4: 0.7, 6: None, 8: 0.7, 10: 0.2, 12: 0.6}

@@ -6,7 +6,8 @@ import pytest
 import synthetic
 
 from kdjax import config as config_lib
-from kdjax import files, logs, results
+from kdjax.storage import run_directory
+from kdjax.system import atomic, logs
 
 VALUES = {'epoch': 1.0, 'loss': 0.5, 'accuracy': 0.5}
 
@@ -22,7 +23,7 @@ def change(path, edit, *, sealed=True):
 
 
 def test_what_was_changed_is_named_unless_it_is_said_to_be(tmp_path):
-  results.write_config(tmp_path, config_lib.default())
+  run_directory.write_config(tmp_path, config_lib.default())
   path = tmp_path / 'config.json'
   assert json.loads(path.read_text())['version']
 
@@ -33,12 +34,12 @@ def test_what_was_changed_is_named_unless_it_is_said_to_be(tmp_path):
   with pytest.raises(
     ValueError, match=rf'^{path} was changed after kdjax'
   ) as e:
-    results.check_same_run(tmp_path, config_lib.default())
+    run_directory.check_same_run(tmp_path, config_lib.default())
   assert 'write "sha256": null in it' in str(e.value)
   change(path, lambda content: content.update(sha256=None))
-  assert results.read_config(tmp_path).train.epochs == 1
+  assert run_directory.read_config(tmp_path).train.epochs == 1
   with pytest.raises(ValueError, match=r'train\.epochs: 1 there, 20 now'):
-    results.check_same_run(tmp_path, config_lib.default())
+    run_directory.check_same_run(tmp_path, config_lib.default())
 
 
 @pytest.mark.parametrize(
@@ -58,20 +59,20 @@ def test_what_was_changed_is_named_unless_it_is_said_to_be(tmp_path):
 def test_fields_of_an_earlier_configuration_are_checked(
   edit, message, tmp_path
 ):
-  results.write_config(tmp_path, config_lib.default())
+  run_directory.write_config(tmp_path, config_lib.default())
   change(tmp_path / 'config.json', edit, sealed=False)
   with pytest.raises(ValueError, match=message):
-    results.read_config(tmp_path)
+    run_directory.read_config(tmp_path)
 
 
 def test_files_that_are_cut_off_are_named(tmp_path):
   path = tmp_path / 'config.json'
   path.write_text('{"data": {')
   with pytest.raises(ValueError, match=rf'^{path} is damaged or cut off: Exp'):
-    results.read_config(tmp_path)
+    run_directory.read_config(tmp_path)
   path.write_text('3')
   with pytest.raises(ValueError, match=f'^{path} holds no JSON object'):
-    results.read_config(tmp_path)
+    run_directory.read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_fields_of_an_earlier_result_are_checked(edit, message, tmp_path):
   synthetic.write_run(tmp_path, 'response')
   change(tmp_path / 'result.json', edit, sealed=False)
   with pytest.raises(ValueError, match=message):
-    results.read_result(tmp_path)
+    run_directory.read_result(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +189,6 @@ def test_events_that_are_damaged_are_written_again(tmp_path, caplog):
 @pytest.mark.parametrize('name', ['a\nb', 'a\x1b', 'a\udce9'])
 def test_a_run_directory_can_be_told_in_a_line(name, tmp_path):
   with pytest.raises(ValueError, match='choose a --workdir') as caught:
-    files.check_name(tmp_path / name)
+    atomic.check_name(tmp_path / name)
   assert '\n' not in str(caught.value)
-  files.check_name(tmp_path / 'a 100%s ')
+  atomic.check_name(tmp_path / 'a 100%s ')

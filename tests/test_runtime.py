@@ -11,7 +11,7 @@ import jaxlib
 import numpy as np
 import pytest
 
-from kdjax import runtime
+from kdjax.system import xla
 
 CODE = """
 import json, sys
@@ -83,7 +83,7 @@ def test_the_options_change_no_result():
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.normal(size=(2, 8, 8, 4)), jnp.float32)
   kernel = jnp.asarray(rng.normal(size=(3, 3, 4, 4)), jnp.float32)
-  found = jax.jit(f, compiler_options=runtime.compiler_options())(x, kernel)
+  found = jax.jit(f, compiler_options=xla.compiler_options())(x, kernel)
   for ours, plain in zip(found, jax.jit(f)(x, kernel), strict=True):
     np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-4)
 
@@ -99,40 +99,40 @@ def test_unknown_options_are_left_out_and_the_defaults_checked(monkeypatch):
     if options:
       raise jax.errors.JaxRuntimeError('No such compile option')
 
-  monkeypatch.setattr(runtime, 'check_compiler', check)
-  runtime.compiler_options.cache_clear()
-  assert runtime.compiler_options() == {}
+  monkeypatch.setattr(xla, 'check_compiler', check)
+  xla.compiler_options.cache_clear()
+  assert xla.compiler_options() == {}
   assert [bool(options) for options in checked] == [True, False]
-  runtime.compiler_options.cache_clear()
+  xla.compiler_options.cache_clear()
 
 
 def test_an_option_that_jaxlib_does_not_know_is_told_from_a_wrong_sum():
   with pytest.raises(jax.errors.JaxRuntimeError, match='xla_cpu_unknown'):
-    runtime.check_compiler({'xla_cpu_unknown': 'true'})
+    xla.check_compiler({'xla_cpu_unknown': 'true'})
 
 
 def test_a_compiler_that_sums_wrongly_is_refused(monkeypatch):
-  runtime.check_compiler(runtime.compiler_options())
+  xla.check_compiler(xla.compiler_options())
   jit = jax.jit
 
   def miscompile(function, **options):
     return jit(lambda rows: function(rows) * 0.75, **options)
 
   monkeypatch.setattr(jax, 'jit', miscompile)
-  with pytest.raises(runtime.CompilerError, match='786432'):
-    runtime.check_compiler(runtime.compiler_options())
+  with pytest.raises(xla.CompilerError, match='786432'):
+    xla.check_compiler(xla.compiler_options())
 
 
 @pytest.mark.skipif(jaxlib.__version__ != '0.10.2', reason='a fault of 0.10.2')
 def test_the_check_finds_the_known_fault():
-  with pytest.raises(runtime.CompilerError, match='computes a sum wrongly'):
-    runtime.check_compiler(
+  with pytest.raises(xla.CompilerError, match='computes a sum wrongly'):
+    xla.check_compiler(
       {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
     )
 
 
 def test_a_jitted_function_can_be_traced_and_lowered():
-  function = runtime.jit(lambda x, power: (x**power).sum(), static_argnums=1)
+  function = xla.jit(lambda x, power: (x**power).sum(), static_argnums=1)
   x = jnp.arange(3.0)
   assert float(function(x, 2)) == 5
   assert float(jax.jit(lambda x: function(x, 2) + 1)(x)) == 6
@@ -142,6 +142,6 @@ def test_a_jitted_function_can_be_traced_and_lowered():
 
 
 def test_waiting_and_returning_memory_change_nothing():
-  runtime.return_memory()
+  xla.return_memory()
   values = {'a': jnp.arange(3), 'b': 1}
-  assert runtime.settle(values) is values
+  assert xla.settle(values) is values

@@ -13,8 +13,8 @@ import pytest
 from jax.experimental import multihost_utils
 from processes import ROOT
 
-from kdjax import signals
-from kdjax.command import INTERRUPTED, command
+from kdjax.system import signals
+from kdjax.system.command import INTERRUPTED, command
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -148,7 +148,7 @@ def test_a_command_that_still_starts_ends_at_once():
   ) as process:
     for line in process.stderr:
       # It is under way.
-      if line.endswith('kdjax.startup\n'):
+      if line.endswith('kdjax.system.startup\n'):
         process.send_signal(signal.SIGINT)
         break
     assert 'Traceback' not in (said := process.stderr.read())

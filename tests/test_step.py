@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from kdjax import features, methods, models, step
-from kdjax.models import resnet
+from kdjax import methods, models
+from kdjax.models import features, resnet
+from kdjax.training import step
 
 IMAGES = jax.random.randint(jax.random.key(1), (6, 8, 8, 2), 0, 256, 'uint8')
 LABELS = jnp.arange(6) % 3

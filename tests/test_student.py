@@ -15,18 +15,12 @@ from PIL import Image
 from processes import ROOT, command, run
 
 import kdjax
-from kdjax import (
-  checkpoint,
-  data,
-  features,
-  models,
-  pretrained,
-  step,
-  student,
-  weights,
-)
 from kdjax import config as config_lib
-from kdjax.predict import execute
+from kdjax import data, models
+from kdjax.export import classify_files, predictor
+from kdjax.models import features
+from kdjax.storage import checkpoint, networks, weights
+from kdjax.training import step
 
 
 def card_of(image_shape, channels=1, crop=1.0, class_names=('a', 'b', 'c')):
@@ -35,7 +29,7 @@ def card_of(image_shape, channels=1, crop=1.0, class_names=('a', 'b', 'c')):
     'kdjax': kdjax.__version__,
     'model': tiny.MODEL,
     'class_names': class_names and list(class_names),
-    'preprocessing': pretrained.preprocessing(
+    'preprocessing': networks.preprocessing(
       image_shape, channels, normalization, crop
     ),
     'metrics': {},
@@ -60,7 +54,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), np.uint8)
 
 def test_a_student_gives_the_probabilities_of_its_network(path):
   loaded = kdjax.load_student(path)
-  network = pretrained.load(path).network
+  network = networks.load(path).network
   expected = jax.nn.softmax(step.predict(network, PIXELS, 100))
   for count in (0, 1, 3, 300):
     found = loaded(PIXELS[:count])
@@ -75,7 +69,7 @@ def test_few_programs_serve_any_number_of_images():
     sizes.append(len(images))
     return np.zeros((len(images), 3), np.float32)
 
-  counted = student.Student(classify, card_of((8, 8, 1)))
+  counted = predictor.Student(classify, card_of((8, 8, 1)))
   for count in range(301):
     assert counted(PIXELS[:count]).shape == (count, 3)
   assert set(sizes) == {1, 2, 4, 8, 16, 32, 64, 128}
@@ -97,8 +91,8 @@ def test_other_images_are_refused(path, images):
 
 
 def test_images_of_any_size_need_none_to_be_known(path):
-  network = pretrained.load(path).network
-  free = student.of_network(network, card_of(None))
+  network = networks.load(path).network
+  free = predictor.of_network(network, card_of(None))
   assert free.image_shape is None
   images = np.zeros((2, 12, 9, 1), np.uint8)
   assert free(images).shape == (2, 3)
@@ -108,7 +102,7 @@ def test_images_of_any_size_need_none_to_be_known(path):
 
 def test_weights_alone_say_what_they_lack(path, tmp_path):
   file = tmp_path / 'x.safetensors'
-  weights.save(file, pretrained.load(path).network.variables, {})
+  weights.save(file, networks.load(path).network.variables, {})
   with pytest.raises(ValueError, match=r'kdjax\.convert --mean'):
     kdjax.load_student(file)
 
@@ -117,7 +111,7 @@ def test_weights_alone_say_what_they_lack(path, tmp_path):
 
 
 def reader(image_shape, crop=1.0):
-  return student.Student(len, card_of(image_shape, image_shape[-1], crop))
+  return predictor.Student(len, card_of(image_shape, image_shape[-1], crop))
 
 
 @pytest.mark.parametrize('image_size', [0, 10])
@@ -197,7 +191,7 @@ def photos(tmp_path):
 
 def lines(path, paths, batch_size=2, top=2, as_json=True):
   paths = list(map(str, paths))
-  classified = execute.classify(
+  classified = classify_files.classify(
     kdjax.load_student(path),
     paths,
     top=top,
@@ -205,7 +199,7 @@ def lines(path, paths, batch_size=2, top=2, as_json=True):
     batch_size=batch_size,
   )
   tried, texts = zip(*classified, strict=True)
-  assert sum(tried) == execute.count(paths)
+  assert sum(tried) == classify_files.count(paths)
   return '\n'.join(filter(None, texts)).splitlines()
 
 
@@ -278,15 +272,15 @@ def test_missing_images_are_an_error(photos, names, error, message):
   (photos.parent / 'empty').mkdir()
   (photos.parent / 'empty' / 'notes.txt').write_text('')
   with pytest.raises(error, match=message):
-    execute.count([str(photos.parent / name) for name in names])
+    classify_files.count([str(photos.parent / name) for name in names])
 
 
 def test_names_of_classes_are_shown_escaped(path, photos):
-  network = pretrained.load(path).network
-  named = student.of_network(
+  network = networks.load(path).network
+  named = predictor.of_network(
     network, card_of((8, 8, 1), class_names=('a\n', 'b\x1b', 'ç'))
   )
-  ((_, text),) = execute.classify(
+  ((_, text),) = classify_files.classify(
     named, [str(photos / 'a.jpg')], top=3, as_json=False, batch_size=1
   )
   row = text.splitlines()[2].split()
@@ -302,7 +296,7 @@ def test_an_image_larger_than_memory_is_left_out(path, photos, caplog):
   loaded = kdjax.load_student(path)
   loaded.read = read
   files = [str(photos / name) for name in ('a.jpg', 'b.PNG')]
-  ((tried, text),) = execute.classify(
+  ((tried, text),) = classify_files.classify(
     loaded, files, top=1, as_json=True, batch_size=2
   )
   assert (tried, len(text.splitlines())) == (2, 1)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax import export
 
-from kdjax import runtime, sums
+from kdjax.models import sums
+from kdjax.system import xla
 
 
 def numbers(shape):
@@ -19,7 +20,7 @@ def numbers(shape):
 def test_sums_of_channels(shape):
   x = numbers(shape)
   expected = x.sum(axis=tuple(range(x.ndim - 1)), dtype=np.float64)
-  found = runtime.jit(sums.channel_sum)(x)
+  found = xla.jit(sums.channel_sum)(x)
   scale = np.abs(x).sum(axis=tuple(range(x.ndim - 1)), dtype=np.float64)
   np.testing.assert_array_less(np.abs(found - expected), 2e-6 * scale + 1e-12)
 
@@ -27,7 +28,7 @@ def test_sums_of_channels(shape):
 @pytest.mark.parametrize('shape', [(3, 3, 64, 64), (10,), (1001,), ()])
 def test_total(shape):
   x = numbers(shape)
-  found = runtime.jit(sums.total)(x)
+  found = xla.jit(sums.total)(x)
   assert found.shape == ()
   assert abs(found - x.sum(dtype=np.float64)) <= 1e-6 * np.abs(x).sum()
 

@@ -10,8 +10,11 @@ import pytest
 import tiny
 from tiny import MODEL
 
-from kdjax import checkpoint, digests, features, methods, models, step
-from kdjax import teacher as teacher_lib
+from kdjax import methods, models
+from kdjax.models import features
+from kdjax.storage import checkpoint, digests
+from kdjax.training import step
+from kdjax.training import teacher as teacher_lib
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
 

@@ -6,17 +6,12 @@ import pytest
 import tiny
 from flax import linen as nn
 
-from kdjax import (
-  data,
-  features,
-  normalization,
-  step,
-  teacher_checks,
-  teacher_outputs,
-)
-from kdjax.models import resnet
-from kdjax.normalization import Normalization
-from kdjax.teacher import Teacher
+from kdjax import data
+from kdjax.evaluation import teacher_outputs
+from kdjax.models import features, normalization, resnet
+from kdjax.models.normalization import Normalization
+from kdjax.training import step, teacher_checks
+from kdjax.training.teacher import Teacher
 
 # What outputs are
 

@@ -9,18 +9,13 @@ import numpy as np
 import pytest
 import tiny
 
-from kdjax import (
-  checkpoint,
-  data,
-  features,
-  logs,
-  measure,
-  metrics,
-  results,
-  step,
-  train,
-)
-from kdjax import teacher as teacher_lib
+from kdjax import data
+from kdjax.evaluation import metrics
+from kdjax.models import features
+from kdjax.storage import checkpoint, run_directory
+from kdjax.system import logs
+from kdjax.training import final_test, step, train
+from kdjax.training import teacher as teacher_lib
 
 
 def lines(workdir, kind=None):
@@ -38,8 +33,8 @@ def runs(tmp_path_factory):
 def test_a_run_leaves_what_it_promises(runs):
   root, result = runs
   workdir = root / 'feature'
-  assert results.read_result(workdir) == result
-  assert results.read_config(workdir).to_dict() == result['config']
+  assert run_directory.read_result(workdir) == result
+  assert run_directory.read_config(workdir).to_dict() == result['config']
   assert list((workdir / 'tensorboard').glob('events.out.tfevents.*'))
   assert result['method'] == 'feature'
   assert result['seed'] == 0
@@ -65,7 +60,7 @@ def test_a_run_leaves_what_it_promises(runs):
 
 def test_the_metrics_are_those_of_the_predictions_that_are_kept(runs):
   root, result = runs
-  predictions = results.read_predictions(root / 'feature')
+  predictions = run_directory.read_predictions(root / 'feature')
   assert {
     name: (array.dtype.name, array.shape) for name, array in predictions.items()
   } == {
@@ -166,9 +161,9 @@ def test_a_finished_run_says_so_and_is_evaluated(runs, caplog):
     again = train.train_and_evaluate(tiny.config(), root / 'feature')
   assert 'has finished' in caplog.text
   assert again == result
-  evaluated, predictions = measure.evaluate(root / 'feature')
+  evaluated, predictions = final_test.evaluate(root / 'feature')
   assert evaluated == result
-  for name, kept in results.read_predictions(root / 'feature').items():
+  for name, kept in run_directory.read_predictions(root / 'feature').items():
     np.testing.assert_array_equal(predictions[name], kept)
   assert (root / 'feature' / 'metrics.jsonl').read_bytes() == before
 
@@ -352,9 +347,11 @@ def test_runs_that_were_moved_together_are_evaluated(runs, tmp_path):
   for name in ('teacher', 'feature'):
     shutil.copytree(root / name, tmp_path / 'moved' / name)
     path = tmp_path / 'moved' / name
-    text = json.dumps(results.read_result(path))
-    results.write_result(path, json.loads(text.replace(str(root), '/gone')))
-  moved, _ = measure.evaluate(tmp_path / 'moved' / 'feature')
+    text = json.dumps(run_directory.read_result(path))
+    run_directory.write_result(
+      path, json.loads(text.replace(str(root), '/gone'))
+    )
+  moved, _ = final_test.evaluate(tmp_path / 'moved' / 'feature')
   assert moved['best'] == result['best']
   assert moved['teacher']['test'] == result['teacher']['test']
 
@@ -366,9 +363,9 @@ def test_files_of_a_run_that_do_not_agree_are_told(runs, tmp_path):
   shutil.copytree(root / 'teacher', tmp_path / 'teacher')
   other = json.loads(json.dumps(result))
   other['config']['train']['label_smoothing'] = 0.5
-  results.write_result(workdir, other)
+  run_directory.write_result(workdir, other)
   with pytest.raises(ValueError, match=r'do not agree .*\n  train\.label_smoo'):
-    measure.evaluate(workdir)
+    final_test.evaluate(workdir)
   # What the checkpoints know of a configuration that is lost.
   (workdir / 'config.json').unlink()
   config = tiny.config()
@@ -392,7 +389,7 @@ def test_a_result_that_is_missing_is_made_without_training(
   monkeypatch.setattr(logs, 'RunLog', no_log)
   again = train.train_and_evaluate(tiny.config(), tmp_path / 'feature')
   assert again['best'] == result['best']
-  assert results.read_predictions(tmp_path / 'feature')
+  assert run_directory.read_predictions(tmp_path / 'feature')
 
 
 def test_a_missing_teacher_is_said_so(tmp_path):
@@ -412,10 +409,10 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
 
 def test_evaluating_an_unfinished_run_is_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match='no run in'):
-    measure.evaluate(tmp_path)
-  results.write_config(tmp_path, tiny.config())
+    final_test.evaluate(tmp_path)
+  run_directory.write_config(tmp_path, tiny.config())
   with pytest.raises(FileNotFoundError, match='has not finished'):
-    measure.evaluate(tmp_path)
+    final_test.evaluate(tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -423,7 +420,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   config.train.update(optimizer='sgd', learning_rate=1e30, warmup_epochs=0.0)
   with pytest.raises(FloatingPointError, match=r'is .* at step \d'):
     train.train_and_evaluate(config, tmp_path)
-  assert results.read_result(tmp_path) is None
+  assert run_directory.read_result(tmp_path) is None
   # JSON as others read it, in which there is no NaN.
   text = (tmp_path / 'metrics.jsonl').read_text()
   assert 'NaN' not in text
@@ -491,7 +488,7 @@ def test_without_validation_the_last_epoch_is_the_best(tmp_path, monkeypatch):
   assert result['best'] == result['last']
   # One checkpoint, computed once.
   assert len(calls) == 1
-  predictions = results.read_predictions(tmp_path)
+  predictions = run_directory.read_predictions(tmp_path)
   assert set(predictions) == {'labels', 'best', 'last'}
   np.testing.assert_array_equal(predictions['best'], predictions['last'])
   assert result['last']['validation_accuracy'] is None

@@ -12,7 +12,9 @@ from flax import serialization, traverse_util
 from flax.training import train_state
 from tiny import MODEL
 
-from kdjax import features, models, variables
+from kdjax import models
+from kdjax.models import features
+from kdjax.storage import flax_variables
 
 IMAGES = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.uint8)
 CNN = small_cnn.SmallCNN(10)
@@ -54,8 +56,8 @@ def test_they_are_recognised_and_read_as_they_were(
   known, tmp_path, model, name
 ):
   path = save(tmp_path / name, known[model])
-  assert variables.are_in(path)
-  found, _ = variables.load(path, model, IMAGES)
+  assert flax_variables.are_in(path)
+  found, _ = flax_variables.load(path, model, IMAGES)
   jax.tree.map(
     np.testing.assert_array_equal, found, {'batch_stats': {}, **known[model]}
   )
@@ -63,12 +65,12 @@ def test_they_are_recognised_and_read_as_they_were(
 
 def test_other_things_are_not_taken_for_them(tmp_path):
   (tmp_path / 'run').mkdir()
-  assert not variables.are_in(tmp_path / 'run')
-  assert not variables.are_in(tmp_path / 'nothing')
+  assert not flax_variables.are_in(tmp_path / 'run')
+  assert not flax_variables.are_in(tmp_path / 'nothing')
   safetensors.numpy.save_file(
     {'conv1.weight': np.zeros(1)}, tmp_path / 'torch.safetensors'
   )
-  assert not variables.are_in(tmp_path / 'torch.safetensors')
+  assert not flax_variables.are_in(tmp_path / 'torch.safetensors')
 
 
 @pytest.mark.parametrize('name', ['a.safetensors', 'pytree'])
@@ -89,7 +91,7 @@ def test_what_does_not_fit_is_named_before_it_is_read(known, tmp_path, name):
     },
   )
   with pytest.raises(ValueError, match='are not those of SmallCNN') as error:
-    variables.load(path, CNN, IMAGES)
+    flax_variables.load(path, CNN, IMAGES)
   lines = str(error.value).splitlines()
   assert lines[1:4] == [
     '  missing: params/head/bias',
@@ -106,7 +108,7 @@ def test_values_that_are_not_finite_are_refused(known, tmp_path, value):
   tree['params']['head']['bias'][3] = value
   path = save(tmp_path / 'a.safetensors', tree)
   with pytest.raises(ValueError, match='not finite in params/head/bias'):
-    variables.load(path, CNN, IMAGES)
+    flax_variables.load(path, CNN, IMAGES)
 
 
 def test_a_damaged_directory_is_named(known, tmp_path):
@@ -114,7 +116,7 @@ def test_a_damaged_directory_is_named(known, tmp_path):
   for file in path.rglob('d/*'):
     file.write_bytes(file.read_bytes()[:20])
   with pytest.raises(ValueError, match=r'pytree cannot be read as a') as error:
-    variables.load(path, CNN, IMAGES)
+    flax_variables.load(path, CNN, IMAGES)
   # It is not kdjax's, which does not know what it is worth.
   assert 'Remove' not in str(error.value)
 
@@ -131,8 +133,8 @@ def state_of(known):
 
 
 def assert_read(path, model, known, *notes):
-  assert variables.are_in(path)
-  found, said = variables.load(path, model, IMAGES)
+  assert flax_variables.are_in(path)
+  found, said = flax_variables.load(path, model, IMAGES)
   jax.tree.map(
     np.testing.assert_array_equal, found, {'batch_stats': {}, **known[model]}
   )
@@ -209,4 +211,4 @@ def test_items_of_their_own_for_params_and_statistics(known, tmp_path):
   assert_read(path, RESNET, known, *item)
   (path / 'params').rename(path / 'weights')
   with pytest.raises(ValueError, match='7 holds batch_stats, opt_state, weigh'):
-    variables.are_in(path)
+    flax_variables.are_in(path)

@@ -23,8 +23,9 @@ import time
 import jax
 import tiny
 
-from kdjax import devices, logs, signals, train
-from kdjax.session import Session
+from kdjax.system import devices, logs, signals
+from kdjax.training import train
+from kdjax.training.shared import Session
 
 METHODS = ('scratch', 'response', 'feature')
 CONTINUED = 'feature'

@@ -9,9 +9,10 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import files, methods
+from kdjax import methods
 from kdjax.benchmark import compare
-from kdjax.command import command, define_path
+from kdjax.system import atomic
+from kdjax.system.command import command, define_path
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -49,7 +50,7 @@ _OUTPUT = define_path(
 def main(argv: list[str]) -> None:
   """Reads the flags, measures, prints a table and writes the JSON file."""
   with command(argv):
-    output = files.local(_OUTPUT.value)
+    output = atomic.local(_OUTPUT.value)
     # Before minutes of measuring, rather than after.
     output.parent.mkdir(parents=True, exist_ok=True)
     result = compare.run(
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> None:
       baseline_python=_BASELINE_PYTHON.value if _BASELINE.value else None,
     )
     print(compare.table(result))
-    files.write(output, f'{json.dumps(result, indent=2)}\n'.encode())
+    atomic.write(output, f'{json.dumps(result, indent=2)}\n'.encode())
   print(f'\nall figures: {output}')
 
 

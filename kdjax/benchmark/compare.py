@@ -36,8 +36,9 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_collections
 
 from kdjax import config as config_lib
-from kdjax import methods, results
-from kdjax.logs import logger
+from kdjax import methods
+from kdjax.storage import run_directory
+from kdjax.system.logs import logger
 
 # The mode that trains the teacher's own network, without a teacher.
 TEACHER = 'teacher'
@@ -109,7 +110,7 @@ def run(
     'command': shlex.join([sys.executable, *sys.argv]),
     'cpus': os.cpu_count(),
     'versions': {'python': sys.version.split()[0]},
-    'config': results.as_json(config),
+    'config': run_directory.as_json(config),
     'modes': {},
   }
   for mode, run in runs.items():
@@ -475,7 +476,7 @@ def table(result: Mapping[str, Any]) -> str:
     [
       f'{result["device"]} ({result["platform"]}); {versions}',
       '',
-      results.align(rows, header=len(_HEADER), left=2),
+      run_directory.align(rows, header=len(_HEADER), left=2),
       '',
       *notes,
     ]
@@ -516,7 +517,7 @@ def _measure(
       sys.executable,
       '-m',
       'kdjax.benchmark.worker',
-      json.dumps(results.as_json(config)),
+      json.dumps(run_directory.as_json(config)),
     ]
     # Twice: the second finds its programs compiled.
     with contextlib.ExitStack() as first:

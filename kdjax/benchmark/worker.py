@@ -21,7 +21,10 @@ import jax.numpy as jnp
 import ml_collections
 
 from kdjax import config as config_lib
-from kdjax import data, features, models, program, runtime, step
+from kdjax import data, models
+from kdjax.models import features
+from kdjax.system import xla
+from kdjax.training import compiled, step
 from kdjax.version import __version__
 
 _PRODUCTS = 4
@@ -29,7 +32,7 @@ _PRODUCTS = 4
 
 def main() -> None:
   """Makes the first step of a run, then does what is asked for."""
-  runtime.setup()
+  xla.setup()
   try:
     training = Training(ml_collections.ConfigDict(json.loads(sys.argv[1])))
   except (ValueError, OSError) as error:
@@ -80,7 +83,7 @@ class Training:
     teacher = None
     if method.needs_teacher:
       teacher = _random_teacher(config, dataset, method.teacher_features)
-    self._program = program.Program(
+    self._program = compiled.Program(
       config, dataset, method, hyperparameters, teacher
     )
     self._state = self._program.create_state()
@@ -144,7 +147,7 @@ def _random_teacher(
   dataset: data.Dataset,
   names: tuple[str, ...],
 ) -> step.Network:
-  """Makes a teacher that was never trained, as `kdjax.teacher` loads one."""
+  """Makes a teacher that was never trained, as `kdjax.training.teacher` loads one."""
   model = models.build(
     **config_lib.model_arguments(
       config_lib.teacher_run(config), len(dataset.class_names)
@@ -177,7 +180,7 @@ def _matmul_flops_per_s(dtype: str) -> float:
     jax.random.normal(jax.random.key(seed), (size, size), dtype)
     for seed in range(2)
   )
-  product = runtime.jit(jnp.matmul)
+  product = xla.jit(jnp.matmul)
   product(a, b).block_until_ready()
   times = []
   for _ in range(_PRODUCTS):

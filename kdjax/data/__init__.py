@@ -10,9 +10,8 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
-from kdjax import memory
+from kdjax.data import cache, sources
 from kdjax.data import images as images_lib
-from kdjax.data import kept, sources
 from kdjax.data.sources import Files, Split
 from kdjax.data.stream import (
   Arrays,
@@ -20,6 +19,7 @@ from kdjax.data.stream import (
   check_not_in_worker,
   open_split,
 )
+from kdjax.system import memory
 
 __all__ = [
   'Dataset',
@@ -212,7 +212,7 @@ def _keep(
   copies = [origin.copy for origin in origins if origin]
   if len(copies) < len(origins):
     return make()
-  return kept.keep([kind, f'reading {images_lib.READING}', *copies], make)
+  return cache.keep([kind, f'reading {images_lib.READING}', *copies], make)
 
 
 def in_memory(split: Split | Stream) -> Split:

@@ -33,7 +33,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from kdjax.data import batches, images
+from kdjax.data import augment, images
 from kdjax.data.images import UnreadableError
 from kdjax.data.sources import Files, Split
 
@@ -445,7 +445,7 @@ def train_batches(
 ) -> Batches:
   """Gives the batches of training steps, before padded crops and flips.
 
-  They hold what `kdjax.data.batches.train_batch` takes from a split in memory.
+  They hold what `kdjax.data.augment.train_batch` takes from a split in memory.
 
   Args:
     stream: the training split.
@@ -548,7 +548,7 @@ class _EvalBatch:
 @functools.lru_cache(maxsize=_EPOCHS)
 def _epoch_order(key: bytes, epoch: int, size: int) -> np.ndarray:
   data_key = jax.random.wrap_key_data(jnp.array(np.frombuffer(key, np.uint32)))
-  return np.asarray(batches.epoch_order(data_key, epoch, size))
+  return np.asarray(augment.epoch_order(data_key, epoch, size))
 
 
 @contextlib.contextmanager

@@ -5,9 +5,9 @@ python -m kdjax.export --workdir=runs/fkd --format=safetensors,stablehlo
 
 from absl import app, flags
 
-from kdjax import files
-from kdjax.command import command, define_path
-from kdjax.export import execute, stablehlo
+from kdjax.export import run, to_stablehlo
+from kdjax.system import atomic
+from kdjax.system.command import command, define_path
 
 _WORKDIR = define_path(
   'workdir',
@@ -16,7 +16,7 @@ _WORKDIR = define_path(
   required=True,
 )
 _FORMAT = flags.DEFINE_list(
-  'format', None, f'Some of {", ".join(execute.FORMATS)}.', required=True
+  'format', None, f'Some of {", ".join(run.FORMATS)}.', required=True
 )
 _OUTPUT = define_path(
   'output',
@@ -32,8 +32,8 @@ _EMA = flags.DEFINE_bool(
 )
 _PLATFORMS = flags.DEFINE_list(
   'platforms',
-  list(stablehlo.DEFAULT_PLATFORMS),
-  f'What a StableHLO program can run on: {", ".join(stablehlo.PLATFORMS)}.',
+  list(to_stablehlo.DEFAULT_PLATFORMS),
+  f'What a StableHLO program can run on: {", ".join(to_stablehlo.PLATFORMS)}.',
 )
 _IMAGES = flags.DEFINE_integer(
   'images',
@@ -52,10 +52,10 @@ def main(argv: list[str]) -> None:
   """Reads the flags, exports the network and prints a table."""
   with command(argv):
     print(
-      execute.export(
-        files.local(_WORKDIR.value),
+      run.export(
+        atomic.local(_WORKDIR.value),
         _FORMAT.value,
-        files.local(_OUTPUT.value) if _OUTPUT.value else None,
+        atomic.local(_OUTPUT.value) if _OUTPUT.value else None,
         checkpoint=_CHECKPOINT.value,
         ema=_EMA.value,
         platforms=_PLATFORMS.value,

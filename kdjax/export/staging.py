@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import filelock
 
-from kdjax import signals
+from kdjax.system import signals
 
 # The directory that all is written in first, and who writes in it.
 _PREFIX, _LOCK = '.export-', '.lock'

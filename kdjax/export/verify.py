@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kdjax import step
-from kdjax.student import Student
+from kdjax.export.predictor import Student
+from kdjax.training import step
 
 # Of probabilities, where float32 is computed in float32.
 _TOLERANCE = 1e-4

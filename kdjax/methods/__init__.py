@@ -9,15 +9,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kdjax import float32, registry
 from kdjax.methods._base import Hyperparameter, Method
+from kdjax.system import float32, plugins
 
 __all__ = ['Hyperparameter', 'Method', 'build', 'defaults', 'names']
 
 
 def names() -> list[str]:
   """Lists the names that `build` knows."""
-  return list(registry.names(__name__))
+  return list(plugins.names(__name__))
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -93,4 +93,4 @@ def _factory(name: str) -> Callable[..., Method]:
     raise ValueError(
       f"unknown method '{name}': expected one of {', '.join(names())}"
     )
-  return getattr(registry.module(__name__, name), name)
+  return getattr(plugins.module(__name__, name), name)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from kdjax.features import Outputs
+from kdjax.models.features import Outputs
 
 Parameters = Any
 Hyperparameters = Mapping[str, jax.typing.ArrayLike]

@@ -7,8 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax import losses, sums
-from kdjax.features import Outputs
+from kdjax import losses
 from kdjax.methods._base import (
   Hyperparameter,
   Hyperparameters,
@@ -16,7 +15,8 @@ from kdjax.methods._base import (
   Metrics,
   Parameters,
 )
-from kdjax.models import conv
+from kdjax.models import cpu_conv, sums
+from kdjax.models.features import Outputs
 
 _STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
 
@@ -174,7 +174,7 @@ def connect(connector: Any, x: jax.Array) -> jax.Array:
   """
   kernel = connector['kernel'][0, 0].astype(x.dtype)
   return sums.add_bias(
-    conv.pointwise(x, kernel), connector['bias'].astype(x.dtype)
+    cpu_conv.pointwise(x, kernel), connector['bias'].astype(x.dtype)
   )
 
 

@@ -3,7 +3,6 @@
 import jax
 
 from kdjax import losses
-from kdjax.features import Outputs
 from kdjax.methods._base import (
   Hyperparameter,
   Hyperparameters,
@@ -12,6 +11,7 @@ from kdjax.methods._base import (
   Parameters,
   no_parameters,
 )
+from kdjax.models.features import Outputs
 
 
 def response() -> Method:

@@ -3,7 +3,6 @@
 import jax
 
 from kdjax import losses
-from kdjax.features import Outputs
 from kdjax.methods._base import (
   Hyperparameters,
   Method,
@@ -11,6 +10,7 @@ from kdjax.methods._base import (
   Parameters,
   no_parameters,
 )
+from kdjax.models.features import Outputs
 
 
 def scratch() -> Method:

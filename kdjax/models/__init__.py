@@ -9,8 +9,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax import registry
-from kdjax.models import _imported
+from kdjax.models import import_path
+from kdjax.system import plugins
 
 # Options of ResNets that a model of another kind need not take.
 _OFFERED = 'stem', 'width'
@@ -66,7 +66,7 @@ def build(
     for option in _OFFERED:
       if option in options:
         offered[option] = options.pop(option)
-    return _imported.build(name, offered, options)
+    return import_path.build(name, offered, options)
   try:
     return models[name](num_classes=num_classes, dtype=dtype, **options)
   except TypeError as error:
@@ -129,6 +129,6 @@ def rematerialize(model: nn.Module, names: Sequence[str]) -> nn.Module:
 
 def _models() -> dict[str, Any]:
   models: dict[str, Any] = {}
-  for name in registry.names(__name__):
-    models |= getattr(registry.module(__name__, name), 'MODELS', {})
+  for name in plugins.names(__name__):
+    models |= getattr(plugins.module(__name__, name), 'MODELS', {})
   return models

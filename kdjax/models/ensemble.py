@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kdjax import features
+from kdjax.models import features
 
 _NORMALIZATIONS = 'normalizations'
 _ADAPTATIONS = 'adaptations'

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from kdjax import sums
+from kdjax.models import sums
 
 
 class BatchNorm(nn.BatchNorm):

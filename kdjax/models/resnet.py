@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.models import conv, norm, pool
+from kdjax.models import cpu_conv, cpu_pool, norm
 
 _EPSILON = 1e-5
 
@@ -38,7 +38,7 @@ STEMS = {
 Conv = functools.partial(
   nn.Conv,
   kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
-  conv_general_dilated=conv.conv_general_dilated,
+  conv_general_dilated=cpu_conv.conv_general_dilated,
 )
 BatchNorm = functools.partial(norm.BatchNorm, momentum=0.9, epsilon=_EPSILON)
 
@@ -252,7 +252,7 @@ class ResNet(nn.Module):
     )
     x = nn.relu(x)
     if pooled:
-      x = pool.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+      x = cpu_pool.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     # Of its arguments, itself included, `train` is no array.
     remat_stage = nn.remat(Stage, static_argnums=(2,))
     for i, size in enumerate(self.stage_sizes):

@@ -5,9 +5,9 @@ python -m kdjax.report runs/scratch runs/rkd runs/fkd --output=report
 
 from absl import app
 
-from kdjax import files
-from kdjax.command import command, define_path
 from kdjax.report import write
+from kdjax.system import atomic
+from kdjax.system.command import command, define_path
 
 _OUTPUT = define_path(
   'output', 'report', 'Directory for the page, the tables and the figures.'
@@ -27,8 +27,8 @@ def main(argv: list[str]) -> None:
     )
   with command([program]):
     text = write.write(
-      [files.local(path) for path in paths],
-      files.local(_OUTPUT.value),
+      [atomic.local(path) for path in paths],
+      atomic.local(_OUTPUT.value),
       _DATA_DIR.value,
     )
   print(text)

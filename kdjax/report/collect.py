@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax import config as config_lib
-from kdjax import logs, results
+from kdjax.storage import run_directory
+from kdjax.system import logs
 
 # The method whose runs the others are compared with.
 SCRATCH = 'scratch'
@@ -184,10 +185,10 @@ def _directories(
         f'{path} does not exist: expected a run directory, or a directory of '
         'run directories'
       )
-    inside = [path] if results.is_run(path) else []
+    inside = [path] if run_directory.is_run(path) else []
     if not inside and path.is_dir():
       inside = [
-        child for child in sorted(path.iterdir()) if results.is_run(child)
+        child for child in sorted(path.iterdir()) if run_directory.is_run(child)
       ]
     if not inside:
       left_out.append((path, 'is no run directory and holds none'))
@@ -198,9 +199,9 @@ def _directories(
 
 def _read_run(path: pathlib.Path, notes: list[str]) -> Run | Diverged:
   """Reads a run; a ValueError says why it cannot be compared."""
-  config = results.as_json(results.read_config(path))
-  result = results.read_result(path)
-  results.relevant(config)  # Raises if its method is unknown.
+  config = run_directory.as_json(run_directory.read_config(path))
+  result = run_directory.read_result(path)
+  run_directory.relevant(config)  # Raises if its method is unknown.
   records = logs.read_records(path)
   if result is None:
     step = logs.diverged_at(records)
@@ -209,7 +210,7 @@ def _read_run(path: pathlib.Path, notes: list[str]) -> Run | Diverged:
       raise ValueError(f'has not finished{reached}')
     return Diverged(path, config, step)
   if (path / logs.METRICS).exists():
-    results.check_file(path, logs.METRICS, result)
+    run_directory.check_file(path, logs.METRICS, result)
   else:
     notes.append(f'{path} has no {logs.METRICS}: no curves, no training loss')
   for which in ('best', 'last'):
@@ -217,8 +218,8 @@ def _read_run(path: pathlib.Path, notes: list[str]) -> Run | Diverged:
     if loss is None or not math.isfinite(loss):
       return Diverged(path, config, result['last']['step'])
   try:
-    results.check_file(path, 'predictions.npz', result)
-    predictions = results.read_predictions(path)
+    run_directory.check_file(path, 'predictions.npz', result)
+    predictions = run_directory.read_predictions(path)
   except (OSError, ValueError, zipfile.BadZipFile) as error:
     predictions = None
     notes.append(
@@ -305,7 +306,7 @@ def _sortable(value: Any) -> tuple[bool, Any]:
 def _settings(run: Run | Diverged) -> dict[str, Any]:
   """What determines a run's outcome, beside its data and teacher."""
   config = config_of(run)
-  relevant = results.relevant(config)
+  relevant = run_directory.relevant(config)
   # One run may go on with a copy of what it began with; another has begun with
   # something else.
   relevant['student.init_from'] = config['student'].get('init_from', '')

@@ -19,7 +19,7 @@ from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from kdjax import escape
+from kdjax.system import escape
 
 _WIDTH = 6.3  # inches
 _TEXT = 8.0  # points

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kdjax import config as config_lib
-from kdjax.report import collect, figures, inspect, statistics
+from kdjax.report import collect, feature_maps, figures, significance
 from kdjax.report.collect import Comparison, Group
 
 _MOST_CURVES = 8
@@ -76,7 +76,7 @@ def _all(
   comparison: Comparison, data_dir: str | None
 ) -> Iterator[Exhibit | Missing]:
   finished = [group for group in comparison.groups if group.runs]
-  best = statistics.best_settings(finished)
+  best = significance.best_settings(finished)
   for method in {group.method: None for group in finished}:
     if method not in best:
       yield Missing(
@@ -191,8 +191,8 @@ def _heat_map(
   rows, columns = _values(groups, row), _values(groups, column)
   accuracies = np.full((len(rows), len(columns)), np.nan)
   finished = [group for group in groups if group.runs]
-  for group in statistics.with_common_seeds(finished):
-    accuracy = statistics.validation_accuracy(group)
+  for group in significance.with_common_seeds(finished):
+    accuracy = significance.validation_accuracy(group)
     if accuracy is not None:
       place = (
         rows.index(group.settings[row]),
@@ -228,7 +228,7 @@ def _tuning_curves(
   finished = [
     group
     for group in groups
-    if group.runs and statistics.validation_accuracy(group) is not None
+    if group.runs and significance.validation_accuracy(group) is not None
   ]
   slices = [
     sorted(members, key=lambda group: group.settings[field])
@@ -237,12 +237,12 @@ def _tuning_curves(
     )
   ]
   curves = [
-    statistics.with_common_seeds(members)
+    significance.with_common_seeds(members)
     for members in slices
     if len(members) >= 3
   ]
   for number, members in enumerate(curves, 1):
-    chosen = statistics.best_settings(members)[method]
+    chosen = significance.best_settings(members)[method]
     where = slice_of(members[0])
     title = f'validation accuracy of {method} by {name}'
     yield Exhibit(
@@ -254,7 +254,7 @@ def _tuning_curves(
       figures.tuning_curve(
         [group.settings[field] for group in members],
         [
-          np.array(statistics.validation_accuracies(group), float)
+          np.array(significance.validation_accuracies(group), float)
           for group in members
         ],
         xlabel=name,
@@ -292,7 +292,7 @@ def _classes(
       continue
     matrices[group.label] = np.array(
       [
-        statistics.confusion(predictions['labels'], predictions['best'])
+        significance.confusion(predictions['labels'], predictions['best'])
         for run in group.runs
         if (predictions := run.predictions) is not None
       ]
@@ -329,7 +329,7 @@ def _classes(
 
 def _teacher_confusion(comparison: Comparison) -> np.ndarray | None:
   """`[1, C, C]`, like that of one run."""
-  logits = statistics.teacher_logits(comparison)
+  logits = significance.teacher_logits(comparison)
   labels = next(
     (
       run.predictions['labels']
@@ -341,7 +341,7 @@ def _teacher_confusion(comparison: Comparison) -> np.ndarray | None:
   )
   if logits is None or labels is None:
     return None
-  return statistics.confusion(labels, logits)[np.newaxis]
+  return significance.confusion(labels, logits)[np.newaxis]
 
 
 def _numbered(classes: int) -> list[str]:
@@ -357,7 +357,7 @@ def _test_images(
   """Test images and class names as far as known, and why not."""
   run = next(run for group in comparison.groups for run in group.runs)
   try:
-    images, names = inspect.test_images(run, data_dir=data_dir)
+    images, names = feature_maps.test_images(run, data_dir=data_dir)
   except (OSError, ValueError) as error:
     teacher = comparison.teacher or {}
     return None, teacher.get('class_names'), str(error)
@@ -370,7 +370,7 @@ def _best_distilled(best: dict[str, Group]) -> Group | None:
   ]
   return max(
     distilled,
-    key=lambda group: statistics.validation_accuracy(group) or 0.0,
+    key=lambda group: significance.validation_accuracy(group) or 0.0,
     default=None,
   )
 
@@ -459,7 +459,7 @@ def _feature_maps(
     return Missing(title, 'they classify no test image right together')
   image = images[right[0]]
   try:
-    stages = inspect.stage_maps(run, image)
+    stages = feature_maps.stage_maps(run, image)
   except (OSError, ValueError) as error:
     return Missing(title, str(error))
   return Exhibit(

@@ -4,11 +4,11 @@ import base64
 import collections
 from collections.abc import Iterable, Mapping, Sequence
 
-from kdjax import escape
 from kdjax.report import collect, tables
 from kdjax.report.collect import Comparison
 from kdjax.report.gallery import Exhibit
-from kdjax.report.statistics import Row
+from kdjax.report.significance import Row
+from kdjax.system import escape
 
 _STYLE = """
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #111;
@@ -50,7 +50,7 @@ def html(
 
   Args:
     comparison: the runs.
-    rows: what `kdjax.report.statistics.rows` gives.
+    rows: what `kdjax.report.significance.rows` gives.
     pictures: the figures, each with its PNG file.
     notes: what is to be said beside the comparison's own notes.
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax import config as config_lib
-from kdjax import escape, results
-from kdjax.report import collect, statistics
-from kdjax.report.statistics import Row
+from kdjax.report import collect, significance
+from kdjax.report.significance import Row
+from kdjax.storage import run_directory
+from kdjax.system import escape
 
 _NONE = '-'
 
@@ -107,12 +108,12 @@ def terminal(rows: Sequence[Row]) -> str:
   """Formats a comparison for a terminal, with the columns that fit one.
 
   Args:
-    rows: what `kdjax.report.statistics.rows` gives.
+    rows: what `kdjax.report.significance.rows` gives.
 
   Returns:
     The table.
   """
-  return results.align(
+  return run_directory.align(
     cells(rows, [column for column in COLUMNS if column.brief])
   )
 
@@ -123,7 +124,7 @@ def cells(
   """Formats the table for people.
 
   Args:
-    rows: what `kdjax.report.statistics.rows` gives.
+    rows: what `kdjax.report.significance.rows` gives.
     columns: those to show; all by default.
 
   Returns:
@@ -140,7 +141,7 @@ def markdown(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
 
   Args:
     comparison: the runs.
-    rows: what `kdjax.report.statistics.rows` gives.
+    rows: what `kdjax.report.significance.rows` gives.
 
   Returns:
     The table, and what to know of it.
@@ -163,7 +164,7 @@ def footnotes(
 
   Args:
     comparison: the runs.
-    rows: what `kdjax.report.statistics.rows` gives.
+    rows: what `kdjax.report.significance.rows` gives.
 
   Yields:
     Sentences, those that apply.
@@ -239,7 +240,7 @@ def comparison_csv(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
 
   Args:
     comparison: the runs.
-    rows: what `kdjax.report.statistics.rows` gives.
+    rows: what `kdjax.report.significance.rows` gives.
 
   Returns:
     CSV with a header. Accuracies, calibration errors, agreements and gains are
@@ -279,7 +280,7 @@ def runs_csv(comparison: collect.Comparison) -> str:
   Returns:
     CSV with a header, in units as in `comparison_csv`.
   """
-  logits = statistics.teacher_logits(comparison)
+  logits = significance.teacher_logits(comparison)
   lines = []
 
   def add(
@@ -298,7 +299,7 @@ def runs_csv(comparison: collect.Comparison) -> str:
     }
     if isinstance(run, collect.Run):
       line |= {'diverged_at_step': None}
-      line |= statistics.measure_run(run, logits)
+      line |= significance.measure_run(run, logits)
     else:
       line |= {'diverged_at_step': run.step}
     lines.append(line)

@@ -3,8 +3,8 @@
 import pathlib
 from collections.abc import Iterable
 
-from kdjax import escape, files
-from kdjax.report import collect, gallery, page, statistics, tables
+from kdjax.report import collect, gallery, page, significance, tables
+from kdjax.system import atomic, escape
 
 
 def write(
@@ -28,19 +28,19 @@ def write(
     ValueError: no run has finished, or they cannot be compared.
   """
   comparison = collect.read(paths)
-  rows = statistics.rows(comparison)
+  rows = significance.rows(comparison)
   exhibits, notes = gallery.exhibits(comparison, data_dir)
   pictures = [(exhibit, gallery.png(exhibit.figure)) for exhibit in exhibits]
   (output / 'figures').mkdir(parents=True, exist_ok=True)
   for exhibit, png in pictures:
-    files.write(output / 'figures' / f'{exhibit.name}.png', png)
+    atomic.write(output / 'figures' / f'{exhibit.name}.png', png)
   for name, text in (
     ('comparison.md', tables.markdown(comparison, rows)),
     ('comparison.csv', tables.comparison_csv(comparison, rows)),
     ('runs.csv', tables.runs_csv(comparison)),
     ('report.html', page.html(comparison, rows, pictures, notes)),
   ):
-    files.write(output / name, text.encode())
+    atomic.write(output / name, text.encode())
   return escape.lines(
     '\n'.join(
       [

@@ -12,15 +12,15 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax import devices, files
-from kdjax.command import (
+from kdjax.report import write
+from kdjax.sweep import run
+from kdjax.system import atomic, devices
+from kdjax.system.command import (
   command,
   default_workdir,
   define_path,
   define_processes,
 )
-from kdjax.report import write
-from kdjax.sweep import execute
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -46,9 +46,9 @@ _JOIN = define_processes()
 def main(argv: list[str]) -> None:
   """Reads the flags, runs the sweep and compares its runs."""
   with command(argv, _JOIN):
-    workdir = files.local(_WORKDIR.value or default_workdir())
+    workdir = atomic.local(_WORKDIR.value or default_workdir())
     config = _CONFIG.value
-    summary = execute.run(config, workdir)
+    summary = run.run(config, workdir)
     if devices.is_first():
       _report(config, workdir, summary)
     devices.wait_for_all()
@@ -66,9 +66,9 @@ def _report(
   summary: Mapping[str, Any],
 ) -> None:
   """Compares the runs of a sweep, on standard output and in its report."""
-  print(execute.table(summary), end='\n\n')
+  print(run.table(summary), end='\n\n')
   print(write.write([workdir], workdir / 'report'))
-  if names := execute.confirming(summary):
+  if names := run.confirming(summary):
     paths = [workdir / name for name in names]
     paths.append(workdir / config.run.teacher.sibling)
     print('\nwith seeds that nothing was chosen with:\n')

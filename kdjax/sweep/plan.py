@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from kdjax import config as config_lib
-from kdjax import float32
+from kdjax.system import float32
 
 Settings = dict[str, Any]
 

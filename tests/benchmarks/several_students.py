@@ -19,7 +19,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kdjax import features, methods, models, runtime, step
+from kdjax import methods, models
+from kdjax.models import features
+from kdjax.system import xla
+from kdjax.training import step
 
 
 def main():
@@ -84,7 +87,7 @@ def main():
 
   def compiled(function, *arguments):
     start = time.perf_counter()
-    jitted = runtime.jit(function, donate_argnums=0)
+    jitted = xla.jit(function, donate_argnums=0)
     program = jitted.lower(*arguments).compile()
     return program, time.perf_counter() - start
 
@@ -144,5 +147,5 @@ def main():
 
 
 if __name__ == '__main__':
-  runtime.setup()
+  xla.setup()
   main()

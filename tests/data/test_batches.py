@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.data import batches
+from kdjax.data import augment
 
 KEY = jax.random.key(3)
 SIZE = 23
@@ -13,11 +13,11 @@ SIZE = 23
 IMAGES = (np.arange(SIZE * 6 * 5 * 2) % 251 + 1).astype(np.uint8)
 IMAGES = IMAGES.reshape(SIZE, 6, 5, 2)
 LABELS = np.arange(SIZE, dtype=np.int32)
-CROP_AND_FLIP = batches.Augmentation(crop_padding=2, flip=True)
+CROP_AND_FLIP = augment.Augmentation(crop_padding=2, flip=True)
 
 
 def take(step, order, batch_size, augmentation):
-  return batches.train_batch(
+  return augment.train_batch(
     KEY,
     step,
     order,
@@ -34,7 +34,7 @@ take_jitted = jax.jit(take, static_argnums=(2, 3))
 
 def run_epoch(batch_size, epoch=0, augmentation=CROP_AND_FLIP, jit=True):
   steps = SIZE // batch_size
-  order = batches.epoch_order(KEY, epoch, SIZE)
+  order = augment.epoch_order(KEY, epoch, SIZE)
   taken = [
     (take_jitted if jit else take)(
       jnp.int32(epoch * steps + i), order, batch_size, augmentation
@@ -47,12 +47,12 @@ def run_epoch(batch_size, epoch=0, augmentation=CROP_AND_FLIP, jit=True):
 
 def test_an_epoch_is_a_permutation_of_its_own():
   orders = [
-    np.asarray(batches.epoch_order(KEY, epoch, SIZE)) for epoch in range(3)
+    np.asarray(augment.epoch_order(KEY, epoch, SIZE)) for epoch in range(3)
   ]
   for order in orders:
     np.testing.assert_array_equal(np.sort(order), np.arange(SIZE))
   assert len({tuple(order) for order in orders}) == 3
-  other_seed = batches.epoch_order(jax.random.key(4), 0, SIZE)
+  other_seed = augment.epoch_order(jax.random.key(4), 0, SIZE)
   assert not np.array_equal(orders[0], other_seed)
 
 
@@ -70,7 +70,7 @@ def test_jit_changes_nothing():
 
 
 def test_images_stay_with_their_labels():
-  images, labels = run_epoch(23, augmentation=batches.Augmentation())
+  images, labels = run_epoch(23, augmentation=augment.Augmentation())
   np.testing.assert_array_equal(images, IMAGES[labels])
   assert images.dtype == np.uint8
 
@@ -93,7 +93,7 @@ def test_every_image_is_a_crop_of_its_original(pad, flip):
   chosen = []
   for epoch in range(12):
     images, labels = run_epoch(
-      23, epoch, batches.Augmentation(crop_padding=pad, flip=flip)
+      23, epoch, augment.Augmentation(crop_padding=pad, flip=flip)
     )
     for image, label in zip(images, labels, strict=True):
       matches = [
@@ -117,7 +117,7 @@ def test_augmentation_changes_from_epoch_to_epoch():
   positions = jnp.arange(8)
   image = jnp.asarray(np.repeat(IMAGES[:1], 8, axis=0))
   first, second = (
-    batches.augment(key, epoch, positions, image, CROP_AND_FLIP)
+    augment.augment(key, epoch, positions, image, CROP_AND_FLIP)
     for epoch in (0, 1)
   )
   assert not np.array_equal(first, second)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from kdjax import config as config_lib
 from kdjax import data
-from kdjax.data import batches, images, stream
+from kdjax.data import augment, images, stream
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KEY = jax.random.fold_in(jax.random.key(5), 2)
@@ -52,14 +52,14 @@ def fields_of(kind, root):
 
 def resident_batch(split, step):
   """What the training step takes from data in memory."""
-  order = batches.epoch_order(KEY, step // (split.size // BATCH), split.size)
-  return batches.train_batch(
+  order = augment.epoch_order(KEY, step // (split.size // BATCH), split.size)
+  return augment.train_batch(
     KEY,
     np.int32(step),
     order,
     *jax.device_put(split),
     batch_size=BATCH,
-    augmentation=batches.Augmentation(),
+    augmentation=augment.Augmentation(),
   )
 
 
@@ -180,7 +180,7 @@ def test_random_crops_are_those_of_epoch_and_position(root):
     random_resized_crop=0.3,
   ) as loader:
     batch = next(loader)
-  order = np.asarray(batches.epoch_order(KEY, 1, size))
+  order = np.asarray(augment.epoch_order(KEY, 1, size))
   key = np.asarray(jax.random.key_data(KEY))
   for row in range(BATCH):
     position = BATCH + row

@@ -12,9 +12,11 @@ import optax
 import pytest
 import reference
 
-from kdjax import features, losses, methods, models, step
-from kdjax.features import Outputs
+from kdjax import losses, methods, models
 from kdjax.methods.feature import connect
+from kdjax.models import features
+from kdjax.models.features import Outputs
+from kdjax.training import step
 
 BATCH, CLASSES = 6, 10
 RNG = jax.random.key(0)

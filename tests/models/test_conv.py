@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import export, lax
 
-from kdjax.models import conv
+from kdjax.models import cpu_conv
 
 NHWC = lax.conv_dimension_numbers(
   (1, 1, 1, 1), (1, 1, 1, 1), ('NHWC', 'HWIO', 'NHWC')
@@ -95,7 +95,7 @@ def test_values_and_gradients_are_those_of_jax(size, dtype):
       for kernel, strides, padding in settings
     ]
 
-  found = run(lhs, kernels, conv.conv_general_dilated)
+  found = run(lhs, kernels, cpu_conv.conv_general_dilated)
   expected = run(lhs, kernels, lax.conv_general_dilated)
   tolerance = 1e-5 if dtype == 'float32' else 2e-2
   for setting, ours, theirs in zip(settings, found, expected, strict=True):
@@ -133,7 +133,7 @@ def test_a_kernel_that_never_meets_the_map_is_as_in_jax(
       normal(0, (2, *size, 3)),
       normal(1, (kernel, kernel, 3, 4)),
     )
-    for convolution in (conv.conv_general_dilated, lax.conv_general_dilated)
+    for convolution in (cpu_conv.conv_general_dilated, lax.conv_general_dilated)
   )
   for ours, theirs in zip(found, expected, strict=True):
     np.testing.assert_array_equal(ours, theirs)
@@ -185,7 +185,7 @@ def test_other_convolutions_go_to_jax_unchanged(lhs, rhs, options):
   shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (lhs, rhs)]
   ours, theirs = (
     str(jax.make_jaxpr(functools.partial(f, **settings))(*shapes))
-    for f in (conv.conv_general_dilated, lax.conv_general_dilated)
+    for f in (cpu_conv.conv_general_dilated, lax.conv_general_dilated)
   )
   assert ours == theirs
 
@@ -194,7 +194,7 @@ def test_dilations_of_one_are_no_dilation():
   arguments = normal(0, (2, 2, 2, 3)), normal(1, (3, 3, 3, 4))
   text = lowered_text(
     functools.partial(
-      conv.conv_general_dilated,
+      cpu_conv.conv_general_dilated,
       window_strides=(1, 1),
       padding='SAME',
       lhs_dilation=(1, 1),
@@ -217,7 +217,7 @@ def test_dilations_of_one_are_no_dilation():
 def test_flax_layers_give_the_same_with_it(size, kernel, strides, padding):
   layers = [
     nn.Conv(5, (kernel, kernel), strides=strides, padding=padding, **extra)
-    for extra in ({}, {'conv_general_dilated': conv.conv_general_dilated})
+    for extra in ({}, {'conv_general_dilated': cpu_conv.conv_general_dilated})
   ]
   x = normal(0, (2, size, size, 3))
   variables = {
@@ -239,7 +239,7 @@ def test_flax_makes_the_same_parameters_with_it():
   x = jnp.zeros((2, 1, 1, 3))
   plain, ours = (
     nn.Conv(5, (3, 3), **extra).init(jax.random.key(0), x)
-    for extra in ({}, {'conv_general_dilated': conv.conv_general_dilated})
+    for extra in ({}, {'conv_general_dilated': cpu_conv.conv_general_dilated})
   )
   jax.tree.map(np.testing.assert_array_equal, ours, plain)
 
@@ -252,7 +252,7 @@ LARGE = ((2, 8, 8, 3), (3, 3, 3, 4))
 
 
 def convolve(lhs, rhs, padding='SAME', precision=None):
-  return conv.conv_general_dilated(
+  return cpu_conv.conv_general_dilated(
     lhs, rhs, (1, 1), padding, dimension_numbers=NHWC, precision=precision
   )
 
@@ -350,7 +350,7 @@ def test_it_can_be_differentiated_twice():
     )
 
   np.testing.assert_allclose(
-    second(lhs, rhs, conv.conv_general_dilated),
+    second(lhs, rhs, cpu_conv.conv_general_dilated),
     second(lhs, rhs, lax.conv_general_dilated),
     rtol=1e-4,
     atol=1e-3,

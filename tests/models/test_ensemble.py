@@ -8,8 +8,9 @@ import pytest
 import small_cnn
 from flax import linen as nn
 
-from kdjax import features, methods, models, step
-from kdjax.models import ensemble
+from kdjax import methods, models
+from kdjax.models import ensemble, features
+from kdjax.training import step
 
 SHAPE = (4, 8, 8, 1)
 PIXELS = jax.random.randint(jax.random.key(9), SHAPE, 0, 256).astype(jnp.uint8)

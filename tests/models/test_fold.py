@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import features, models
-from kdjax.models import resnet
+from kdjax import models
+from kdjax.models import features, resnet
 
 STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
 BLOCKS = {'basic': resnet.BasicBlock, 'bottleneck': resnet.Bottleneck}

@@ -12,7 +12,9 @@ import optax
 import pytest
 import small_cnn
 
-from kdjax import features, methods, models, step
+from kdjax import methods, models
+from kdjax.models import features
+from kdjax.training import step
 
 IMAGES = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.uint8)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from kdjax.models import pool
+from kdjax.models import cpu_pool
 
 SETTINGS = [
   ((3, 3), (2, 2), ((1, 1), (1, 1))),
@@ -35,7 +35,7 @@ def test_value_and_gradient_are_those_of_flax(size, settings, dtype):
   x = jnp.asarray(np.maximum(np.round(x, 1), 0), dtype)
   found, expected = (
     jax.jit(functools.partial(value_and_gradient, max_pool, settings))(x)
-    for max_pool in (pool.max_pool, nn.max_pool)
+    for max_pool in (cpu_pool.max_pool, nn.max_pool)
   )
   np.testing.assert_array_equal(found[0], expected[0])
   assert found[1].dtype == dtype
@@ -50,7 +50,7 @@ def test_value_and_gradient_are_those_of_flax(size, settings, dtype):
 def test_a_value_alone_is_that_of_flax(settings):
   x = -np.random.default_rng(0).uniform(1, 2, (2, 7, 5, 3)).astype(np.float32)
   window, strides, padding = settings
-  predict = jax.jit(lambda x: pool.max_pool(x, window, strides, padding))
+  predict = jax.jit(lambda x: cpu_pool.max_pool(x, window, strides, padding))
   np.testing.assert_array_equal(
     predict(x), nn.max_pool(x, window, strides, padding)
   )
@@ -62,7 +62,9 @@ def test_a_value_alone_is_that_of_flax(settings):
   ('platform', 'expected'), [('cpu', 0), ('cuda', 1), ('tpu', 1)]
 )
 def test_each_platform_gets_its_own_gradient(platform, expected):
-  gradient = jax.jit(jax.grad(lambda x: pool.max_pool(x, *SETTINGS[0]).sum()))
+  gradient = jax.jit(
+    jax.grad(lambda x: cpu_pool.max_pool(x, *SETTINGS[0]).sum())
+  )
   program = export.export(gradient, platforms=[platform])(
     jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
   )

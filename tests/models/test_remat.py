@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import features, models, runtime
-from kdjax.models import resnet
+from kdjax import models
+from kdjax.models import features, resnet
+from kdjax.system import xla
 
 STAGES = ('stage1', 'stage2')
 NAMES = (*STAGES, 'stage1/block1/conv1', 'fc')
@@ -33,7 +34,7 @@ def compiled(names):
     return sum(jnp.square(x).mean() for x in values), (outputs, after)
 
   arguments = variables['params'], variables['batch_stats']
-  jitted = jax.jit(loss, compiler_options=runtime.compiler_options())
+  jitted = jax.jit(loss, compiler_options=xla.compiler_options())
   return jitted.lower(*arguments).compile(), arguments
 
 

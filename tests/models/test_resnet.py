@@ -12,8 +12,9 @@ import pytest
 import reference
 import torch_files
 
-from kdjax import features, models, weights
-from kdjax.models import resnet
+from kdjax import models
+from kdjax.models import features, resnet
+from kdjax.storage import weights
 
 STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
 REFERENCES = reference.resnets()

@@ -11,19 +11,13 @@ import pytest
 import synthetic
 import tiny
 
-from kdjax import (
-  checkpoint,
-  data,
-  digests,
-  features,
-  methods,
-  models,
-  step,
-  train,
-)
 from kdjax import config as config_lib
+from kdjax import data, methods, models
 from kdjax.methods import feature
-from kdjax.report import collect, inspect
+from kdjax.models import features
+from kdjax.report import collect, feature_maps
+from kdjax.storage import checkpoint, digests
+from kdjax.training import step, train
 
 
 def save_teacher(workdir, config):
@@ -76,7 +70,7 @@ def captured(network, names, images):
 
 
 def test_the_test_images_are_those_that_were_measured(run):
-  images, class_names = inspect.test_images(run)
+  images, class_names = feature_maps.test_images(run)
   assert (images.dtype, images.shape) == (np.uint8, (360, 8, 8, 1))
   assert class_names == tuple(map(str, range(10)))
   logits = step.predict(checkpoint.restore(run.path), jnp.asarray(images), 360)
@@ -86,12 +80,12 @@ def test_the_test_images_are_those_that_were_measured(run):
 def test_other_images_are_refused(run):
   other = run.result | {'data': run.result['data'] | {'digest': 'abc'}}
   with pytest.raises(ValueError, match='begun with another data: SHA-256 abc'):
-    inspect.test_images(run._replace(result=other))
+    feature_maps.test_images(run._replace(result=other))
 
 
 def test_maps_are_channel_means_of_the_connected_student_and_the_teacher(run):
-  image = inspect.test_images(run)[0][7]
-  maps = inspect.stage_maps(run, image)
+  image = feature_maps.test_images(run)[0][7]
+  maps = feature_maps.stage_maps(run, image)
   # In the order in which the configuration has them.
   assert list(maps) == ['stage3->stage3/block1', 'stage1']
 
@@ -124,7 +118,7 @@ def test_maps_are_channel_means_of_the_connected_student_and_the_teacher(run):
 def test_only_the_method_feature_has_maps(run):
   result = run.result | {'method': 'response'}
   with pytest.raises(ValueError, match='a run of the method response'):
-    inspect.stage_maps(
+    feature_maps.stage_maps(
       run._replace(result=result), np.zeros((8, 8, 1), np.uint8)
     )
 
@@ -132,7 +126,7 @@ def test_only_the_method_feature_has_maps(run):
 def test_the_teacher_must_be_the_one_that_taught(run):
   other = run.result['teacher'] | {'digest': 'abc'}
   with pytest.raises(ValueError, match='begun with another teacher'):
-    inspect.stage_maps(
+    feature_maps.stage_maps(
       run._replace(result=run.result | {'teacher': other}),
       np.zeros((8, 8, 1), np.uint8),
     )

@@ -55,8 +55,8 @@ def run(*paths, **values):
 @pytest.fixture(autouse=True)
 def process(monkeypatch):
   """Leaves the logger and the allocator of the tests' process alone."""
-  monkeypatch.setattr('kdjax.command.logs.setup', lambda: None)
-  monkeypatch.setattr('kdjax.command.runtime.setup', lambda: None)
+  monkeypatch.setattr('kdjax.system.command.logs.setup', lambda: None)
+  monkeypatch.setattr('kdjax.system.command.runtime.setup', lambda: None)
 
 
 @pytest.fixture

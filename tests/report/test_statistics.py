@@ -7,11 +7,13 @@ import pytest
 import synthetic
 from synthetic import write_run, write_unfinished
 
-from kdjax.report import collect, statistics
+from kdjax.report import collect, significance
 
 
 def rows_of(*paths):
-  return {row.label: row for row in statistics.rows(collect.read(list(paths)))}
+  return {
+    row.label: row for row in significance.rows(collect.read(list(paths)))
+  }
 
 
 # Means and spreads
@@ -19,10 +21,10 @@ def rows_of(*paths):
 
 def test_the_spread_is_the_sample_standard_deviation():
   # Deviations -2, 0, 2: 8 / (3 - 1) = 4.
-  assert statistics.summarize([3.0, 5.0, 7.0]) == (5.0, 2.0, 3)
-  assert statistics.summarize([3.0]) == (3.0, None, 1)
+  assert significance.summarize([3.0, 5.0, 7.0]) == (5.0, 2.0, 3)
+  assert significance.summarize([3.0]) == (3.0, None, 1)
   # Floating-point sums make a spread of this; there is none.
-  assert statistics.summarize([0.98, 0.98, 0.98]) == (0.98, 0.0, 3)
+  assert significance.summarize([0.98, 0.98, 0.98]) == (0.98, 0.0, 3)
 
 
 # Welch's test
@@ -35,7 +37,7 @@ def test_gain_is_tested_as_by_hand():
   # 1 - x / √(2 + x²), which is 0.05 at x = √(1.805 / 0.0975).
   spread = math.sqrt(0.00015)
   values = [0.96 - spread, 0.96, 0.96 + spread]
-  gain = statistics.gain(values, [0.89, 0.91])
+  gain = significance.gain(values, [0.89, 0.91])
   t = 0.06 / spread
   assert gain.difference == pytest.approx(0.06)
   assert gain.p == pytest.approx(1 - t / math.sqrt(2 + t**2), rel=1e-6)
@@ -47,13 +49,13 @@ def test_gain_is_tested_as_by_hand():
 
 def test_one_seed_gives_no_test():
   for values, baseline in (([0.9], [0.8, 0.7]), ([0.9, 0.8], [0.7])):
-    gain = statistics.gain(values, baseline)
+    gain = significance.gain(values, baseline)
     assert gain.difference > 0
     assert gain[1:] == (None, None, None, '1 seed')
 
 
 def test_no_spread_in_either_gives_no_test():
-  gain = statistics.gain([0.98] * 3, [0.97] * 3)
+  gain = significance.gain([0.98] * 3, [0.97] * 3)
   assert gain.difference == pytest.approx(0.01)
   assert gain[1:] == (None, None, None, 'no spread in either')
 
@@ -61,7 +63,7 @@ def test_no_spread_in_either_gives_no_test():
 def test_no_spread_in_one_is_no_obstacle():
   # 0.98 three times is not exactly constant to NumPy's variance. The other's
   # mean has variance 0.0002 / 2; 1 degree of freedom: p = 1 - 2 / π · atan(t).
-  gain = statistics.gain([0.98] * 3, [0.91, 0.93])
+  gain = significance.gain([0.98] * 3, [0.91, 0.93])
   assert gain.p == pytest.approx(1 - 2 / math.pi * math.atan(0.06 / 0.01))
 
 
@@ -169,9 +171,9 @@ def test_the_teachers_logits_may_come_from_its_own_run(tmp_path, which):
   write_run(tmp_path / 'trained', predictions=arrays)
   digest = f'{tmp_path.name}/trained {which}'
   write_run(tmp_path / 'run', 'response', taught_by=synthetic.teacher(digest))
-  logits = statistics.teacher_logits(collect.read([tmp_path]))
+  logits = significance.teacher_logits(collect.read([tmp_path]))
   np.testing.assert_array_equal(logits, arrays[which])
-  assert statistics.teacher_logits(collect.read([tmp_path / 'run'])) is None
+  assert significance.teacher_logits(collect.read([tmp_path / 'run'])) is None
 
 
 def test_confusion_has_true_classes_in_rows():
@@ -180,7 +182,7 @@ def test_confusion_has_true_classes_in_rows():
   labels = np.array([0, 0, 0, 1, 2, 2])
   predictions = synthetic.logits(0, 2, 0, 0, 2, 2, classes=3)
   np.testing.assert_allclose(
-    statistics.confusion(labels, predictions),
+    significance.confusion(labels, predictions),
     [[2 / 3, 0, 1 / 3], [1, 0, 0], [0, 0, 1]],
   )
 
@@ -202,7 +204,7 @@ def test_the_best_setting_is_chosen_on_validation(tmp_path):
       method__response__temperature=temperature,
     )
   groups = collect.read([tmp_path]).groups
-  assert statistics.best_settings(groups)['response'].label == (
+  assert significance.best_settings(groups)['response'].label == (
     'response (temperature = 2)'
   )
 
@@ -214,7 +216,7 @@ def test_without_validation_only_a_single_setting_is_chosen(tmp_path):
       tmp_path / f'{epochs}', 'response', validation=None, train__epochs=epochs
     )
   groups = collect.read([tmp_path]).groups
-  assert list(statistics.best_settings(groups)) == ['scratch']
+  assert list(significance.best_settings(groups)) == ['scratch']
 
 
 def test_settings_are_compared_on_the_seeds_that_all_have(tmp_path):
@@ -232,14 +234,14 @@ def test_settings_are_compared_on_the_seeds_that_all_have(tmp_path):
       method__response__temperature=temperature,
     )
   groups = collect.read([tmp_path]).groups
-  best = statistics.best_settings(groups)['response']
+  best = significance.best_settings(groups)['response']
   assert best.settings['method.response.temperature'] == 4.0
-  common = statistics.with_common_seeds(groups)
+  common = significance.with_common_seeds(groups)
   assert [len(group.runs) for group in common] == [1, 1]
   # Where there is no such seed, nothing can be left.
   apart = [groups[0]._replace(runs=groups[0].runs[1:]), groups[1]]
-  assert statistics.with_common_seeds(apart) == apart
-  assert statistics.with_common_seeds([]) == []
+  assert significance.with_common_seeds(apart) == apart
+  assert significance.with_common_seeds([]) == []
 
 
 def test_what_diverges_is_not_chosen_where_something_else_does_not(tmp_path):
@@ -261,8 +263,8 @@ def test_what_diverges_is_not_chosen_where_something_else_does_not(tmp_path):
   )
   groups = collect.read([tmp_path]).groups
   assert [len(group.diverged) for group in groups] == [1, 0]
-  best = statistics.best_settings(groups)['response']
+  best = significance.best_settings(groups)['response']
   assert best.settings['method.response.alpha'] == 0.5
   # Unless there is nothing else.
-  only = statistics.best_settings(groups[:1])['response']
+  only = significance.best_settings(groups[:1])['response']
   assert only.settings['method.response.alpha'] == 0.1

@@ -7,7 +7,7 @@ import pytest
 import synthetic
 from synthetic import write_run, write_unfinished
 
-from kdjax.report import collect, statistics, tables
+from kdjax.report import collect, significance, tables
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def sweep(tmp_path):
   write_unfinished(tmp_path / 'f', 'feature', records=diverged)
   write_unfinished(tmp_path / 's2', seed=2, records=diverged)
   comparison = collect.read([tmp_path])
-  return comparison, statistics.rows(comparison)
+  return comparison, significance.rows(comparison)
 
 
 def by_label(cells):
@@ -70,7 +70,7 @@ def test_p_values_are_bounded(tmp_path):
   for seed in range(3):
     write_run(tmp_path / f's{seed}', seed=seed, accuracy=0.5 + seed / 1000)
     write_run(tmp_path / f'r{seed}', 'response', seed=seed, accuracy=0.9)
-  rows = statistics.rows(collect.read([tmp_path]))
+  rows = significance.rows(collect.read([tmp_path]))
   assert by_label(tables.cells(rows))['response']['p'] == '< 0.001'
 
 
@@ -95,7 +95,7 @@ def test_footnotes_count_comparisons_and_name_missing_baselines(tmp_path):
       )
   write_run(tmp_path / 'longer', 'feature', train__epochs=99)
   comparison = collect.read([tmp_path])
-  text = '\n'.join(tables.footnotes(comparison, statistics.rows(comparison)))
+  text = '\n'.join(tables.footnotes(comparison, significance.rows(comparison)))
   assert 'not corrected for the number of comparisons, 2.' in text
   assert 'No gain is given for feature (epochs = 99): no run of scratch' in text
 

@@ -10,8 +10,11 @@ import pytest
 import synthetic
 import tiny
 
-from kdjax import initial, lock, logs, results, signals, sweep, train
-from kdjax.sweep import execute, plan
+from kdjax import sweep
+from kdjax.storage import run_directory
+from kdjax.sweep import plan, run
+from kdjax.system import lock, logs, signals
+from kdjax.training import initial_weights, train
 
 T, ALPHA = 'method.response.temperature', 'method.response.alpha'
 
@@ -45,7 +48,7 @@ def swept(tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(train, 'train_and_evaluate', recording)
-    summary = execute.run(small(), root / 'sweep')
+    summary = run.run(small(), root / 'sweep')
   return root / 'sweep', summary, calls
 
 
@@ -58,7 +61,7 @@ def test_every_run_is_a_run_directory_of_its_own(swept):
   for stage in summary['stages']:
     for run in stage['runs']:
       assert run['state'] == 'finished'
-      result = results.read_result(root / run['name'])
+      result = run_directory.read_result(root / run['name'])
       assert result['seed'] == run['seed']
       assert result['method'] == run['method']
       assert run['validation_accuracy'] == result['best']['validation_accuracy']
@@ -109,7 +112,7 @@ def test_logits_that_one_run_needs_are_not_kept(tmp_path, monkeypatch):
   ):
     config = small()
     config.stages = (stage,)
-    execute.run(config, tmp_path)
+    run.run(config, tmp_path)
   replays = {name: pathlib.Path(path).name for name, path in found.items()}
   shared = [name for name, path in replays.items() if path]
   assert len(shared) == 4
@@ -123,7 +126,7 @@ def test_logits_that_one_run_needs_are_not_kept(tmp_path, monkeypatch):
 
 def test_a_table_shows_validation_and_what_was_chosen(swept):
   _, summary, _ = swept
-  lines = execute.table(summary).splitlines()
+  lines = run.table(summary).splitlines()
   assert len(lines) == 2 + 3 + 2 + 2
   assert sum(line.endswith('chosen') for line in lines) == 2
   first = summary['stages'][0]['runs'][0]
@@ -132,10 +135,10 @@ def test_a_table_shows_validation_and_what_was_chosen(swept):
 
 def test_runs_that_confirm_have_seeds_that_chose_nothing(swept):
   _, summary, _ = swept
-  assert execute.confirming(summary) == ['scratch-seed1', 'scratch-seed2']
+  assert run.confirming(summary) == ['scratch-seed1', 'scratch-seed2']
   first, second, last = summary['stages']
-  assert execute.confirming({'stages': [first, second]}) == []
-  assert execute.confirming({'stages': [last]}) == []
+  assert run.confirming({'stages': [first, second]}) == []
+  assert run.confirming({'stages': [last]}) == []
 
 
 def test_a_sweep_that_is_started_again_does_nothing(swept, monkeypatch):
@@ -145,7 +148,7 @@ def test_a_sweep_that_is_started_again_does_nothing(swept, monkeypatch):
     raise AssertionError('it trains')
 
   monkeypatch.setattr(train, 'train_and_evaluate', never)
-  assert execute.run(small(), root) == summary
+  assert run.run(small(), root) == summary
 
 
 command = functools.partial(processes.run, module='kdjax.sweep')
@@ -162,7 +165,7 @@ def test_the_command_ends_with_tables_and_reports(swept, tmp_path):
   # All of its runs are finished.
   done = command(f'--config={file}', f'--workdir={root}')
   assert done.returncode == 0, done.stderr
-  assert execute.table(summary) in done.stdout
+  assert run.table(summary) in done.stdout
   for report in (root / 'report', root / 'report' / 'confirmation'):
     assert f'the whole report: {report / "report.html"}' in done.stdout
     assert 'scratch' in (report / 'comparison.md').read_text()
@@ -220,7 +223,7 @@ def test_a_sweep_cut_off_ends_as_one_that_was_not(
     shutil.copytree(root / workdir.name, workdir, dirs_exist_ok=True)
 
   monkeypatch.setattr(train, 'train_and_evaluate', restoring)
-  assert execute.run(small(), copy) == summary
+  assert run.run(small(), copy) == summary
   assert again == [cut, *missing]
 
 
@@ -246,14 +249,14 @@ def test_a_run_that_fails_or_diverges_does_not_stop_the_others(
     else:
       # After another choice: any finished run will do, as if it were this one.
       shutil.copytree(root / calls[0][0], workdir)
-      result = results.read_result(workdir)
-      result['config'] = results.as_json(config)
-      results.write_result(workdir, result)
-      results.write_config(workdir, config)
+      result = run_directory.read_result(workdir)
+      result['config'] = run_directory.as_json(config)
+      run_directory.write_result(workdir, result)
+      run_directory.write_config(workdir, config)
 
   monkeypatch.setattr(train, 'train_and_evaluate', troubled)
   with caplog.at_level('WARNING', 'kdjax'):
-    found = execute.run(small(), tmp_path)
+    found = run.run(small(), tmp_path)
   first, second, third = found['stages'][0]['runs']
   assert (first['state'], second['state']) == ('diverged', 'failed')
   assert first['error'] == 'no finite loss or gradient at step 4'
@@ -261,7 +264,7 @@ def test_a_run_that_fails_or_diverges_does_not_stop_the_others(
   assert f'{failing} failed: out of memory' in caplog.text
   assert found['stages'][0]['chosen'] == {'response': third['settings']}
   assert len(found['stages']) == 3
-  table = execute.table(found)
+  table = run.table(found)
   assert 'diverged' in table
   assert 'failed' in table
 
@@ -273,7 +276,7 @@ def test_a_run_that_fails_or_diverges_does_not_stop_the_others(
     shutil.copytree(root / workdir.name, workdir)
 
   monkeypatch.setattr(train, 'train_and_evaluate', recording)
-  execute.run(small(), tmp_path)
+  run.run(small(), tmp_path)
   assert tried[0] == failing
   assert diverging not in tried
 
@@ -284,15 +287,15 @@ def test_a_run_that_may_skip_steps_is_tried_again(tmp_path, monkeypatch):
   (tmp_path / 'metrics.jsonl').write_text(
     '{"kind": "train", "step": 4, "loss": null, "gradient_norm": null}\n'
   )
-  assert execute._recorded(one, tmp_path)['state'] == 'diverged'
+  assert run._recorded(one, tmp_path)['state'] == 'diverged'
   one.config.train.nonfinite = 'skip'
-  assert execute._recorded(one, tmp_path) is None
+  assert run._recorded(one, tmp_path) is None
 
   def diverge(*_):
     raise FloatingPointError('50 steps in a row')
 
   monkeypatch.setattr(train, 'train_and_evaluate', diverge)
-  record = execute._run(one, tmp_path, None)
+  record = run._run(one, tmp_path, None)
   assert record['state'] == 'diverged'
   assert '50 steps in a row' in record['error']
 
@@ -310,7 +313,7 @@ def test_a_signal_stops_the_sweep_and_is_no_failure(
 
   monkeypatch.setattr(train, 'train_and_evaluate', stopped)
   with pytest.raises(signals.Interrupted):
-    execute.run(small(), tmp_path)
+    run.run(small(), tmp_path)
   (stage,) = json.loads((tmp_path / 'sweep.json').read_text())['stages']
   assert stage['runs'] == summary['stages'][0]['runs'][:1]
 
@@ -320,7 +323,7 @@ def test_a_sweep_that_another_process_runs_is_refused(tmp_path):
     lock.hold(tmp_path, 'the sweep'),
     pytest.raises(BlockingIOError, match='the sweep in'),
   ):
-    execute.run(small(), tmp_path)
+    run.run(small(), tmp_path)
 
 
 def test_where_nothing_finishes_nothing_is_chosen(tmp_path, monkeypatch):
@@ -330,32 +333,32 @@ def test_where_nothing_finishes_nothing_is_chosen(tmp_path, monkeypatch):
   monkeypatch.setattr(train, 'train_and_evaluate', failing)
   monkeypatch.setattr(train, 'prepare_teacher', lambda *_: None)
   with pytest.raises(ValueError, match="stage 't' no setting of response"):
-    execute.run(small(), tmp_path)
+    run.run(small(), tmp_path)
   config = small()
   config.stages = config.stages[:1]
-  assert execute.run(config, tmp_path)['stages'][0]['chosen'] == {}
+  assert run.run(config, tmp_path)['stages'][0]['chosen'] == {}
 
 
 def test_mistakes_are_found_before_anything_runs(swept, tmp_path):
   with pytest.raises(ValueError, match='of a run, not of a sweep'):
-    execute.run(tiny.config(), tmp_path / 'sweep')
+    run.run(tiny.config(), tmp_path / 'sweep')
   config = small()
   config.stages = ()
   with pytest.raises(ValueError, match=r'config\.stages is empty'):
-    execute.run(config, tmp_path / 'sweep')
+    run.run(config, tmp_path / 'sweep')
   config = small()
   config.stages = (
     *config.stages,
     sweep.stage('late', grid={'train.epochs': (0,)}),
   )
   with pytest.raises(ValueError, match=r'config\.train\.epochs is 0'):
-    execute.run(config, tmp_path / 'sweep')
+    run.run(config, tmp_path / 'sweep')
   assert not (tmp_path / 'sweep').exists()
   # A directory with the runs of another sweep.
   config = small()
   config.run.train.learning_rate = 0.5
   with pytest.raises(ValueError, match=r'learning_rate: 0\.01 there, 0\.5 now'):
-    execute.run(config, swept[0])
+    run.run(config, swept[0])
 
 
 def test_a_run_of_another_configuration_is_refused_in_any_stage(
@@ -377,7 +380,7 @@ def test_a_run_of_another_configuration_is_refused_in_any_stage(
   )
   config.stages[0]['fixed']['train.learning_rate'] = 0.01
   with pytest.raises(ValueError, match=r'learning_rate: 0\.01 there, 0\.5 now'):
-    execute.run(config, root)
+    run.run(config, root)
 
 
 def test_what_students_begin_with_is_loaded_once_and_only_to_begin(
@@ -387,22 +390,26 @@ def test_what_students_begin_with_is_loaded_once_and_only_to_begin(
 
   def load(student):
     loaded.append(student.init_from)
-    return initial.Initial({}, {}, {'name': 'resnet10', 'stem': 'cifar'})
+    return initial_weights.Initial(
+      {}, {}, {'name': 'resnet10', 'stem': 'cifar'}
+    )
 
   def finish(config, workdir, session):
     seen.append((config.student.name, config.student.width))
-    results.write_config(workdir, config)
+    run_directory.write_config(workdir, config)
     test = {'accuracy': 0.5, 'loss': 1.0}
-    results.write_result(workdir, synthetic.result_of(config, '', 0.5, test))
+    run_directory.write_result(
+      workdir, synthetic.result_of(config, '', 0.5, test)
+    )
 
-  monkeypatch.setattr(initial, 'load', load)
+  monkeypatch.setattr(initial_weights, 'load', load)
   monkeypatch.setattr(train, 'train_and_evaluate', finish)
   config = small()
   config.run.student.update(name='', init_from='x', width=4)
   config.stages = (sweep.comparison(('scratch',), seeds=(1, 2)),)
-  summary = execute.run(config, tmp_path)
+  summary = run.run(config, tmp_path)
   assert (loaded, seen) == (['x'], [('resnet10', 4)] * 2)
-  assert execute.run(config, tmp_path) == summary
+  assert run.run(config, tmp_path) == summary
   assert (loaded, len(seen)) == (['x'], 2)
 
 
@@ -417,12 +424,12 @@ def test_a_teacher_that_fails_stops_the_sweep(tmp_path, monkeypatch):
 
   monkeypatch.setattr(train, 'prepare_teacher', missing)
   # Nothing here needs a teacher.
-  assert execute.run(config, tmp_path)['stages'][0]['runs'][0]['state'] == (
+  assert run.run(config, tmp_path)['stages'][0]['runs'][0]['state'] == (
     'failed'
   )
   config.stages = (sweep.comparison(('response',)),)
   with pytest.raises(FileNotFoundError, match='no teacher'):
-    execute.run(config, tmp_path)
+    run.run(config, tmp_path)
 
 
 def test_time_left_is_told_by_the_runs_so_far(monkeypatch, caplog):

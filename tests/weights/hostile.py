@@ -26,8 +26,8 @@ import safetensors.numpy
 import torch_files
 from torch_files import Call, Global, Raw, Tensor
 
-from kdjax import weights
-from kdjax.weights import names
+from kdjax.storage import weights
+from kdjax.storage.weights import resnet_names
 
 # Beyond what Python and its packages have taken before the first file.
 MEMORY = 2**29
@@ -44,9 +44,9 @@ def state_of(width=1):
     'stem': 'cifar',
     'width': width,
   }
-  shapes = names._shapes(model, False, [1, 1, 1, 1], (3, 3), 3)
+  shapes = resnet_names._shapes(model, False, [1, 1, 1, 1], (3, 3), 3)
   state = {name: reference.tensor(name, shape) for name, shape in shapes}
-  return names.with_counters(state)
+  return resnet_names.with_counters(state)
 
 
 # Files made by hand

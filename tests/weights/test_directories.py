@@ -9,8 +9,8 @@ import safetensors.numpy
 import torch_files
 from test_weights import assert_same, prefixed, state_of
 
-from kdjax import pretrained, results, weights
-from kdjax.weights import directory
+from kdjax.storage import networks, run_directory, weights
+from kdjax.storage.weights import directory
 
 RESCALED = {'do_rescale': True, 'rescale_factor': 1 / 255}
 PROCESSOR = {
@@ -72,12 +72,12 @@ def test_weights_in_a_directory(tmp_path, layout):
   assert_same(found.variables, reference.flax_variables(state))
   assert ('in 2 files' in found.recognised[0]) == layout.endswith('.json')
   # It has a config.json, and is no run.
-  assert not results.is_run(path)
+  assert not run_directory.is_run(path)
 
 
 def test_what_stands_beside_the_weights_becomes_the_card(tmp_path):
   make(tmp_path / 'net', config=LABELS, processor=PROCESSOR)
-  found = pretrained.load(tmp_path / 'net')
+  found = networks.load(tmp_path / 'net')
   assert found.card['class_names'] == ['cat', 'dog', 'owl']
   assert found.card['preprocessing'] == {
     'image_shape': [64, 64, 3],
@@ -198,7 +198,7 @@ def test_names_of_classes(tmp_path, labels, names, noted):
 def test_what_weights_do_not_show_is_refused(tmp_path, config, message):
   make(tmp_path / 'net', config=config)
   with pytest.raises(ValueError, match=message):
-    pretrained.load(tmp_path / 'net')
+    networks.load(tmp_path / 'net')
 
 
 def test_a_file_of_several_that_is_missing(tmp_path):
@@ -208,11 +208,11 @@ def test_a_file_of_several_that_is_missing(tmp_path):
   with pytest.raises(
     FileNotFoundError, match=r'there is no file 2\.safetensors .*index\.json'
   ):
-    pretrained.load(path)
+    networks.load(path)
   for index in ({}, {'weight_map': {'a': '../1.safetensors'}}):
     (path / 'model.safetensors.index.json').write_text(json.dumps(index))
     with pytest.raises(ValueError, match='has no weight_map'):
-      pretrained.load(path)
+      networks.load(path)
 
 
 def test_a_directory_with_weights_under_another_name(tmp_path):
@@ -222,7 +222,7 @@ def test_a_directory_with_weights_under_another_name(tmp_path):
   with pytest.raises(
     FileNotFoundError, match=r'holds resnet18-best\.safetensors: name that'
   ):
-    pretrained.load(path)
+    networks.load(path)
 
 
 def test_directories_around_the_weights(tmp_path):
@@ -231,13 +231,13 @@ def test_directories_around_the_weights(tmp_path):
   with pytest.raises(
     FileNotFoundError, match='holds snapshots/3f2a: name that'
   ):
-    pretrained.load(tmp_path / 'hub')
+    networks.load(tmp_path / 'hub')
   (tmp_path / 'hub' / 'model.safetensors').write_bytes(b'')
   with pytest.raises(FileNotFoundError, match='holds hub: name that'):
-    pretrained.load(tmp_path)
+    networks.load(tmp_path)
   (tmp_path / '__0_0.distcp').write_bytes(b'')
   with pytest.raises(FileNotFoundError, match='dcp_to_torch'):
-    pretrained.load(tmp_path)
+    networks.load(tmp_path)
 
 
 def test_a_pointer_of_git_lfs_in_a_directory(tmp_path):
@@ -245,13 +245,13 @@ def test_a_pointer_of_git_lfs_in_a_directory(tmp_path):
   pointer = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n'
   (tmp_path / 'net' / 'model.safetensors').write_bytes(pointer)
   with pytest.raises(ValueError, match=r'model\.safetensors: a pointer of Git'):
-    pretrained.load(tmp_path / 'net')
+    networks.load(tmp_path / 'net')
 
 
 def test_one_logit_becomes_two(tmp_path):
   state = state_of(classes=1)
   torch_files.write_zip(tmp_path / 'net.pth', prefixed(state, 'module.'))
-  network, card, recognised = pretrained.load(
+  network, card, recognised = networks.load(
     tmp_path / 'net.pth', class_names=['healthy', 'ill']
   )
   assert card['model']['num_classes'] == 2

@@ -14,9 +14,10 @@ import safetensors.numpy
 import torch_files
 from torch_files import Call, Global, Raw, Tensor
 
-from kdjax import features, models, weights
-from kdjax.models import resnet
-from kdjax.weights import names, torch_file
+from kdjax import models
+from kdjax.models import features, resnet
+from kdjax.storage import weights
+from kdjax.storage.weights import pytorch, resnet_names
 
 FILES = reference.FOLDER
 OTHERS = {'epoch': 3, 'args': Call(Global('argparse', 'Namespace'), ())}
@@ -73,10 +74,10 @@ def test_the_networks_are_those_of_kdjax():
     (model.args[0] is resnet.Bottleneck, model.args[1]): name
     for name, model in resnet.MODELS.items()
   }
-  assert known == names.NETWORKS
+  assert known == resnet_names.NETWORKS
 
 
-@pytest.mark.parametrize('name', names.NETWORKS.values())
+@pytest.mark.parametrize('name', resnet_names.NETWORKS.values())
 @pytest.mark.parametrize('stem', ['imagenet', 'cifar'])
 def test_what_is_written_has_torchvisions_names_and_layouts(
   tmp_path, name, stem
@@ -981,10 +982,10 @@ def test_nothing_is_read_before_the_shapes_are_known(tmp_path, monkeypatch):
   state['fc.bias'] = state['bn1.bias']
   path = write(tmp_path / 'weights.pth', state)
 
-  def read(member, content, original=torch_file._member):
+  def read(member, content, original=pytorch._member):
     assert '/data/' not in member.filename
     return original(member, content)
 
-  monkeypatch.setattr(torch_file, '_member', read)
+  monkeypatch.setattr(pytorch, '_member', read)
   with pytest.raises(ValueError, match='of another shape'):
     weights.load(path)

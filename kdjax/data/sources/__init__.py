@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from kdjax import registry
+from kdjax.system import plugins
 
 __all__ = ['Files', 'Source', 'Split', 'load', 'names']
 
@@ -90,7 +90,7 @@ def names() -> tuple[str, ...]:
   Returns:
     Their names, sorted. `load` knows those of TFDS as well.
   """
-  return tuple(name for name in registry.names(__name__) if name != 'tfds')
+  return tuple(name for name in plugins.names(__name__) if name != 'tfds')
 
 
 def load(name: str, data_dir: str | None) -> Source:
@@ -114,5 +114,5 @@ def load(name: str, data_dir: str | None) -> Source:
   """
   # Imported here: a source may need a library that the others do without.
   if name in names():
-    return registry.module(__name__, name).load(data_dir)
-  return registry.module(__name__, 'tfds').load(name, data_dir)
+    return plugins.module(__name__, name).load(data_dir)
+  return plugins.module(__name__, 'tfds').load(name, data_dir)

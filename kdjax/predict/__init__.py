@@ -1,4 +1,0 @@
-"""Classifies images with a trained network.
-
-`python -m kdjax.predict`.
-"""

@@ -1,0 +1,899 @@
+"""Checkpoints of a run, and their restore. The only file that knows Orbax.
+
+A run directory holds `checkpoints/STEP/state`, the whole `TrainState` as an
+Orbax PyTree, and `checkpoints/STEP/metadata`, JSON with the configuration, the
+model's name and options and the normalisation of its images. Both can be read
+with Orbax alone. So can a network by itself: a directory that is an Orbax
+PyTree of its `params` and `batch_stats`, with `model_card.json` in it.
+"""
+
+import contextlib
+import functools
+import inspect
+import json
+import logging
+import math
+import os
+import pathlib
+import re
+import shutil
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from kdjax import models
+from kdjax.models import features
+from kdjax.storage import card as card_lib
+from kdjax.storage import digests
+from kdjax.system import atomic, devices
+from kdjax.training.step import Network, TrainState
+from kdjax.version import __version__
+
+logger = logging.getLogger(__package__)
+
+_DIRECTORY = 'checkpoints'
+_CARD = 'model_card.json'
+# A run's configuration, beside its checkpoints.
+_CONFIG = 'config.json'
+# What Orbax and `files.remove_directory` leave of a checkpoint when they are
+# killed.
+_LEFTOVER = re.compile(r'\d+\.orbax-checkpoint-tmp.*|\d+\..+\.\d+\.tmp')
+# What `save` adds to the metadata.
+_VERSION, _ARRAYS = 'version', 'arrays'
+# What the metadata of kdjax have, and those of its older versions.
+_OWN = {_ARRAYS, digests.SHA256}, {'model', 'normalization'}
+# What is missing is damage; other errors of the system may pass.
+_LACKING = FileNotFoundError, NotADirectoryError
+_Path = str | os.PathLike[str]
+
+
+class DamagedError(ValueError):
+  """A checkpoint is not what was saved.
+
+  Args:
+    directory: its directory.
+    how: what is wrong with it.
+
+  Attributes:
+    reason: which it is, and how; the message adds what to do.
+  """
+
+  def __init__(self, directory: pathlib.Path, how: str):
+    self.reason = f'{directory} is damaged: {how}'
+    super().__init__(f'{self.reason}. Remove it, or put a sound copy there')
+
+
+class Saved(NamedTuple):
+  """What decides whether a checkpoint is kept.
+
+  Attributes:
+    accuracy: its validation accuracy, from 0 to 1; None if it has none.
+    scheduled: whether every run of this configuration saves it, rather than one
+      that a signal stopped there.
+  """
+
+  accuracy: float | None
+  scheduled: bool
+
+
+def retained(saved: Mapping[int, Saved], keep: int) -> set[int]:
+  """Computes which checkpoints are kept.
+
+  What a run keeps of its schedule depends on nothing else: one that was stopped
+  or killed, however often, keeps what an undisturbed run does.
+
+  Args:
+    saved: the checkpoints by step.
+    keep: how many of the last scheduled ones are kept, beside the best.
+
+  Returns:
+    The steps of those, and the newest of all, to continue from.
+  """
+  scheduled = {
+    step: one.accuracy for step, one in saved.items() if one.scheduled
+  }
+  best = {_best(scheduled)} if scheduled else set()
+  newest = set(sorted(saved)[-1:])
+  return {*sorted(scheduled)[-keep:]} | best | newest
+
+
+class Checkpoints:
+  """Writes and reads the checkpoints of a run: the last ones and the best.
+
+  Saving is asynchronous: training goes on while a checkpoint is written, and a
+  checkpoint exists only once it is complete. With it are saved the SHA-256 of
+  each of its arrays and of its metadata, and all that reads it compares them.
+  Those that are no longer needed (see `retained`) are removed once the next one
+  is complete.
+
+  Args:
+    workdir: the run directory.
+    keep: how many of the last scheduled checkpoints are kept, beside the best
+      by validation accuracy. Of checkpoints without one the last counts as the
+      best.
+  """
+
+  def __init__(self, workdir: _Path, *, keep: int):
+    self._workdir = pathlib.Path(workdir).absolute()
+    self._root = self._workdir / _DIRECTORY
+    self._keep = keep
+    self._saved: dict[int, Saved] | None = None
+    # What is being written.
+    self._saving: tuple[int, Saved] | None = None
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    # An error that ends the run says more than one that follows from it.
+    with contextlib.suppress(Exception) if kind else contextlib.nullcontext():
+      self.wait()
+    if '_checkpointer' in vars(self):
+      self._checkpointer.close()
+
+  @functools.cached_property
+  def _checkpointer(self) -> ocp.AsyncCheckpointer:
+    devices.once(lambda: self._root.mkdir(parents=True, exist_ok=True))
+    return ocp.AsyncCheckpointer(
+      ocp.CompositeCheckpointHandler(
+        state=ocp.StandardCheckpointHandler(),
+        metadata=ocp.JsonCheckpointHandler(),
+      )
+    )
+
+  @contextlib.contextmanager
+  def _writing(self, step: int) -> Iterator[None]:
+    """Explains what Orbax raises when it cannot write, of whatever type."""
+    _ignore_late_callbacks()
+    try:
+      yield
+    except Exception as error:
+      what = f'the checkpoint of step {step} in {self._root}'
+      raise atomic.cannot_write(what, _shorten(error)) from error
+
+  def save(self, state: TrainState, metadata: Mapping[str, Any]) -> None:
+    """Saves a checkpoint, in the background.
+
+    Args:
+      state: the state; its step names the checkpoint.
+      metadata: what to keep beside it, as JSON; `validation_accuracy` is from 0
+        to 1, or None of a state that was not validated; `scheduled`, true by
+        default, as `Saved` has it.
+
+    Raises:
+      OSError: this checkpoint, or the one before, cannot be written.
+    """
+    step = int(state.step)
+    content = digests.seal(
+      {
+        **metadata,
+        _VERSION: __version__,
+        _ARRAYS: digests.describe(state),
+      }
+    )
+    self.wait()
+    self._take_stock()
+    with self._writing(step):
+      checkpointer = self._checkpointer
+      # Orbax would make it again, without all else that was there.
+      if not self._root.is_dir():
+        raise FileNotFoundError('the directory has been removed')
+      checkpointer.save(
+        self._root / str(step),
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state),
+          metadata=ocp.args.JsonSave(content),
+        ),
+      )
+    self._saving = step, _describe_saved(content)
+
+  def wait(self) -> None:
+    """Waits until what was saved is complete; removes what is not kept.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    if self._saving is None:
+      return
+    (step, saved), self._saving = self._saving, None
+    with self._writing(step):
+      self._checkpointer.wait_until_finished()
+    self._take_stock()[step] = saved
+    if devices.is_first():
+      self._remove_others()
+
+  def restore(
+    self, like: TrainState
+  ) -> tuple[TrainState, dict[str, Any]] | None:
+    """Restores the newest sound checkpoint, to continue from.
+
+    Damaged ones that are newer are moved to `damaged/` in the run directory.
+
+    Args:
+      like: a state, or its shapes and dtypes, of the structure to restore.
+
+    Returns:
+      The state and the metadata saved beside it; None if there is no
+      checkpoint, damaged or not.
+
+    Raises:
+      ValueError: none is sound; or the newest that is holds other arrays,
+        shapes or dtypes, or is of another version of kdjax. Nothing is changed.
+      OSError: one cannot be read now.
+    """
+    damaged: dict[int, DamagedError] = {}
+    for step in reversed(_steps(self._root)):
+      directory = self._root / str(step)
+      try:
+        metadata = _read_metadata(directory)
+        _check_continues(like, metadata, directory)
+        state = _restore_state(directory, like, metadata)
+      except DamagedError as error:
+        damaged[step] = error
+        continue
+      going_back = f'; the run goes back to step {step}'
+      for newer, found in damaged.items():
+        devices.once(
+          functools.partial(self._set_aside, newer, found, going_back)
+        )
+      self._take_stock()
+      return state, metadata
+    if damaged:
+      reasons = '\n  '.join(error.reason for error in damaged.values())
+      raise ValueError(
+        f'no checkpoint in {self._root} is sound, and nothing was changed:\n  '
+        f'{reasons}\nPut a sound copy there, or remove {self._workdir} to '
+        'begin again'
+      )
+    self._take_stock()
+    return None
+
+  def validations(self) -> list[dict[str, Any]]:
+    """Gives what the validation of each sound checkpoint gave, as a log has it.
+
+    Returns:
+      Of each that was validated `step`, `epoch`, `accuracy` and `loss`.
+    """
+    found = []
+    for step in sorted(_complete_steps(self._root)):
+      with contextlib.suppress(DamagedError):
+        metadata = _read_metadata(self._root / str(step))
+        if metadata['validation_accuracy'] is not None:
+          found.append(
+            {
+              'step': step,
+              'epoch': metadata['epoch'],
+              'accuracy': metadata['validation_accuracy'],
+              'loss': metadata.get('validation_loss'),
+            }
+          )
+    return found
+
+  def _take_stock(self) -> dict[int, Saved]:
+    """Finds what is saved, once, and clears away what a kill has left."""
+    if self._saved is None:
+      self._saved = {}
+      devices.once(self._clear)
+    return self._saved
+
+  def _clear(self) -> None:
+    """Leaves the checkpoints that are kept, alone; for one process only."""
+    for leftover in self._root.glob('*'):
+      if _LEFTOVER.fullmatch(leftover.name):
+        shutil.rmtree(leftover, ignore_errors=True)
+    assert self._saved is not None
+    for step in _steps(self._root):
+      directory = self._root / str(step)
+      try:
+        metadata = _read_metadata(directory)
+        if not (directory / 'state').is_dir():
+          raise DamagedError(directory, 'its state is missing')
+      except DamagedError as error:
+        # Nobody can tell what it is worth.
+        self._set_aside(step, error)
+      else:
+        self._saved[step] = _describe_saved(metadata)
+    self._remove_others()
+
+  def _remove_others(self) -> None:
+    """Removes the checkpoints that are not kept; for one process only."""
+    assert self._saved is not None
+    for step in self._saved.keys() - retained(self._saved, self._keep):
+      atomic.remove_directory(self._root / str(step))
+      del self._saved[step]
+
+  def _set_aside(
+    self, step: int, error: DamagedError, remark: str = ''
+  ) -> None:
+    """Moves a damaged checkpoint away; for one process only."""
+    target = atomic.set_aside(self._root / str(step), self._workdir)
+    logger.warning('%s. It is now in %s%s', error.reason, target, remark)
+
+
+def _describe_saved(metadata: Mapping[str, Any]) -> Saved:
+  return Saved(metadata['validation_accuracy'], metadata.get('scheduled', True))
+
+
+def restore(
+  path: _Path, checkpoint: str = 'best', ema: bool = False
+) -> Network:
+  """Restores a run's student, ready for `apply`.
+
+  Args:
+    path: a run directory, or one checkpoint in it
+      (`runs/fkd/checkpoints/7000`).
+    checkpoint: of a run directory, 'best' (by validation accuracy) or 'last'.
+    ema: whether to restore the moving averages of its variables instead.
+
+  Returns:
+    `(model, variables)`. `model.apply(variables, images)` gives the logits of
+    images normalised with `variables['normalization']` (see
+    `kdjax.normalize`).
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    OSError: a checkpoint cannot be read now.
+    ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
+      damaged, or moving averages are asked for and the run kept none, or its
+      model is unknown.
+  """
+  directory = find(path, checkpoint)
+  metadata = read_metadata(directory)
+  card_lib.check_model(metadata.get('model'), directory)
+
+  if ema and not any(
+    name.startswith('ema/') for name in metadata.get(_ARRAYS, ())
+  ):
+    raise ValueError(
+      f'{directory} holds no moving averages: its run had '
+      'config.train.ema_decay=0'
+    )
+
+  def select(saved: Any) -> dict[str, Any]:
+    if ema:
+      return {'ema': saved['ema']}
+    return {
+      'params': {'student': saved['params']['student']},
+      'batch_stats': saved['batch_stats'],
+    }
+
+  tree = _read_state(directory, select, metadata)
+  student = tree['ema'] if ema else tree | {'params': tree['params']['student']}
+  variables = student | {
+    'normalization': {
+      name: np.asarray(values, np.float32)
+      for name, values in metadata['normalization'].items()
+    },
+  }
+  return Network(models.build(**metadata['model']), jax.device_put(variables))
+
+
+def restore_method(path: _Path, checkpoint: str = 'best') -> Any:
+  """Restores what a run's method trained of its own, such as connectors.
+
+  Args:
+    path: a run directory, or one checkpoint in it.
+    checkpoint: of a run directory, 'best' or 'last'.
+
+  Returns:
+    The method's parameters, as its `init` made them (see `kdjax.methods`).
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    OSError: a checkpoint cannot be read now.
+    ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
+      damaged.
+  """
+  directory = find(path, checkpoint)
+  tree = _read_state(
+    directory,
+    lambda saved: {'params': {'method': saved['params']['method']}},
+    _read_metadata(directory),
+  )
+  return jax.device_put(tree['params']['method'])
+
+
+def is_own(path: _Path) -> bool:
+  """Whether a path is a run directory of kdjax, or a checkpoint of one.
+
+  Args:
+    path: any path. Directories of other programs may have the same names in
+      them.
+  """
+  path = pathlib.Path(path)
+  if _is_own_step(path):
+    return True
+  root = path / _DIRECTORY
+  return any(_is_own_step(root / str(step)) for step in _steps(root))
+
+
+def _is_own_step(step: pathlib.Path) -> bool:
+  """Whether kdjax wrote a step, as its metadata say, or where it is."""
+  if not (step / 'state').is_dir():
+    return False
+  try:
+    metadata = json.loads((step / 'metadata' / 'metadata').read_bytes())
+  except (*_LACKING, ValueError, RecursionError):
+    # Nobody else has these names around what cannot be read.
+    root = step.absolute().parent
+    return root.name == _DIRECTORY and (root.parent / _CONFIG).is_file()
+  except OSError:
+    return True  # Whoever reads it on says why it cannot be read now.
+  return isinstance(metadata, dict) and any(
+    metadata.keys() >= keys for keys in _OWN
+  )
+
+
+def check_not_foreign(workdir: _Path) -> None:
+  """Checks that a directory for a run has no checkpoints of other programs.
+
+  Args:
+    workdir: a directory that is no run yet; it need not exist.
+
+  Raises:
+    ValueError: it has.
+  """
+  root = pathlib.Path(workdir) / _DIRECTORY
+  if foreign := [
+    step for step in _steps(root) if not _is_own_step(root / str(step))
+  ]:
+    raise ValueError(
+      f'{root} holds step {max(foreign)}, which another program has saved: '
+      'choose another run directory'
+    )
+
+
+def is_tree(path: _Path) -> bool:
+  """Whether a path is a directory with a PyTree that Orbax has saved."""
+  return (pathlib.Path(path) / '_METADATA').is_file()
+
+
+def describe(tree: Any) -> dict[str, str]:
+  """Describes the arrays of a PyTree.
+
+  Args:
+    tree: arrays, or whatever else has a `dtype` and a `shape`.
+
+  Returns:
+    By the path of each its dtype and shape, as `float32[3, 3]`; of what has
+    none its type.
+  """
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): (
+      f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
+      if hasattr(leaf, 'dtype')
+      else type(leaf).__name__
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def describe_tree(path: _Path) -> dict[str, str]:
+  """Describes the arrays of a PyTree that Orbax has saved, reading none.
+
+  Args:
+    path: its directory, as `StandardCheckpointer` or `PyTreeCheckpointer` has
+      written it.
+
+  Returns:
+    By the path of each array its dtype and shape, as `float32[3, 3]`.
+
+  Raises:
+    OSError: it cannot be read now.
+    ValueError: it is damaged.
+  """
+  path = pathlib.Path(path).absolute()
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+  with _reading(path, own=is_network(path)):
+    tree = handler.metadata(epath.Path(path)).tree
+  return describe(tree)
+
+
+def read_tree(
+  path: _Path, arrays: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+  """Reads a PyTree that Orbax has saved.
+
+  Args:
+    path: its directory.
+    arrays: what `kdjax.storage.digests.describe` said of it when it was saved; None if
+      that is unknown.
+
+  Returns:
+    Its arrays, of NumPy.
+
+  Raises:
+    OSError: it cannot be read now.
+    ValueError: it is damaged.
+  """
+  path = pathlib.Path(path).absolute()
+  metadata = {} if arrays is None else {_ARRAYS: arrays}
+  return _read_state(path, lambda saved: saved, metadata, item='')
+
+
+def read_arrays(path: _Path, names: Collection[str]) -> dict[str, np.ndarray]:
+  """Reads some arrays of a PyTree that Orbax has saved.
+
+  Args:
+    path: its directory.
+    names: their paths, as `describe_tree` gives them.
+
+  Returns:
+    The arrays by path.
+
+  Raises:
+    OSError: it cannot be read now.
+    ValueError: it is incomplete or damaged.
+  """
+  path = pathlib.Path(path).absolute()
+
+  def select(saved: Any) -> dict[str, Any]:
+    leaves = {
+      jax.tree_util.keystr(key, simple=True, separator='/'): leaf
+      for key, leaf in jax.tree_util.tree_leaves_with_path(saved)
+    }
+    return flax.traverse_util.unflatten_dict(
+      {name: leaves[name] for name in names}, sep='/'
+    )
+
+  tree = _read_state(path, select, {}, item='', own=False)
+  return flax.traverse_util.flatten_dict(tree, sep='/')
+
+
+def save_network(
+  path: _Path, network: Network, card: Mapping[str, Any]
+) -> None:
+  """Saves a network by itself, as a directory.
+
+  Args:
+    path: the directory, which must not exist.
+    network: its model and variables.
+    card: what is known of it, as JSON (see `kdjax.storage.networks.Pretrained`); that
+      with the SHA-256 of each array and of all of it becomes `model_card.json`.
+
+  Raises:
+    OSError: it exists, or cannot be written. Nothing is left.
+  """
+  path = pathlib.Path(path).absolute()
+  tree = {name: network.variables[name] for name in features.TRAINED}
+  content = card_lib.seal(card, **{_ARRAYS: digests.describe(tree)})
+  _ignore_late_callbacks()
+  with atomic.new_directory(path) as directory:
+    try:
+      with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory, tree, force=True)
+    except Exception as error:
+      raise OSError(
+        f'cannot write {path}: {_shorten(error)}. Make sure that there is room '
+        'and that the directory can be written'
+      ) from error
+    (directory / _CARD).write_text(content, encoding='utf-8')
+
+
+def is_network(path: _Path) -> bool:
+  """Whether a path is a directory that `save_network` made."""
+  return (pathlib.Path(path) / _CARD).is_file()
+
+
+def read_card(path: _Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads the card of what `save_network` saved.
+
+  Args:
+    path: the directory.
+
+  Returns:
+    The card as it was given, and what `read_tree` compares the arrays with.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it is damaged, or no card.
+  """
+  file = pathlib.Path(path) / _CARD
+  card = card_lib.read(file.read_bytes(), file)
+  arrays = card.pop(_ARRAYS, None)
+  if not isinstance(arrays, dict):
+    raise ValueError(f'{file}: the card does not say what its arrays are')
+  return card, arrays
+
+
+def read_metadata(path: _Path, checkpoint: str = 'best') -> dict[str, Any]:
+  """Reads what a run saved beside its arrays.
+
+  Args:
+    path: a run directory, or one checkpoint in it.
+    checkpoint: of a run directory, 'best' or 'last'.
+
+  Returns:
+    `config`, `model` (arguments of `kdjax.models.build`), `image_shape`,
+    `class_names`, `normalization` (`mean` and `std` of pixels scaled to
+    0 … 1), `data_digest`, `teacher_digest`, `step`, `epoch`, `scheduled` (as
+    `Saved` has it), `validation_accuracy`, `validation_loss`, `wall_time_s`;
+    then what a run continues with, `window` (the metrics of each step since the
+    last line of `metrics.jsonl`), `skipped_in_a_row` (steps left out just
+    before those) and `metrics_lines` (how many lines that file has);
+    then `version` (of kdjax), `arrays` (of each array `dtype`, `shape` and
+    `sha256`) and `sha256` (of all the rest of this).
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    OSError: a checkpoint cannot be read now.
+    ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
+      damaged.
+  """
+  return _read_metadata(find(path, checkpoint))
+
+
+def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
+  """Finds the directory of a checkpoint.
+
+  Args:
+    path: a run directory, or one checkpoint in it.
+    checkpoint: of a run directory, 'best' or 'last'.
+
+  Returns:
+    The directory that holds `state` and `metadata`.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    OSError: a checkpoint cannot be read now.
+    ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
+      damaged.
+  """
+  if checkpoint not in ('best', 'last'):
+    raise ValueError(
+      f"unknown checkpoint '{checkpoint}': expected 'best' or 'last'"
+    )
+  path = pathlib.Path(path).absolute()
+  if not path.exists():
+    raise FileNotFoundError(f'there is no file or directory {path}')
+  if _is_own_step(path):
+    return path
+  root = path / _DIRECTORY
+  steps = [
+    step for step in _complete_steps(root) if _is_own_step(root / str(step))
+  ]
+  if not steps:
+    raise FileNotFoundError(
+      f'no checkpoint of kdjax in {path}: expected a run directory, which '
+      f'holds {_DIRECTORY}/STEP, or one such checkpoint'
+    )
+  if checkpoint == 'last':
+    return root / str(max(steps))
+  accuracies: dict[int, float | None] = {}
+  damaged: list[DamagedError] = []
+  for step in steps:
+    try:
+      metadata = _read_metadata(root / str(step))
+      accuracies[step] = metadata['validation_accuracy']
+    except DamagedError as error:
+      damaged.append(error)
+  if not accuracies:
+    raise damaged[-1]
+  for found in damaged:
+    logger.warning('%s. The best is chosen of the others', found.reason)
+  return root / str(_best(accuracies))
+
+
+def _steps(root: pathlib.Path) -> list[int]:
+  return sorted(
+    int(path.name)
+    for path in (root.iterdir() if root.is_dir() else ())
+    if path.name.isdecimal()
+  )
+
+
+def _complete_steps(root: pathlib.Path) -> list[int]:
+  # One that lacks an item was being deleted when its run was killed.
+  return [
+    step
+    for step in _steps(root)
+    if all((root / str(step) / item).is_dir() for item in ('state', 'metadata'))
+  ]
+
+
+def _best(accuracies: Mapping[int, float | None]) -> int:
+  """Gives the step of the best; where two are equally good, the later one."""
+
+  def rank(step: int) -> tuple[float, int]:
+    accuracy = accuracies[step]
+    return (-math.inf if accuracy is None else accuracy, step)
+
+  return max(accuracies, key=rank)
+
+
+def _read_metadata(directory: pathlib.Path) -> dict[str, Any]:
+  """Reads the metadata of a checkpoint and compares their checksum."""
+  path = directory / 'metadata' / 'metadata'
+  try:
+    metadata = dict(json.loads(path.read_bytes()))
+    # Older versions of kdjax added nothing.
+    added = metadata.keys() & {_VERSION, _ARRAYS, digests.SHA256}
+    sound = not added or digests.is_sealed(metadata)
+  except (
+    *_LACKING,
+    ValueError,
+    TypeError,
+    RecursionError,
+    MemoryError,
+  ) as error:
+    raise DamagedError(
+      directory, f'its metadata cannot be read ({error})'
+    ) from error
+  except OSError as error:
+    raise _cannot_read(directory, error) from error
+  if not sound:
+    raise DamagedError(
+      directory, 'the SHA-256 of its metadata is not the one recorded there'
+    )
+  return metadata
+
+
+@contextlib.contextmanager
+def _reading(directory: pathlib.Path, *, own: bool = True) -> Iterator[None]:
+  """Explains what Orbax raises when it cannot read, of whatever type.
+
+  Args:
+    directory: what is read.
+    own: whether kdjax has written it.
+  """
+  _ignore_late_callbacks()
+  try:
+    yield
+  except Exception as error:
+    if isinstance(error, OSError) and not isinstance(error, _LACKING):
+      raise _cannot_read(directory, error) from error
+    if not own:
+      raise ValueError(
+        f'{directory} cannot be read as a PyTree of Orbax: it may not be '
+        'complete, or a version of Orbax that is not known here has written it '
+        f'({_shorten(error)})'
+      ) from error
+    raise DamagedError(
+      directory, f'its state cannot be read ({_shorten(error)})'
+    ) from error
+
+
+def _cannot_read(directory: pathlib.Path, cause: OSError) -> OSError:
+  return OSError(
+    f'{directory} cannot be read now, which does not say that it is damaged: '
+    f'{cause}\nMake sure that the directory can be read, then start the same '
+    'command again'
+  )
+
+
+def _shorten(error: Exception) -> str:
+  """Gives how an error begins and ends; TensorStore's go on for pages."""
+  text = ' '.join(str(error).split())
+  return text if len(text) < 400 else f'{text[:200]} … {text[-200:]}'
+
+
+@functools.cache
+def _ignore_late_callbacks() -> None:
+  """Says nothing of reads and writes that end, or never will, after one failed.
+
+  Orbax closes the event loop that they belong to.
+  """
+  previous = sys.unraisablehook
+
+  def hook(unraisable: Any) -> None:
+    late = str(unraisable.exc_value) == 'Event loop is closed'
+    late |= inspect.iscoroutine(unraisable.object)
+    # A signal is no such thing.
+    if not late or isinstance(unraisable.exc_value, KeyboardInterrupt):
+      previous(unraisable)
+
+  sys.unraisablehook = hook
+
+
+def _verify(
+  tree: Any, metadata: Mapping[str, Any], directory: pathlib.Path
+) -> None:
+  """Compares arrays that were read with what was saved."""
+  # An older version of kdjax says nothing of them.
+  if _ARRAYS not in metadata:
+    return
+  for name, found in digests.describe(tree).items():
+    if found != (saved := metadata[_ARRAYS].get(name)):
+      raise DamagedError(
+        directory, f'its array {name} was saved as {saved}, and is now {found}'
+      )
+
+
+def _restore_state(
+  directory: pathlib.Path, like: TrainState, metadata: Mapping[str, Any]
+) -> TrainState:
+  """Reads a whole state, onto the devices."""
+  # Those of this run, whatever those were that it was saved from.
+  sharding = devices.replicated()
+  abstract = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    like,
+  )
+  with _reading(directory), ocp.StandardCheckpointer() as checkpointer:
+    state = checkpointer.restore(directory / 'state', abstract)
+  _verify(state, metadata, directory)
+  return state
+
+
+def _read_state(
+  directory: pathlib.Path,
+  select: Callable[[Any], dict[str, Any]],
+  metadata: Mapping[str, Any],
+  item: str = 'state',
+  own: bool = True,
+) -> dict[str, Any]:
+  """Reads what `select` takes of a saved state; the rest is left on disk."""
+  alone = _alone()
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+  with (
+    _reading(directory, own=own),
+    ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
+  ):
+    path = directory / item
+    wanted = select(handler.metadata(epath.Path(path)).tree)
+    tree = checkpointer.restore(
+      path,
+      args=ocp.args.PyTreeRestore(
+        item=wanted,
+        restore_args=jax.tree.map(
+          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
+        ),
+        partial_restore=True,
+      ),
+    )
+  _verify(tree, metadata, directory)
+  return tree
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+  """Has each of several processes read by itself: not all may want to."""
+  process = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=process,
+    active_processes={process},
+    barrier_sync_key_prefix=f'process{process}',
+  )
+
+
+def _check_continues(
+  like: Any, metadata: Mapping[str, Any], directory: pathlib.Path
+) -> None:
+  """Checks that a run may go on from a sound checkpoint."""
+  version = metadata.get(_VERSION, 'an older version')
+  if version != __version__:
+    raise ValueError(
+      f'{directory} was written by kdjax {version}, and this is {__version__}: '
+      'continue it with the version that wrote it, or choose another run '
+      'directory'
+    )
+
+  def data(leaf: Any) -> Any:
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
+
+  ours = describe(jax.tree.map(data, like))
+  theirs = {
+    name: f'{saved["dtype"]}{saved["shape"]}'
+    for name, saved in metadata[_ARRAYS].items()
+  }
+  differing = [
+    f'{name}: saved {theirs.get(name, "nothing")}, '
+    f'expected {ours.get(name, "nothing")}'
+    for name in sorted(ours.keys() | theirs.keys())
+    if ours.get(name) != theirs.get(name)
+  ]
+  if differing:
+    shown = '\n  '.join(differing[:10])
+    raise ValueError(
+      f'{directory} does not fit this run ({len(differing)} arrays differ):\n'
+      f'  {shown}\nContinue it with the configuration and precision that wrote '
+      'it, or choose another run directory'
+    )

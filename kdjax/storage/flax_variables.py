@@ -1,0 +1,356 @@
+"""Variables of a Flax module that another program has saved.
+
+They are `{'params': …, 'batch_stats': …}`, the latter if there is such, or the
+content of `params` alone, or a whole training state that has them among other
+things, which are left out. They are in a directory in which Orbax has saved
+them, also as one item of a step of a `CheckpointManager`, or in the directory
+of such steps, of which the newest is taken; or in a file of
+`flax.serialization` (msgpack); or in a safetensors file whose arrays are named
+by their path, `params/Dense_0/kernel`.
+"""
+
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import numpy as np
+
+from kdjax.models import features
+from kdjax.storage import checkpoint, weights
+from kdjax.storage.weights import directory
+from kdjax.storage.weights.stored_tensors import listed
+
+# Names that programs give what they save with a `CheckpointManager`, the
+# likeliest first.
+_ITEMS = 'default', 'state', 'train_state', 'model', 'variables'
+_STEP = re.compile(r'(?:.*[_-])?(\d+)', re.ASCII)
+# In the name of what Orbax has not finished writing.
+_UNFINISHED = 'orbax-checkpoint-tmp'
+_COLLECTIONS = 'params', 'batch_stats'
+
+
+class _Source(NamedTuple):
+  """Where variables are.
+
+  Attributes:
+    trees: directories of PyTrees, by the name that their content has in the
+      whole; '' if it is the whole.
+    file: what is in the file, if it is one.
+    notes: what a person may want to know.
+  """
+
+  trees: dict[str, pathlib.Path]
+  file: weights.Stored | None
+  notes: tuple[str, ...]
+
+
+def are_in(path: str | os.PathLike[str]) -> bool:
+  """Whether a path holds variables of a Flax module, as its content tells.
+
+  Args:
+    path: any path.
+
+  Returns:
+    Whether it is a directory or a file as above.
+
+  Raises:
+    ValueError: it is a file, and is damaged.
+    OSError: it cannot be read.
+  """
+  path = pathlib.Path(path)
+  if path.is_dir():
+    return _find_trees(path) is not None or _flax_file(path) is not None
+  return path.is_file() and _is_flax(weights.read(path))
+
+
+def _is_flax(file: weights.Stored) -> bool:
+  return file.format.startswith('Flax') or any(
+    name.startswith('params/') for name in file.tensors
+  )
+
+
+def _flax_file(path: pathlib.Path) -> weights.Stored | None:
+  """Reads what is in a directory of weights, if those are of Flax."""
+  if not directory.is_one(path):
+    return None
+  file = weights.read(path)
+  return file if _is_flax(file) else None
+
+
+def _find_trees(path: pathlib.Path) -> _Source | None:
+  """Finds PyTrees of Orbax in a directory, or in its newest step."""
+  if checkpoint.is_tree(path):
+    return _Source({'': path}, None, ('Orbax',))
+  steps = {
+    int(match[1]): child
+    for child in path.iterdir()
+    if (match := _STEP.fullmatch(child.name))
+    and _UNFINISHED not in child.name
+    and _items(child)
+  }
+  notes = ['Orbax']
+  if steps:
+    newest = max(steps)
+    path = steps[newest]
+    others = listed(sorted(steps.keys() - {newest}))
+    notes.append(
+      f'the newest step, {newest}, in {path}'
+      + (f'; others: {others}' if others else '')
+    )
+  items = _items(path)
+  if not items:
+    inner = path / 'checkpoints'
+    return _find_trees(inner) if inner.is_dir() else None
+  if 'params' in items:
+    trees = {name: items[name] for name in _COLLECTIONS if name in items}
+  else:
+    name = next((name for name in _ITEMS if name in items), '')
+    if not name and len(items) > 1:
+      raise ValueError(
+        f'{path} holds {listed(sorted(items))}, and nothing says which of them '
+        'are the variables: name one, as '
+        f'{path / min(items)}'
+      )
+    trees = {'': items[name or min(items)]}
+  used = [tree.name for tree in trees.values() if tree != path]
+  if used:
+    notes.append(f'item {listed(used)}')
+  if unused := sorted(items.keys() - {*used}):
+    notes.append(f'items not taken: {listed(unused)}')
+  return _Source(trees, None, tuple(notes))
+
+
+def _items(path: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Lists the PyTrees in one step, by name."""
+  if checkpoint.is_tree(path):
+    return {'': path}
+  if not path.is_dir():
+    return {}
+  return {
+    child.name: child for child in path.iterdir() if checkpoint.is_tree(child)
+  }
+
+
+def load(
+  path: str | os.PathLike[str],
+  model: nn.Module,
+  images: jax.ShapeDtypeStruct,
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+  """Loads the variables of a model.
+
+  Args:
+    path: where `are_in` found them.
+    model: the model that they are of.
+    images: shape and dtype of its images, `[batch, height, width, channels]`.
+
+  Returns:
+    Its collections, `params` and `batch_stats`, arrays of NumPy; and what a
+    person may want to know of where they are, a line each.
+
+  Raises:
+    ValueError: arrays are missing, too many, of another shape or dtype, or not
+      finite, each named; or what is there is damaged.
+    OSError: it cannot be read.
+  """
+  path = pathlib.Path(path)
+  expected = describe_model(model, images)
+  source = _find(path)
+  described = _describe(source)
+  names, left_out = _variables_among(described)
+  found = {ours: described[theirs] for ours, theirs in names.items()}
+  check_same(
+    path,
+    type(model).__name__,
+    expected,
+    found,
+    'Is it the model that config.teacher.name means, with the same width, '
+    'stem, number of classes and images?',
+  )
+  arrays = _read(source, names)
+  check_finite(path, arrays)
+  notes = source.notes
+  if left_out:
+    notes += (f'left out: {listed(left_out)}',)
+  return {
+    'params': {},
+    'batch_stats': {},
+    **flax.traverse_util.unflatten_dict(arrays, sep='/'),
+  }, notes
+
+
+def _find(path: pathlib.Path) -> _Source:
+  if path.is_dir():
+    if source := _find_trees(path):
+      return source
+    file = _flax_file(path)
+  else:
+    file = weights.read(path)
+  assert file, path
+  return _Source({}, file, (file.format,))
+
+
+def _describe(source: _Source) -> dict[str, str]:
+  """Describes all that is there, by its path."""
+  if source.file:
+    others = dict.fromkeys(source.file.others, 'no array')
+    return {**checkpoint.describe(dict(source.file.tensors)), **others}
+  return {
+    f'{prefix}/{name}' if prefix else name: what
+    for prefix, tree in source.trees.items()
+    for name, what in checkpoint.describe_tree(tree).items()
+  }
+
+
+def _read(source: _Source, names: Mapping[str, str]) -> dict[str, np.ndarray]:
+  """Reads arrays; `names` has those that they have there by those wanted."""
+  if source.file:
+    tensors = source.file.tensors
+    return {ours: tensors[theirs].read() for ours, theirs in names.items()}
+  read: dict[str, np.ndarray] = {}
+  for prefix, tree in source.trees.items():
+    start = f'{prefix}/' if prefix else ''
+    wanted = {
+      theirs.removeprefix(start)
+      for theirs in names.values()
+      if theirs.startswith(start)
+    }
+    arrays = checkpoint.read_arrays(tree, wanted)
+    read |= {f'{start}{name}': array for name, array in arrays.items()}
+  return {ours: read[theirs] for ours, theirs in names.items()}
+
+
+def _variables_among(
+  described: Mapping[str, str],
+) -> tuple[dict[str, str], list[str]]:
+  """Finds `params` and `batch_stats` among all that was saved.
+
+  Args:
+    described: descriptions of arrays by their path.
+
+  Returns:
+    The paths by those that the arrays have among a module's variables, and what
+    is left out, as briefly as possible.
+  """
+  root = ''
+  paths = [name.split('/') for name in described]
+  # Around a state there may be dictionaries of one entry, or a state's own.
+  while not any(path[0] == 'params' for path in paths):
+    inner = [
+      key
+      for key in dict.fromkeys(path[0] for path in paths)
+      if any(path[0] == key and 'params' in path[1:3] for path in paths)
+    ]
+    if len(inner) != 1:
+      # The content of params alone.
+      return {f'params/{name}': name for name in described}, []
+    root += f'{inner[0]}/'
+    paths = [path[1:] for path in paths if path[0] == inner[0] and path[1:]]
+  # A state whose params are all of a module's variables.
+  inside = {path[1] for path in paths if path[0] == 'params' and path[1:]}
+  if 'params' in inside and inside <= {*_COLLECTIONS}:
+    root += 'params/'
+  names = {
+    name.removeprefix(root): name
+    for name in described
+    if name.startswith(root)
+    and name.removeprefix(root).partition('/')[0] in _COLLECTIONS
+  }
+  left_out = dict.fromkeys(
+    _beginning(name, root) for name in described if name not in names.values()
+  )
+  return names, [*left_out]
+
+
+def _beginning(name: str, root: str) -> str:
+  """Gives as much of a path as tells it from a prefix."""
+  words, parts = name.split('/'), root.split('/')
+  common = 0
+  while words[common : common + 1] == parts[common : common + 1] != []:
+    common += 1
+  return '/'.join(words[: common + 1])
+
+
+def describe_model(
+  model: nn.Module, images: jax.ShapeDtypeStruct
+) -> dict[str, str]:
+  """Describes the variables that a model makes, making none.
+
+  Args:
+    model: a Flax module called as `model(images, train=…)`.
+    images: shape and dtype of its images, `[batch, height, width, channels]`.
+
+  Returns:
+    What `kdjax.storage.checkpoint.describe` says of them.
+  """
+  made = jax.eval_shape(
+    lambda rng: features.init(model, rng, images), jax.random.key(0)
+  )
+  return checkpoint.describe(made)
+
+
+def check_finite(
+  path: str | os.PathLike[str], arrays: Mapping[str, Any]
+) -> None:
+  """Checks that arrays hold numbers.
+
+  Args:
+    path: where they are.
+    arrays: arrays, in dictionaries of any depth.
+
+  Raises:
+    ValueError: some do not; the message names them.
+  """
+  if wrong := [
+    name
+    for name, array in _flatten(arrays).items()
+    if not np.isfinite(array).all()
+  ]:
+    raise ValueError(
+      f'{path} has values that are not finite in {listed(sorted(wrong))}'
+    )
+
+
+def check_same(
+  path: str | os.PathLike[str],
+  model: str,
+  expected: Mapping[str, str],
+  found: Mapping[str, str],
+  advice: str,
+) -> None:
+  """Checks that arrays are those of a model.
+
+  Args:
+    path: where they are.
+    model: what the model is called.
+    expected: what `kdjax.storage.checkpoint.describe` says of its arrays.
+    found: the same of what is there.
+    advice: what to do if they are not.
+
+  Raises:
+    ValueError: they are not; the message names those that differ.
+  """
+  lines = []
+  if missing := sorted(expected.keys() - found.keys()):
+    lines.append(f'missing: {listed(missing)}')
+  if extra := sorted(found.keys() - expected.keys()):
+    lines.append(f'unknown: {listed(extra)}')
+  if other := [
+    f'{name} ({found[name]}, expected {expected[name]})'
+    for name in sorted(expected.keys() & found.keys())
+    if expected[name] != found[name]
+  ]:
+    lines.append(f'of another shape or dtype: {listed(other)}')
+  if lines:
+    shown = '\n  '.join(lines)
+    raise ValueError(
+      f'the arrays in {path} are not those of {model}:\n  {shown}\n{advice}'
+    )
+
+
+def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+  return flax.traverse_util.flatten_dict(dict(tree), sep='/')

@@ -1,0 +1,85 @@
+"""Safetensors files: a JSON header, then arrays."""
+
+import functools
+import pathlib
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from kdjax.storage.weights import stored_tensors
+
+# A ResNet-101 takes 60 kB; the parser needs many times as much.
+MAX_HEADER = 2**24
+
+_DTYPES = {
+  'F64': np.dtype(np.float64),
+  'F32': np.dtype(np.float32),
+  'F16': np.dtype(np.float16),
+  'BF16': np.dtype(ml_dtypes.bfloat16),
+  'I64': np.dtype(np.int64),
+  'I32': np.dtype(np.int32),
+  'I16': np.dtype(np.int16),
+  'I8': np.dtype(np.int8),
+  'U64': np.dtype(np.uint64),
+  'U32': np.dtype(np.uint32),
+  'U16': np.dtype(np.uint16),
+  'U8': np.dtype(np.uint8),
+  'BOOL': np.dtype(np.bool_),
+}
+
+
+def read(path: pathlib.Path) -> stored_tensors.Stored:
+  """Reads the header of a safetensors file.
+
+  Args:
+    path: the file.
+
+  Returns:
+    What is in it.
+
+  Raises:
+    ValueError: it is damaged, or has arrays of a type that is not supported.
+    OSError: it cannot be read.
+  """
+  with path.open('rb') as raw:
+    header = int.from_bytes(raw.read(8), 'little')
+  if header > MAX_HEADER:
+    raise ValueError(
+      f'its header is said to have {header} bytes: expected at most '
+      f'{MAX_HEADER}; the file is damaged'
+    )
+  try:
+    file = safetensors.safe_open(path, framework='numpy')
+    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    metadata = file.metadata() or {}
+  except safetensors.SafetensorError as error:
+    raise ValueError(f'not a sound safetensors file: {error}') from error
+  types = {name: entry.get_dtype() for name, entry in slices.items()}
+  if unknown := [
+    f'{name} ({kind})' for name, kind in types.items() if kind not in _DTYPES
+  ]:
+    raise ValueError(
+      f'arrays of types that are not supported: {stored_tensors.listed(unknown)}'
+    )
+  return stored_tensors.Stored(
+    tensors={
+      name: stored_tensors.Tensor(
+        shape=tuple(entry.get_shape()),
+        dtype=_DTYPES[types[name]],
+        read=functools.partial(_read, file, name),
+      )
+      for name, entry in slices.items()
+    },
+    metadata=metadata,
+    others=(),
+    format='safetensors',
+  )
+
+
+def _read(file: Any, name: str) -> np.ndarray:
+  try:
+    return file.get_tensor(name)
+  except (safetensors.SafetensorError, OverflowError) as error:
+    raise ValueError(f'it cannot be read: {error}') from error

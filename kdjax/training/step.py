@@ -1,0 +1,466 @@
+"""The training step and the prediction step: pure functions of arrays."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kdjax.methods import Method
+from kdjax.models import features, sums
+from kdjax.system import devices, xla
+
+# What a run's key is folded with, so that no two uses draw the same numbers.
+_STUDENT_KEY, _METHOD_KEY, _DATA_KEY, _DROPOUT_KEY = range(4)
+
+
+class Network(NamedTuple):
+  """A model and its variables.
+
+  Attributes:
+    model: a Flax module called as `model(images, train=…)`.
+    variables: its collections: `params`, `batch_stats` and `normalization`
+      (see `kdjax.models.features`).
+  """
+
+  model: nn.Module
+  variables: features.Variables
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """All that changes during a run, and all that is needed to continue it.
+
+  Attributes:
+    step: number of steps done, int32 scalar.
+    params: `student`, the student's parameters, and `method`, the method's own.
+    batch_stats: the student's BatchNorm statistics.
+    opt_state: the optimiser's state.
+    rng: the run's key, the same throughout.
+    ema: moving averages of the student's `params` and `batch_stats`; empty if
+      none are kept.
+  """
+
+  step: jax.Array
+  params: dict[str, Any]
+  batch_stats: Any
+  opt_state: optax.OptState
+  rng: jax.Array
+  ema: dict[str, Any]
+
+
+def data_key(rng: jax.Array) -> jax.Array:
+  """Gives the key that orders and augments a run's data, from the run's key."""
+  return jax.random.fold_in(rng, _DATA_KEY)
+
+
+def student_variables(
+  state: TrainState, normalization: Mapping[str, jax.Array], ema: bool = False
+) -> dict[str, Any]:
+  """Gives the variables of the student in a state.
+
+  Args:
+    state: the state.
+    normalization: `mean` and `std` of the student's images.
+    ema: whether to give the moving averages that the state keeps.
+
+  Returns:
+    Its collections, as `Network` has them.
+  """
+  variables = state.ema if ema else _student(state.params, state.batch_stats)
+  return {**variables, 'normalization': normalization}
+
+
+def create_state(
+  rng: jax.Array,
+  student: nn.Module,
+  method: Method,
+  optimizer: optax.GradientTransformation,
+  images: jax.ShapeDtypeStruct,
+  teacher: Network | features.Outputs | None = None,
+  ema: bool = False,
+  initial: Mapping[str, Any] | None = None,
+  num_classes: int | None = None,
+) -> TrainState:
+  """Makes the state that a run starts from.
+
+  Args:
+    rng: the run's key; the same key gives the same state.
+    student: the student's model.
+    method: the distillation method.
+    optimizer: the optimiser.
+    images: shape of a batch of images, `[batch, height, width, channels]`.
+    teacher: the teacher, if the method needs one; or the shapes of its Outputs,
+      where these are known already.
+    ema: whether to keep moving averages of the student's variables.
+    initial: what the student begins with, `params` and `batch_stats`; random
+      where it lacks something.
+    num_classes: number of logits that both networks must give; by default any.
+
+  Returns:
+    The state at step 0.
+
+  Raises:
+    ValueError: a feature that the method wants is missing or does not fit, or a
+      network gives another number of logits, or the method needs a teacher and
+      there is none, or the reverse.
+  """
+  _check_teacher(method, teacher is not None)
+  variables = features.init(
+    student, jax.random.fold_in(rng, _STUDENT_KEY), images
+  )
+  if initial:
+    variables = variables | {
+      'params': {**variables['params'], **initial['params']},
+      'batch_stats': {**variables['batch_stats'], **initial['batch_stats']},
+    }
+  student_shapes = features.output_shapes(
+    student, variables, images, method.student_features
+  )
+  if isinstance(teacher, Network):
+    teacher_shapes: features.Outputs | None = features.output_shapes(
+      teacher.model, teacher.variables, images, method.teacher_features
+    )
+  else:
+    teacher_shapes = teacher
+  for who, shapes in (('student', student_shapes), ('teacher', teacher_shapes)):
+    count = shapes.logits.shape[-1] if shapes else num_classes
+    if num_classes is not None and count != num_classes:
+      raise ValueError(
+        f'the {who} gives {count} logits, and there are {num_classes} classes'
+      )
+  params = {
+    'student': variables['params'],
+    'method': method.init(
+      jax.random.fold_in(rng, _METHOD_KEY), student_shapes, teacher_shapes
+    ),
+  }
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=variables['batch_stats'],
+    opt_state=optimizer.init(params),
+    rng=rng,
+    ema=_student(params, variables['batch_stats']) if ema else {},
+  )
+
+
+def make_train_step(
+  student: nn.Module,
+  method: Method,
+  optimizer: optax.GradientTransformation,
+  *,
+  teacher: nn.Module | None = None,
+  teacher_known: bool = False,
+  label_smoothing: float = 0.0,
+  accumulate: int = 1,
+  skip_nonfinite: bool = False,
+  ema_decay: float = 0.0,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  """Makes the training step of a method.
+
+  Args:
+    student: the student's model.
+    method: the distillation method.
+    optimizer: the optimiser.
+    teacher: the teacher's model, if the method needs one.
+    teacher_known: whether there is no such model, because its `Outputs` are
+      known for all images.
+    label_smoothing: share of the probability spread evenly over all classes,
+      from 0 to 1 (Szegedy et al., 2016, https://arxiv.org/abs/1512.00567).
+    accumulate: number of equal parts that a batch is computed in, one after the
+      other, for one update with the mean of their gradients; it must divide the
+      batch. Part i has the rows i, i + accumulate, …. BatchNorm sees each part
+      by itself, and its running statistics are updated after each.
+    skip_nonfinite: whether a step whose loss or gradient is not finite changes
+      nothing but the number of steps done, here and in the optimiser's
+      schedules. The metric `skipped` is then 1, and all others are 0.
+    ema_decay: share d of the moving averages that a step keeps, for a state
+      that has them (Polyak and Juditsky, 1992,
+      https://doi.org/10.1137/0330046); 0 for a state that has none. After t
+      steps the next keeps min(d, (1 + t) / (10 + t)), so that the first weights
+      are soon forgotten, as `tf.train.ExponentialMovingAverage` does.
+
+  Returns:
+    A pure function `train_step(state, images, labels, normalization,
+    from_teacher, hyperparameters)`, to be jitted, that returns the next state
+    and the batch's metrics (`loss`, `accuracy`, `gradient_norm`, with a teacher
+    `teacher_agreement`, and the method's own), all scalars. Images are pixels
+    from 0 to 255, `[batch, height, width, channels]`, labels integers
+    `[batch]`; `normalization` is the student's. `from_teacher` is the teacher's
+    variables, and it runs in evaluation mode without being changed; or its
+    `Outputs` for these images, where they are known already; or None.
+
+  Raises:
+    ValueError: the method needs a teacher and there is none, or the reverse.
+  """
+  _check_teacher(method, teacher is not None or teacher_known)
+
+  def train_step(
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    normalization: Mapping[str, jax.Array],
+    from_teacher: features.Variables | features.Outputs | None,
+    hyperparameters: Mapping[str, jax.typing.ArrayLike],
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    known, teacher_variables = None, None
+    if isinstance(from_teacher, features.Outputs):
+      known = from_teacher
+    else:
+      teacher_variables = from_teacher
+    dropout_key = jax.random.fold_in(
+      jax.random.fold_in(state.rng, _DROPOUT_KEY), state.step
+    )
+
+    def differentiate(
+      batch_stats: Any,
+      dropout_key: jax.Array,
+      batch: tuple[jax.Array, jax.Array, features.Outputs | None],
+    ) -> tuple[Any, Any, dict[str, jax.Array]]:
+      """Gives the gradient, the statistics after it, and the metrics."""
+      images, labels, teacher_outputs = batch
+      if teacher_outputs is not None:
+        teacher_outputs = jax.lax.stop_gradient(teacher_outputs)
+      elif teacher is not None:
+        assert teacher_variables is not None
+        teacher_outputs, _ = features.forward(
+          teacher,
+          jax.lax.stop_gradient(teacher_variables),
+          images,
+          names=method.teacher_features,
+          train=False,
+        )
+
+      def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, Any]:
+        outputs, new_stats = features.forward(
+          student,
+          student_variables(
+            state.replace(params=params, batch_stats=batch_stats), normalization
+          ),
+          images,
+          names=method.student_features,
+          train=True,
+          rngs={'dropout': dropout_key},
+        )
+        per_example, metrics = method.loss(
+          params['method'],
+          hyperparameters,
+          outputs,
+          teacher_outputs,
+          _smooth(labels, outputs.logits.shape[-1], label_smoothing),
+        )
+        return per_example.mean(), (outputs.logits, new_stats, metrics)
+
+      (loss, (logits, new_stats, metrics)), gradients = jax.value_and_grad(
+        loss_fn, has_aux=True
+      )(state.params)
+      predictions = logits.argmax(axis=-1)
+      metrics = {
+        'loss': loss,
+        'accuracy': (predictions == labels).mean(),
+        **{name: values.mean() for name, values in metrics.items()},
+      }
+      if teacher_outputs is not None:
+        metrics['teacher_agreement'] = (
+          predictions == teacher_outputs.logits.argmax(axis=-1)
+        ).mean()
+      return gradients, new_stats, metrics
+
+    batch = images, labels, known
+    if accumulate == 1:
+      gradients, batch_stats, metrics = differentiate(
+        state.batch_stats, dropout_key, batch
+      )
+    else:
+      gradients, batch_stats, metrics = _over_parts(
+        differentiate, accumulate, state, dropout_key, batch
+      )
+    updates, opt_state = optimizer.update(
+      gradients, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema_decay:
+      kept = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+      ema = optax.incremental_update(
+        _student(params, batch_stats), ema, 1 - kept
+      )
+    new = state.replace(
+      step=state.step + 1,
+      params=params,
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+      ema=ema,
+    )
+    metrics = metrics | {'gradient_norm': _norm(gradients)}
+    if skip_nonfinite:
+      return _unless_nonfinite(state, new, metrics)
+    return new, metrics
+
+  return train_step
+
+
+def _norm(tree: Any) -> jax.Array:
+  """Computes what `optax.tree.norm` does, with sums that suit the platform."""
+  squares = [sums.total(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]
+  return jnp.sqrt(sum(squares, jnp.zeros(())))
+
+
+def _unless_nonfinite(
+  old: TrainState, new: TrainState, metrics: Mapping[str, jax.Array]
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """Keeps the old state, but for its steps, where a step came to nothing."""
+  finite = jnp.isfinite(metrics['loss'] + metrics['gradient_norm'])
+
+  def choose(new: Any, old: Any) -> Any:
+    # The learning rate is that of the step, whatever became of those before.
+    return new if _is_schedule(new) else jnp.where(finite, new, old)
+
+  state = jax.tree.map(choose, new, old, is_leaf=_is_schedule)
+  counted = {name: jnp.where(finite, x, 0.0) for name, x in metrics.items()}
+  counted['skipped'] = 1.0 - finite
+  return state.replace(step=new.step), counted
+
+
+def _is_schedule(leaf: Any) -> bool:
+  return isinstance(leaf, optax.ScaleByScheduleState)
+
+
+def predict(
+  network: Network, images: jax.Array | np.ndarray, batch_size: int
+) -> jax.Array:
+  """Computes the logits of images in evaluation mode, each exactly once.
+
+  On an accelerator it does not wait for them.
+
+  Args:
+    network: the model and its variables.
+    images: pixels from 0 to 255, `[size, height, width, channels]`, best
+      already on the devices (`kdjax.system.devices.replicate`).
+    batch_size: how many to compute at once.
+
+  Returns:
+    Logits, float32 `[size, classes]`, in the order of the images.
+  """
+  size = images.shape[0]
+  batch_size = min(batch_size, size)
+  # As many as can be divided over the devices, or else each does all of them.
+  count = jax.device_count()
+  batch_size = batch_size // count * count or batch_size
+  variables, images = devices.replicate((network.variables, images))
+  batches = []
+  for first in range(0, size, batch_size):
+    # All batches are full, so that one program serves: the last begins early,
+    # and the rows that it repeats are dropped.
+    start = min(first, size - batch_size)
+    logits = xla.settle(
+      _predict_batch()(network.model, variables, images, start, batch_size)
+    )
+    batches.append(logits[first - start :])
+  return jnp.concatenate(batches)
+
+
+def predict_batch(network: Network, images: jax.Array) -> jax.Array:
+  """Computes the logits of one batch in evaluation mode.
+
+  On an accelerator it does not wait for them.
+
+  Args:
+    network: the model and its variables, on every device.
+    images: pixels from 0 to 255, `[batch, height, width, channels]`, divided
+      over the devices.
+
+  Returns:
+    Logits, float32 `[batch, classes]`, whole on every device.
+  """
+  return xla.settle(
+    _predict_batch()(network.model, network.variables, images, 0, len(images))
+  )
+
+
+# Made at its first use: its options depend on the device.
+@functools.cache
+def _predict_batch() -> Callable[..., jax.Array]:
+  @functools.partial(
+    xla.jit,
+    static_argnames=('model', 'batch_size'),
+    out_shardings=devices.replicated(),
+  )
+  def predict_batch(
+    model: nn.Module,
+    variables: features.Variables,
+    images: jax.Array,
+    start: jax.typing.ArrayLike,
+    batch_size: int,
+  ) -> jax.Array:
+    batch = devices.divide(
+      jax.lax.dynamic_slice_in_dim(images, start, batch_size)
+    )
+    outputs, _ = features.forward(model, variables, batch, train=False)
+    return outputs.logits
+
+  return predict_batch
+
+
+def _student(params: Mapping[str, Any], batch_stats: Any) -> dict[str, Any]:
+  """The student's collections of a state."""
+  return {'params': params['student'], 'batch_stats': batch_stats}
+
+
+def _over_parts(
+  differentiate: Callable[..., tuple[Any, Any, dict[str, jax.Array]]],
+  count: int,
+  state: TrainState,
+  dropout_key: jax.Array,
+  batch: Any,
+) -> tuple[Any, Any, dict[str, jax.Array]]:
+  """Averages over parts of a batch what `differentiate` gives for each."""
+  # With such rows a part is spread over devices as the batch is.
+  parts = jax.tree.map(
+    lambda rows: rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1), batch
+  )
+
+  def add(
+    done: tuple[Any, Any], part: tuple[jax.Array, Any]
+  ) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
+    total, batch_stats = done
+    # A part's forward pass needs nothing of the gradient of the one before: it
+    # could begin before those activations are gone.
+    total, (index, rows) = jax.lax.optimization_barrier((total, part))
+    gradients, batch_stats, metrics = differentiate(
+      batch_stats, jax.random.fold_in(dropout_key, index), rows
+    )
+    return (optax.tree.add(total, gradients), batch_stats), metrics
+
+  (total, batch_stats), metrics = jax.lax.scan(
+    add,
+    (optax.tree.zeros_like(state.params), state.batch_stats),
+    (jnp.arange(count), parts),
+    # On CPU convolutions in a loop lose their parallel kernels.
+    unroll=jax.default_backend() == 'cpu',
+  )
+  return (
+    optax.tree.scale(1 / count, total),
+    batch_stats,
+    jax.tree.map(lambda values: values.mean(axis=0), metrics),
+  )
+
+
+def _check_teacher(method: Method, has_teacher: bool) -> None:
+  if method.needs_teacher != has_teacher:
+    raise ValueError(
+      'this method needs a teacher, and none was given'
+      if method.needs_teacher
+      else 'a teacher was given, and this method needs none'
+    )
+
+
+def _smooth(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
+  if not smoothing:
+    return labels
+  return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), smoothing)

@@ -1,0 +1,527 @@
+"""The frozen teacher of a run, and whether it suits the run."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from kdjax import config as config_lib
+from kdjax import data, methods, models
+from kdjax.evaluation import teacher_outputs
+from kdjax.models import ensemble, features, normalization, resnet
+from kdjax.storage import (
+  checkpoint,
+  digests,
+  logits_file,
+  networks,
+  run_directory,
+)
+from kdjax.system.logs import logger
+from kdjax.training import initial_weights as initial_lib
+from kdjax.training import step
+
+_Path = str | os.PathLike[str]
+
+
+class Teacher(NamedTuple):
+  """A frozen teacher.
+
+  Attributes:
+    network: its model and variables, for evaluation only; None where only its
+      logits are known.
+    report: what a result says of it: `path`, `digest`, `model`, `num_classes`,
+      `parameters`, `mean` and `std` of its images; and, as far as they are
+      known, else None, `wall_time_s` of its whole training, and of its
+      checkpoint `step`, `validation_accuracy`, `data_digest`, `class_names` and
+      `image_shape`. That of an ensemble has `members`, the report of each, and
+      `mean` and `std` only there; that of known logits has next to nothing.
+    logits: those that are known, if there is no network.
+    members: those of an ensemble.
+    assumed: what of the network neither its source nor the configuration says:
+      'normalization', 'stem', both or nothing.
+  """
+
+  network: step.Network | None
+  report: dict[str, Any]
+  logits: logits_file.Logits | None = None
+  members: tuple['Teacher', ...] = ()
+  assumed: tuple[str, ...] = ()
+
+
+def load(
+  path: _Path | tuple[_Path, ...],
+  config: ml_collections.ConfigDict,
+  names: Sequence[str] = (),
+  assumed: Mapping[str, Any] | None = None,
+) -> Teacher:
+  """Loads a teacher, folded (see `models.fold`).
+
+  Args:
+    path: what `kdjax.storage.networks.load` takes; a run must have finished. Several
+      for an ensemble, averaged as the configuration says. Or a file of logits
+      (see `kdjax.storage.logits_file`).
+    config: configuration of the run that it teaches in; says which checkpoint,
+      and the dtype to compute in.
+    names: the features that will be wanted of it.
+    assumed: of a network that does not say so itself, `num_classes` and
+      `image_shape`, and `mean` and `std` of images, `[channels]`, unless the
+      configuration has them or it knows 1,000 classes, which are taken for
+      ImageNet's. And `class_names`, into whose order its logits are put if it
+      names the same classes in another one.
+
+  Returns:
+    The teacher. Its report describes the network as it was saved, but for the
+    names and the order of its classes.
+
+  Raises:
+    FileNotFoundError: there is no network.
+    ValueError: the run has not finished, or the file holds no network that is
+      known here, or none that can be told how its images are normalised, or it
+      holds logits and features are wanted.
+  """
+  if isinstance(path, tuple):
+    members = [
+      load(one, config, _of_member(names, index), assumed)
+      for index, one in enumerate(path)
+    ]
+    return _join(members, config.teacher.average)
+  path = pathlib.Path(path).absolute()
+  if config_lib.is_logits(str(path)):
+    return _load_logits(path, names, assumed)
+  return _load_network(path, config, names, assumed)
+
+
+def _load_network(
+  path: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  names: Sequence[str],
+  assumed: Mapping[str, Any] | None,
+) -> Teacher:
+  """Loads a teacher that is one network."""
+  wall_time = _wall_time(path) if run_directory.is_run(path) else None
+  like = None
+  if assumed and 'num_classes' in assumed:
+    arguments = config_lib.model_arguments(
+      config_lib.teacher_run(config), assumed['num_classes']
+    )
+    like = {'model': arguments, 'image_shape': assumed['image_shape']}
+  (_, variables), card, recognised = networks.load(
+    path,
+    config.teacher.checkpoint,
+    like=like,
+    class_names=assumed.get('class_names') if assumed else None,
+  )
+  for line in recognised:
+    logger.info('%s: %s', path.name, line)
+  unsaid = []
+  if 'normalization' not in variables:
+    if not config.teacher.mean:
+      unsaid.append('normalization')
+    variables = _with_normalization(path, variables, card, config, assumed)
+  # Of all others kdjax has trained the network itself.
+  foreign = card['provenance'].get('data_digest') is None
+  arguments = dict(card['model'])
+  if foreign and 'stem' in arguments:
+    if config.teacher.stem is None:
+      unsaid.append('stem')
+    elif config.teacher.stem in resnet.stems_like(arguments['stem']):
+      arguments['stem'] = config.teacher.stem
+  report = _report(path, variables, card, wall_time)
+  dtype = config.teacher.dtype or config.student.dtype
+  # First the dtype: a folded network's convolutions are stored in it.
+  model = models.build(**{**arguments, 'dtype': dtype})
+  network = step.Network(*models.fold(model, variables, names))
+  shape = report['image_shape'] or (assumed or {}).get('image_shape')
+  changes: dict[str, Any] = {}
+  if foreign and arguments.get('stem') == 'cifar_pool':
+    changes['stem'] = arguments['stem']
+  # Whatever kdjax has by name ends with a linear layer.
+  if foreign and shape and ':' in arguments['name']:
+    changes |= teacher_outputs.probabilities(path, network, shape)
+  if order := teacher_outputs.reorder(report, assumed):
+    changes['order'] = order
+    if names and shape:
+      teacher_outputs.check_features(path, network, names, shape)
+  if changes:
+    # What it teaches is not what its arrays alone make.
+    report['digest'] = digests.of_json({'arrays': report['digest'], **changes})
+  return Teacher(
+    teacher_outputs.adapt(network, changes), report, assumed=tuple(unsaid)
+  )
+
+
+def _load_logits(
+  path: pathlib.Path,
+  names: Sequence[str],
+  assumed: Mapping[str, Any] | None,
+) -> Teacher:
+  """Loads logits that are known already."""
+  if names:
+    raise ValueError(
+      f'{path} holds the logits of a teacher, and the method wants its '
+      f'features {", ".join(names)}: name a network in config.teacher.path, or '
+      'use a method that wants logits only, such as response'
+    )
+  logits = logits_file.read(path)
+  unknown = (
+    'parameters',
+    'wall_time_s',
+    'image_shape',
+    'step',
+    'validation_accuracy',
+    'data_digest',
+  )
+  report = {
+    'path': str(path),
+    'digest': logits.digest,
+    'model': 'logits',
+    'num_classes': logits.train.logits.shape[1],
+    **dict.fromkeys(unknown),
+    'class_names': logits.class_names and list(logits.class_names),
+  }
+  if order := teacher_outputs.reorder(report, assumed):
+    logits = logits.reorder(order)
+    report['digest'] = logits.digest
+  return Teacher(None, report, logits)
+
+
+def _of_member(names: Sequence[str], index: int) -> list[str]:
+  """Gives the features of one member, as it calls them itself."""
+  prefix = f'{ensemble.member_name(index)}/'
+  return [
+    name.removeprefix(prefix) for name in names if name.startswith(prefix)
+  ]
+
+
+def _join(members: Sequence[Teacher], average: str) -> Teacher:
+  """Makes one teacher of several."""
+  reports = [member.report for member in members]
+
+  def common(key: str) -> Any:
+    """Gives what all members say that say anything; None if they differ."""
+    known = [report[key] for report in reports if report[key] is not None]
+    return known[0] if known and known.count(known[0]) == len(known) else None
+
+  times = [report['wall_time_s'] for report in reports]
+  report = {
+    'path': ' + '.join(report['path'] for report in reports),
+    'digest': digests.of_json(
+      {'members': [each['digest'] for each in reports], 'average': average}
+    ),
+    'model': ' + '.join(report['model'] for report in reports),
+    'parameters': sum(report['parameters'] for report in reports),
+    'wall_time_s': None if None in times else sum(times),
+    **{
+      key: common(key) for key in ('num_classes', 'class_names', 'image_shape')
+    },
+    'step': None,
+    'validation_accuracy': None,
+    # Of those that do not say, nothing is known.
+    'data_digest': common('data_digest')
+    if all(report['data_digest'] for report in reports)
+    else None,
+    'members': reports,
+  }
+  networks = [member.network for member in members if member.network]
+  network = ensemble.join(networks, average)
+  return Teacher(step.Network(*network), report, members=tuple(members))
+
+
+def _wall_time(path: pathlib.Path) -> float:
+  """Gives the seconds that a run took; it must have finished."""
+  last = checkpoint.read_metadata(path, 'last')
+  if run_directory.read_result(path) is None:
+    raise ValueError(
+      f'the teacher in {path} has not finished, it is at step '
+      f'{last["step"]}: start its own command again first, or name one of '
+      'its checkpoints'
+    )
+  return last['wall_time_s']
+
+
+def _report(
+  path: pathlib.Path,
+  variables: Mapping[str, Any],
+  card: Mapping[str, Any],
+  wall_time: float | None,
+) -> dict[str, Any]:
+  """Describes a network as it was saved (see `Teacher`)."""
+  provenance = card['provenance']
+  return {
+    'path': str(path),
+    'digest': digests.digest(variables),
+    'model': card['model']['name'],
+    'num_classes': card['model']['num_classes'],
+    'parameters': optax.tree.size(variables['params']),
+    'wall_time_s': wall_time or provenance.get('wall_time_s'),
+    'class_names': card['class_names'],
+    'image_shape': card['preprocessing']['image_shape'],
+    **{
+      name: np.asarray(values).tolist()
+      for name, values in variables['normalization'].items()
+    },
+    **{
+      key: provenance.get(key)
+      for key in ('step', 'validation_accuracy', 'data_digest')
+    },
+  }
+
+
+def _with_normalization(
+  path: pathlib.Path,
+  variables: Mapping[str, Any],
+  card: Mapping[str, Any],
+  config: ml_collections.ConfigDict,
+  assumed: Mapping[str, Any] | None,
+) -> Mapping[str, Any]:
+  """Adds what a network's images are normalised with; it does not say."""
+  channels = card['preprocessing']['channels']
+  if config.teacher.mean:
+    mean, std = config.teacher.mean, config.teacher.std
+    origin = 'config.teacher.mean and .std'
+  elif card['model']['num_classes'] == 1000 and channels == 3:
+    _, mean, std = normalization.IMAGENET
+    origin = 'ImageNet'
+  elif assumed:
+    mean, std, origin = assumed['mean'], assumed['std'], "this run's data"
+  else:
+    raise ValueError(
+      f'{path} does not say how its images are normalised: set '
+      'config.teacher.mean and config.teacher.std'
+    )
+  if len(mean) != channels:
+    raise ValueError(
+      f'the network in {path} takes images of {channels} channels, and the '
+      f'mean of {origin} has {len(mean)} numbers: expected one for each channel'
+    )
+  logger.info(
+    '%s does not say how its images are normalised: mean and standard '
+    'deviation are those of %s',
+    path.name,
+    origin,
+  )
+  return networks.with_normalization(variables, mean, std, channels)
+
+
+def load_again(
+  workdir: str | os.PathLike[str],
+  config: ml_collections.ConfigDict,
+  trained_with: Mapping[str, Any],
+  names: Sequence[str] = (),
+) -> Teacher:
+  """Loads the teacher that a finished run had.
+
+  Args:
+    workdir: the run directory.
+    config: its configuration.
+    trained_with: what its result says of the teacher: its report.
+    names: the features that will be wanted of it.
+
+  Returns:
+    The teacher, from where it was, or from beside the run where both have been
+    moved together.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    ValueError: it is not the one that the run had.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+
+  def load_one(report: Mapping[str, Any], names: Sequence[str]) -> Teacher:
+    path = pathlib.Path(report['path'])
+    if not path.exists():
+      path = workdir.parent / path.name
+    return load(path, config, names, report)
+
+  if members := trained_with.get('members'):
+    teacher = _join(
+      [
+        load_one(report, _of_member(names, index))
+        for index, report in enumerate(members)
+      ],
+      config.teacher.average,
+    )
+  else:
+    teacher = load_one(trained_with, names)
+  run_directory.check_same_digest(
+    workdir, 'teacher', trained_with['digest'], teacher.report['digest']
+  )
+  return teacher
+
+
+def check_suits(teacher: Teacher, dataset: data.Dataset) -> None:
+  """Checks that a teacher knows the images and classes of a data set.
+
+  Args:
+    teacher: the teacher.
+    dataset: the data set.
+
+  Raises:
+    ValueError: it knows others.
+  """
+  if teacher.logits:
+    _check_logits(teacher.logits, teacher.report, dataset)
+    return
+  for report in teacher.report.get('members', [teacher.report]):
+    _check_suits(report, dataset)
+
+
+def _check_logits(
+  logits: logits_file.Logits, report: Mapping[str, Any], dataset: data.Dataset
+) -> None:
+  """Checks that logits are those of the examples and classes of a data set."""
+  found, expected = report['num_classes'], len(dataset.class_names)
+  if found != expected:
+    raise ValueError(
+      f'{report["path"]} has logits of {found} classes, {dataset.name} has '
+      f'{expected}'
+    )
+  _check_classes(report, dataset)
+  logits.train.check_ids(dataset.num_train)
+  # Those of each image, or an error.
+  logits.train.rows(dataset.train_ids)
+  if logits.test:
+    logits.test.check_ids(dataset.num_test)
+    logits.test.rows(dataset.test_ids)
+
+
+def _check_suits(report: Mapping[str, Any], dataset: data.Dataset) -> None:
+  classes = len(dataset.class_names)
+  if report['num_classes'] != classes:
+    raise ValueError(
+      f'the network in {report["path"]} knows {report["num_classes"]} classes, '
+      f'{dataset.name} has {classes}. Make it a teacher of those first, by '
+      'configs/finetune_teacher.py, or in the same command with '
+      '--config.teacher.head=fresh, config.teacher.train.epochs and '
+      '.learning_rate as that file has them'
+    )
+  for what, known, present in (
+    ('images of shape', report['image_shape'], dataset.image_shape),
+    ('images with channels', [len(report['mean'])], dataset.image_shape[-1:]),
+  ):
+    _check_known(report, what, known, present, dataset)
+  _check_classes(report, dataset)
+
+
+def _check_classes(report: Mapping[str, Any], dataset: data.Dataset) -> None:
+  # Where they are the same, `load` has put them in the same order.
+  _check_known(
+    report, 'the classes', report['class_names'], dataset.class_names, dataset
+  )
+
+
+def _check_known(
+  report: Mapping[str, Any],
+  what: str,
+  known: Sequence[Any] | None,
+  present: Sequence[Any],
+  dataset: data.Dataset,
+) -> None:
+  if known is not None and list(known) != list(present):
+    advice = 'config.teacher.path or config.teacher.sibling'
+    path = pathlib.Path(report['path'])
+    if path.is_dir() and not run_directory.is_run(path):
+      advice += (
+        ', or, if it is only said otherwise, name the file of weights in that '
+        'directory, which leaves out what stands beside it'
+      )
+    raise ValueError(
+      f'the teacher in {path} knows {what} {_shorten(known)}, '
+      f'{dataset.name} has {_shorten(present)}. Give this run a teacher of '
+      f'its own with {advice}'
+    )
+
+
+def check_sibling(
+  path: pathlib.Path,
+  config: ml_collections.ConfigDict,
+  initial: initial_lib.Initial | None,
+) -> None:
+  """Checks that a teacher found beside a run is the one it would train.
+
+  Another recipe makes another teacher, which may still be the one that is
+  meant, and is warned of. Another network, other data or a longer or shorter
+  training never is.
+
+  Args:
+    path: the run directory of the teacher.
+    config: configuration that the run would train it with.
+    initial: the weights that it would begin with, unless those are gone.
+
+  Raises:
+    ValueError: it is another one; the message names the fields that differ.
+  """
+  differing = run_directory.differences(path, config)
+  if not initial_lib.is_gone(config, initial):
+    result = run_directory.read_result(path)
+    began = result and result['student'].get('init_from')
+    differing |= run_directory.compare(
+      {'student.init_from': began and began['digest']},
+      {'student.init_from': initial and initial.report['digest']},
+    )
+  shown = '\n  '.join(differing.values())
+  recipe = [
+    field
+    for field in differing
+    if field.startswith(('train.', 'eval.'))
+    and field not in ('train.epochs', 'train.max_steps')
+  ]
+  if len(recipe) < len(differing):
+    raise ValueError(
+      f'the teacher in {path} is not the one that this run asks for:\n  {shown}'
+      f'\nUse it as it is with --config.teacher.path={path}, or train another '
+      'with --config.teacher.sibling=NAME'
+    )
+  if differing:
+    logger.warning(
+      'the teacher in %s was trained with another recipe than config.teacher '
+      'asks for; it is used as it is:\n  %s',
+      path,
+      shown,
+    )
+
+
+def check_fit(
+  config: ml_collections.ConfigDict,
+  teacher_config: ml_collections.ConfigDict,
+  dataset: data.Dataset,
+  method: methods.Method,
+) -> None:
+  """Checks from shapes alone that a method can pair the two networks.
+
+  For a teacher that is yet to be trained.
+
+  Args:
+    config: a run's configuration.
+    teacher_config: that of the run which will train its teacher.
+    dataset: its data set.
+    method: its method.
+
+  Raises:
+    ValueError: a feature is missing, or two that are paired do not fit.
+  """
+  images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.uint8)
+  student, teacher = (
+    models.build(**config_lib.model_arguments(run, len(dataset.class_names)))
+    for run in (config, teacher_config)
+  )
+
+  def initialize(rng: jax.Array) -> step.TrainState:
+    network = step.Network(teacher, features.init(teacher, rng, images))
+    return step.create_state(
+      rng, student, method, optax.identity(), images, network
+    )
+
+  jax.eval_shape(initialize, jax.random.key(0))
+
+
+def _shorten(values: Sequence[Any], most: int = 5) -> str:
+  shown = ', '.join(map(str, values[:most]))
+  more = len(values) - most
+  return f'{shown} and {more} more' if more > 0 else shown
