@@ -10,8 +10,9 @@ from flax import traverse_util
 
 import kdjax
 from kdjax import config as config_lib
+from kdjax.evaluation import predict
 from kdjax.storage import networks, run_directory
-from kdjax.training import final_test, step, teacher_checks, train
+from kdjax.training import final_test, teacher_checks, train
 from kdjax.training import teacher as teacher_lib
 from kdjax.training.shared import Session
 
@@ -144,7 +145,7 @@ def test_probabilities_of_a_network_become_logits(root, session, saved, caplog):
     teacher = teacher_lib.load(
       path, config('response', **changes), assumed=assumed
     )
-    return teacher, np.asarray(step.predict(teacher.network, images, 50))
+    return teacher, np.asarray(predict.predict(teacher.network, images, 50))
 
   logits, expected = load(root / 'orbax')
   assert 'probabilities' not in caplog.text

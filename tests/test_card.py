@@ -14,6 +14,7 @@ import kdjax
 from kdjax import models
 from kdjax.export import to_safetensors
 from kdjax.models import features
+from kdjax.models.network import Network
 from kdjax.storage import card, checkpoint, networks, program_files, weights
 from kdjax.training import step
 
@@ -51,7 +52,7 @@ def changed(place, value):
 def network():
   model = models.build(**tiny.MODEL)
   variables = features.init(model, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-  return step.Network(
+  return Network(
     model, networks.with_normalization(variables, [0.5], [0.25], 1)
   )
 

@@ -19,8 +19,10 @@ from processes import run
 
 import kdjax
 from kdjax import data, models
+from kdjax.evaluation import predict
 from kdjax.export import run, staging, to_stablehlo, verify
 from kdjax.models import features
+from kdjax.models.network import Network
 from kdjax.storage import card as card_lib
 from kdjax.storage import (
   checkpoint,
@@ -83,7 +85,7 @@ def exported(workdir, moved):
 
 def live(network, images):
   """The probabilities of a network as it is evaluated."""
-  return np.asarray(jax.nn.softmax(step.predict(network, images, 100)))
+  return np.asarray(jax.nn.softmax(predict.predict(network, images, 100)))
 
 
 def path_of(workdir, name):
@@ -284,7 +286,7 @@ def bfloat16(tmp_path_factory):
     'provenance': {},
   }
   path = tmp_path_factory.mktemp('bfloat16') / 'network'
-  network = step.Network(model, variables)
+  network = Network(model, variables)
   checkpoint.save_network(path, network, card)
   return path, network
 
@@ -354,7 +356,7 @@ def unsure(seed, dtype):
   )
   variables['params']['fc']['kernel'] *= verify.tolerance({'dtype': dtype})
   variables['normalization'] = {'mean': np.float32([0.4]), 'std': np.float32(1)}
-  return step.Network(model, variables)
+  return Network(model, variables)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -423,7 +425,7 @@ class Branching(nn.Module):
 def test_what_jax_cannot_export_is_one_error(bfloat16, tmp_path):
   card = networks.load(bfloat16[0]).card
   images = jnp.zeros((1, 16, 12, 3))
-  network = step.Network(
+  network = Network(
     Branching(), features.init(Branching(), jax.random.key(0), images)
   )
   with pytest.raises(ValueError, match='resnet10 cannot be exported as Stable'):
@@ -614,7 +616,7 @@ def test_what_is_no_resnet_has_no_names_in_pytorch(bfloat16, tmp_path):
   variables = features.init(model, jax.random.key(0), images)
   checkpoint.save_network(
     tmp_path / 'cnn',
-    step.Network(model, variables),
+    Network(model, variables),
     {**card, 'model': arguments},
   )
   with pytest.raises(ValueError, match=r'SmallCNN cannot .* Choose another'):

@@ -11,6 +11,7 @@ import tiny
 
 from kdjax import data, models
 from kdjax.data import prefetch
+from kdjax.models.network import Network
 from kdjax.storage import run_directory
 from kdjax.training import compiled, step, train
 from kdjax.training.shared import Session
@@ -109,7 +110,7 @@ def test_every_image_that_can_be_read_is_evaluated_once(tmp_path):
   images = jax.ShapeDtypeStruct((1, 8, 8, 3), np.uint8)
   variables = step.features.init(model, jax.random.key(0), images)
   variables['normalization'] = {'mean': resident.mean, 'std': resident.std}
-  network = step.Network(model, variables)
+  network = Network(model, variables)
   expected, expected_labels = prefetch.predict(network, resident.test, 4)
   logits, labels = prefetch.predict(network, streamed.test, 4)
   assert logits.shape == (14, 3)

@@ -14,11 +14,12 @@ from processes import losses_of
 
 from kdjax import data
 from kdjax.data import augment
+from kdjax.evaluation.predict import predict
 from kdjax.storage import logits_file, run_directory
 from kdjax.training import final_test, teacher_checks, train
 from kdjax.training import teacher as teacher_lib
 from kdjax.training.shared import Session
-from kdjax.training.step import data_key, predict
+from kdjax.training.step import data_key
 
 IDS = np.array([4, 2, 9])
 LOGITS = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)

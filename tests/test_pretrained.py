@@ -9,11 +9,11 @@ import pytest
 import tiny
 
 from kdjax import config as config_lib
+from kdjax.evaluation import predict
 from kdjax.storage import checkpoint, digests, networks, weights
 from kdjax.training import (
   final_test,
   initial_weights,
-  step,
   teacher_checks,
   train,
 )
@@ -198,7 +198,8 @@ def test_classes_in_another_order_are_put_in_that_of_the_data(root, caplog):
   assert moved.report['class_names'] == names
   assert moved.report['digest'] != run.report['digest']
   expected, found = (
-    np.asarray(step.predict(each.network, images, 4)) for each in (run, moved)
+    np.asarray(predict.predict(each.network, images, 4))
+    for each in (run, moved)
   )
   np.testing.assert_array_equal(found, expected[:, [*range(8), 9, 8]])
   # Found again by what a result says of it.

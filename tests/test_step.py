@@ -10,7 +10,9 @@ import optax
 import pytest
 
 from kdjax import methods, models
+from kdjax.evaluation import predict
 from kdjax.models import features, resnet
+from kdjax.models.network import Network
 from kdjax.training import step
 
 IMAGES = jax.random.randint(jax.random.key(1), (6, 8, 8, 2), 0, 256, 'uint8')
@@ -24,7 +26,7 @@ STUDENT = models.build('resnet10', num_classes=3, stem='cifar', width=4)
 def make_teacher():
   model = models.build('resnet10', num_classes=3, stem='cifar', width=8)
   variables = features.init(model, jax.random.key(7), IMAGES)
-  return step.Network(model, variables | {'normalization': NORMALIZATION})
+  return Network(model, variables | {'normalization': NORMALIZATION})
 
 
 class Counted:
@@ -159,7 +161,7 @@ def make_in_parts(accumulate):
   )
   variables = features.init(teacher, jax.random.key(7), IMAGES)
   variables['normalization'] = NORMALIZATION
-  network, optimizer = step.Network(teacher, variables), optax.sgd(0.1)
+  network, optimizer = Network(teacher, variables), optax.sgd(0.1)
   train_step = step.make_train_step(
     model, method, optimizer, teacher=teacher, accumulate=accumulate
   )
@@ -388,7 +390,7 @@ def test_every_example_is_predicted_once(batch_size):
   outputs, _ = jax.jit(
     functools.partial(features.forward, network.model, train=False)
   )(network.variables, IMAGES)
-  logits = step.predict(network, IMAGES, batch_size)
+  logits = predict.predict(network, IMAGES, batch_size)
   assert logits.shape == (6, 3)
   np.testing.assert_allclose(logits, outputs.logits, rtol=1e-4, atol=1e-5)
 

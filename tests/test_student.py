@@ -17,10 +17,11 @@ from processes import ROOT, command, run
 import kdjax
 from kdjax import config as config_lib
 from kdjax import data, models
+from kdjax.evaluation import predict
 from kdjax.export import classify_files, predictor
 from kdjax.models import features
+from kdjax.models.network import Network
 from kdjax.storage import checkpoint, networks, weights
-from kdjax.training import step
 
 
 def card_of(image_shape, channels=1, crop=1.0, class_names=('a', 'b', 'c')):
@@ -43,9 +44,7 @@ def path(tmp_path_factory):
   model = models.build(**tiny.MODEL)
   variables = features.init(model, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
   path = tmp_path_factory.mktemp('student') / 'network'
-  checkpoint.save_network(
-    path, step.Network(model, variables), card_of((8, 8, 1))
-  )
+  checkpoint.save_network(path, Network(model, variables), card_of((8, 8, 1)))
   return path
 
 
@@ -55,7 +54,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), np.uint8)
 def test_a_student_gives_the_probabilities_of_its_network(path):
   loaded = kdjax.load_student(path)
   network = networks.load(path).network
-  expected = jax.nn.softmax(step.predict(network, PIXELS, 100))
+  expected = jax.nn.softmax(predict.predict(network, PIXELS, 100))
   for count in (0, 1, 3, 300):
     found = loaded(PIXELS[:count])
     assert found.dtype == np.float32

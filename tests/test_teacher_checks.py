@@ -9,8 +9,9 @@ from flax import linen as nn
 from kdjax import data
 from kdjax.evaluation import teacher_outputs
 from kdjax.models import features, normalization, resnet
+from kdjax.models.network import Network
 from kdjax.models.normalization import Normalization
-from kdjax.training import step, teacher_checks
+from kdjax.training import teacher_checks
 from kdjax.training.teacher import Teacher
 
 # What outputs are
@@ -174,7 +175,7 @@ def of_network(model, variables, run_with, assumed):
     'normalization': {'mean': np.float32(mean), 'std': np.float32(std)},
   }
   report = {'path': 'x', 'data_digest': None, 'mean': [*mean], 'std': [*std]}
-  return Teacher(step.Network(model, variables), report, assumed=assumed)
+  return Teacher(Network(model, variables), report, assumed=assumed)
 
 
 def own(dataset):

@@ -11,6 +11,7 @@ import tiny
 
 from kdjax import data
 from kdjax.evaluation import metrics
+from kdjax.evaluation import predict as predict_lib
 from kdjax.models import features
 from kdjax.storage import checkpoint, run_directory
 from kdjax.system import logs
@@ -187,7 +188,7 @@ def test_what_changes_no_result_may_change(runs, monkeypatch):
   config.checkpoint.keep = 5
   config.method.response.temperature = 9.0
   config.teacher.path = str(root / 'teacher')
-  predict, sizes = step.predict, set()
+  predict, sizes = predict_lib.predict, set()
 
   def recording(network, images, batch_size):
     sizes.add(batch_size)
@@ -474,7 +475,7 @@ def test_everything_compiles_once(tmp_path, monkeypatch):
 
 
 def test_without_validation_the_last_epoch_is_the_best(tmp_path, monkeypatch):
-  predict, calls = step.predict, []
+  predict, calls = predict_lib.predict, []
 
   def recording(*args):
     calls.append(args)

@@ -23,8 +23,9 @@ import ml_collections
 from kdjax import config as config_lib
 from kdjax import data, models
 from kdjax.models import features
+from kdjax.models.network import Network
 from kdjax.system import xla
-from kdjax.training import compiled, step
+from kdjax.training import compiled
 from kdjax.version import __version__
 
 _PRODUCTS = 4
@@ -146,7 +147,7 @@ def _random_teacher(
   config: ml_collections.ConfigDict,
   dataset: data.Dataset,
   names: tuple[str, ...],
-) -> step.Network:
+) -> Network:
   """Makes a teacher that was never trained, as `kdjax.training.teacher` loads one."""
   model = models.build(
     **config_lib.model_arguments(
@@ -169,7 +170,7 @@ def _random_teacher(
     'mean': jnp.asarray(dataset.mean),
     'std': jnp.asarray(dataset.std),
   }
-  return step.Network(*models.fold(model, variables, names))
+  return Network(*models.fold(model, variables, names))
 
 
 def _matmul_flops_per_s(dtype: str) -> float:

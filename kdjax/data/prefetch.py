@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from kdjax.data import Split, Stream, stream
+from kdjax.evaluation import predict as predict_lib
+from kdjax.models.network import Network
 from kdjax.system import devices
-from kdjax.training import step
 
 # Batches on the devices beside the one in use.
 _AHEAD = 2
@@ -90,7 +91,7 @@ def on_devices(split: Split | Stream) -> Split | Stream:
 
 
 def predict(
-  network: step.Network, split: Split | Stream, batch_size: int
+  network: Network, split: Split | Stream, batch_size: int
 ) -> tuple[jax.Array, np.ndarray]:
   """Computes the logits of a split in evaluation mode, each exactly once.
 
@@ -110,7 +111,7 @@ def predict(
     ValueError: an image cannot be read, or none can.
   """
   if isinstance(split, Split):
-    return step.predict(network, split.images, batch_size), split.labels
+    return predict_lib.predict(network, split.images, batch_size), split.labels
   # The last batch is filled up, so every one can be divided.
   count = jax.device_count()
   batch_size = -(-min(batch_size, split.size) // count) * count
@@ -125,7 +126,7 @@ def predict(
       )
       found = jax.device_get(devices.gather(batch_labels))
       present = np.flatnonzero(found >= 0)
-      logits.append(step.predict_batch(network, images)[present])
+      logits.append(predict_lib.predict_batch(network, images)[present])
       labels.append(found[present])
   if not sum(map(len, labels)):
     raise ValueError(f'none of {split.size} images can be read')

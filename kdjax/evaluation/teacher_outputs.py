@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.models import features
+from kdjax.models.network import Network
 from kdjax.system import xla
 from kdjax.system.logs import logger
-from kdjax.training import step
 
 PROBABILITIES = 'probabilities'
 LOG_PROBABILITIES = 'log-probabilities'
@@ -132,7 +132,7 @@ def reorder(
 
 def check_features(
   path: pathlib.Path,
-  network: step.Network,
+  network: Network,
   names: Sequence[str],
   shape: Sequence[int],
 ) -> None:
@@ -159,7 +159,7 @@ def check_features(
 
 
 def probabilities(
-  path: pathlib.Path, network: step.Network, shape: Sequence[int]
+  path: pathlib.Path, network: Network, shape: Sequence[int]
 ) -> dict[str, float]:
   """Tells by images of noise whether a network gives probabilities.
 
@@ -186,7 +186,7 @@ def probabilities(
   return {'smallest': float(np.finfo(np.float32).tiny)}
 
 
-def adapt(network: step.Network, changes: Mapping[str, Any]) -> step.Network:
+def adapt(network: Network, changes: Mapping[str, Any]) -> Network:
   """Has a network give logits of the classes of a data set.
 
   Args:

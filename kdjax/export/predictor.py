@@ -12,10 +12,10 @@ import numpy as np
 from kdjax import models
 from kdjax.data import images as images_lib
 from kdjax.models import features
+from kdjax.models.network import Network
 from kdjax.storage import card as card_lib
 from kdjax.storage import networks, program_files
 from kdjax.system import xla
-from kdjax.training import step
 
 # Images that are computed at once.
 _BATCH_SIZE = 128
@@ -147,7 +147,7 @@ def load_student(
   return of_network(network, card)
 
 
-def of_network(network: step.Network, card: Mapping[str, Any]) -> Student:
+def of_network(network: Network, card: Mapping[str, Any]) -> Student:
   """Makes a function of a network, folded (see `kdjax.models.fold`).
 
   Args:
@@ -163,7 +163,7 @@ def of_network(network: step.Network, card: Mapping[str, Any]) -> Student:
   return Student(functools.partial(compiled, jax.device_put(variables)), card)
 
 
-def check_normalized(network: step.Network) -> None:
+def check_normalized(network: Network) -> None:
   """Checks that it is known how a network's images are normalised.
 
   Args:

@@ -20,11 +20,11 @@ from kdjax.export import (
   verify,
 )
 from kdjax.models import features
+from kdjax.models.network import Network
 from kdjax.storage import checkpoint as checkpoint_lib
 from kdjax.storage import networks, program_files, run_directory
 from kdjax.system.logs import logger
 from kdjax.training import teacher as teacher_lib
-from kdjax.training.step import Network
 
 FORMATS: dict[str, Callable[..., None]] = {
   'orbax': to_orbax.write,

@@ -11,8 +11,8 @@ import numpy as np
 
 from kdjax import models
 from kdjax.export import predictor
+from kdjax.models.network import Network
 from kdjax.storage import program_files
-from kdjax.training.step import Network
 
 
 def write(

@@ -4,8 +4,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdjax.models.network import Network
 from kdjax.storage import checkpoint
-from kdjax.training.step import Network
 
 
 def write(

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kdjax.models import features
+from kdjax.models.network import Network
 from kdjax.storage import card as card_lib
 from kdjax.storage import digests, networks, weights
-from kdjax.training.step import Network
 
 
 def write(

@@ -11,8 +11,8 @@ from jax import export
 
 from kdjax import models
 from kdjax.export import predictor
+from kdjax.models.network import Network
 from kdjax.storage import program_files
-from kdjax.training.step import Network
 
 PLATFORMS = 'cpu', 'cuda', 'rocm', 'tpu'
 """What a program can run on."""

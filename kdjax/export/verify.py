@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from kdjax.evaluation import predict
 from kdjax.export.predictor import Student
-from kdjax.training import step
+from kdjax.models.network import Network
 
 # Of probabilities, where float32 is computed in float32.
 _TOLERANCE = 1e-4
@@ -79,7 +80,7 @@ def tolerance(model: Any) -> float:
 
 
 def compare(
-  network: step.Network,
+  network: Network,
   exports: Mapping[str, Student],
   batches: Iterable[tuple[np.ndarray, np.ndarray | None]],
   tolerance: float,
@@ -113,7 +114,7 @@ def compare(
       continue
     labelled = labels is not None
     expected = np.asarray(
-      jax.nn.softmax(step.predict(network, images, _BATCH_SIZE))
+      jax.nn.softmax(predict.predict(network, images, _BATCH_SIZE))
     )
     predictions = expected.argmax(axis=1)
     best = np.sort(expected, axis=1)[:, -2:]

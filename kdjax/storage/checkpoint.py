@@ -29,10 +29,11 @@ from etils import epath
 
 from kdjax import models
 from kdjax.models import features
+from kdjax.models.network import Network
 from kdjax.storage import card as card_lib
 from kdjax.storage import digests
 from kdjax.system import atomic, devices
-from kdjax.training.step import Network, TrainState
+from kdjax.training.step import TrainState
 from kdjax.version import __version__
 
 logger = logging.getLogger(__package__)

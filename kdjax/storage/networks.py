@@ -13,13 +13,13 @@ from kdjax import models
 from kdjax.data import images
 from kdjax.models import features, resnet
 from kdjax.models import normalization as normalization_lib
+from kdjax.models.network import Network
 from kdjax.storage import card as card_lib
 from kdjax.storage import checkpoint as checkpoint_lib
 from kdjax.storage import digests, program_files, run_directory, weights
 from kdjax.storage import flax_variables as variables_lib
 from kdjax.storage.weights import directory as weights_directory
 from kdjax.storage.weights.stored_tensors import listed
-from kdjax.training import step
 from kdjax.version import __version__
 
 # Where a file of weights has its card.
@@ -49,7 +49,7 @@ class Pretrained(NamedTuple):
       what kdjax wrote.
   """
 
-  network: step.Network
+  network: Network
   card: dict[str, Any]
   recognised: tuple[str, ...] = ()
 
@@ -210,7 +210,7 @@ def _load_network(path: pathlib.Path) -> Pretrained:
   }
   variables_lib.check_finite(path, variables)
   variables = _as_known(variables, card)
-  return Pretrained(step.Network(model, jax.device_put(variables)), card)
+  return Pretrained(Network(model, jax.device_put(variables)), card)
 
 
 def _load_run(path: pathlib.Path, checkpoint: str, ema: bool) -> Pretrained:
@@ -290,7 +290,7 @@ def _load_variables(
   )
   card = _unknown(preprocessing(image_shape, image_shape[-1], None))
   card['model'] = like['model']
-  network = step.Network(model, jax.device_put(variables))
+  network = Network(model, jax.device_put(variables))
   return Pretrained(network, card, notes)
 
 
@@ -314,7 +314,7 @@ def _load_weights(
   model = {'dtype': 'float32', **found.model, **card['model']}
   card['model'] = model
   variables = _as_known(found.variables, card)
-  network = step.Network(
+  network = Network(
     models.build(**{**model, 'num_classes': model['num_classes'] or 1}),
     jax.device_put(variables),
   )

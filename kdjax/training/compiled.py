@@ -19,6 +19,7 @@ from kdjax import config as config_lib
 from kdjax import data, methods, models
 from kdjax.data import augment, prefetch
 from kdjax.models import features
+from kdjax.models.network import Network
 from kdjax.storage.teacher_logits import Replay
 from kdjax.system import devices, memory, xla
 from kdjax.training import optimizer, step
@@ -282,7 +283,7 @@ class Program:
     dataset: data.Dataset,
     method: methods.Method,
     hyperparameters: Mapping[str, float],
-    teacher: step.Network | None,
+    teacher: Network | None,
     replay: Replay | None = None,
     initial: Mapping[str, Any] | None = None,
     known_logits: np.ndarray | None = None,
@@ -341,9 +342,9 @@ class Program:
     def create_state(
       rng: jax.Array, teacher_variables: Any, initial: Any
     ) -> step.TrainState:
-      network: step.Network | features.Outputs | None = None
+      network: Network | features.Outputs | None = None
       if teacher:
-        network = step.Network(teacher.model, teacher_variables)
+        network = Network(teacher.model, teacher_variables)
       elif known_logits is not None:
         shape = self.plan.batch_size, known_logits.shape[-1]
         network = features.Outputs(jnp.zeros(shape), {})
@@ -641,9 +642,9 @@ class Program:
       order = jax.ShapeDtypeStruct((self._size,), jnp.int32)
     return _Epoch(order, logits)
 
-  def student(self, state: step.TrainState, ema: bool = False) -> step.Network:
+  def student(self, state: step.TrainState, ema: bool = False) -> Network:
     """Gives the student in a state, or its moving average."""
-    return step.Network(
+    return Network(
       self.model, step.student_variables(state, self.normalization, ema)
     )
 

@@ -12,8 +12,8 @@ import optax
 from kdjax import data
 from kdjax.data import prefetch
 from kdjax.evaluation import metrics
+from kdjax.models.network import Network
 from kdjax.storage import checkpoint, digests, run_directory
-from kdjax.training import step
 from kdjax.training import teacher as teacher_lib
 from kdjax.training.shared import Session
 
@@ -101,7 +101,7 @@ def measure(
     if known is not None:
       predictions['teacher'] = known
 
-  def test(network: step.Network) -> tuple[dict[str, Any], np.ndarray]:
+  def test(network: Network) -> tuple[dict[str, Any], np.ndarray]:
     found, labels = prefetch.predict(network, images, config.eval.batch_size)
     logits, predictions['labels'] = jax.device_get(found), labels
     report = {

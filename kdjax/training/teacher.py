@@ -15,6 +15,7 @@ from kdjax import config as config_lib
 from kdjax import data, methods, models
 from kdjax.evaluation import teacher_outputs
 from kdjax.models import ensemble, features, normalization, resnet
+from kdjax.models.network import Network
 from kdjax.storage import (
   checkpoint,
   digests,
@@ -47,7 +48,7 @@ class Teacher(NamedTuple):
       'normalization', 'stem', both or nothing.
   """
 
-  network: step.Network | None
+  network: Network | None
   report: dict[str, Any]
   logits: logits_file.Logits | None = None
   members: tuple['Teacher', ...] = ()
@@ -136,7 +137,7 @@ def _load_network(
   dtype = config.teacher.dtype or config.student.dtype
   # First the dtype: a folded network's convolutions are stored in it.
   model = models.build(**{**arguments, 'dtype': dtype})
-  network = step.Network(*models.fold(model, variables, names))
+  network = Network(*models.fold(model, variables, names))
   shape = report['image_shape'] or (assumed or {}).get('image_shape')
   changes: dict[str, Any] = {}
   if foreign and arguments.get('stem') == 'cifar_pool':
@@ -230,7 +231,7 @@ def _join(members: Sequence[Teacher], average: str) -> Teacher:
   }
   networks = [member.network for member in members if member.network]
   network = ensemble.join(networks, average)
-  return Teacher(step.Network(*network), report, members=tuple(members))
+  return Teacher(Network(*network), report, members=tuple(members))
 
 
 def _wall_time(path: pathlib.Path) -> float:
@@ -513,7 +514,7 @@ def check_fit(
   )
 
   def initialize(rng: jax.Array) -> step.TrainState:
-    network = step.Network(teacher, features.init(teacher, rng, images))
+    network = Network(teacher, features.init(teacher, rng, images))
     return step.create_state(
       rng, student, method, optax.identity(), images, network
     )

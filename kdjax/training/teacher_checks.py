@@ -14,10 +14,11 @@ import scipy.optimize
 import scipy.stats
 
 from kdjax import data
+from kdjax.evaluation import predict
 from kdjax.models import resnet
+from kdjax.models.network import Network
 from kdjax.models.normalization import IMAGENET, Normalization, usual
 from kdjax.system.logs import logger
-from kdjax.training import step
 from kdjax.training.teacher import Teacher
 
 # So many images show whether a teacher knows a data set.
@@ -287,9 +288,9 @@ def _sample(dataset: data.Dataset) -> tuple[data.Split, str]:
 
 
 def _predict(
-  network: step.Network, images: data.Split, batch_size: int
+  network: Network, images: data.Split, batch_size: int
 ) -> np.ndarray:
-  return np.asarray(step.predict(network, images.images, batch_size))
+  return np.asarray(predict.predict(network, images.images, batch_size))
 
 
 def _look_up(
@@ -365,7 +366,7 @@ def _candidates(
 
 
 def _run(
-  network: step.Network,
+  network: Network,
   candidate: _Candidate,
   images: data.Split,
   batch_size: int,
@@ -382,7 +383,7 @@ def _run(
   model = network.model
   if candidate.stem:
     model = model.clone(stem=candidate.stem)
-  network = step.Network(model, {**network.variables, 'normalization': arrays})
+  network = Network(model, {**network.variables, 'normalization': arrays})
   return _measure(_predict(network, images, batch_size), images.labels)
 
 

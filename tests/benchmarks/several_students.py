@@ -21,6 +21,7 @@ import optax
 
 from kdjax import methods, models
 from kdjax.models import features
+from kdjax.models.network import Network
 from kdjax.system import xla
 from kdjax.training import step
 
@@ -52,7 +53,7 @@ def main():
   method, hyperparameters = methods.build('response')
   optimizer = optax.sgd(0.1, 0.9, nesterov=True)
   train_step = step.make_train_step(student, method, optimizer, teacher=teacher)
-  network = step.Network(teacher, variables)
+  network = Network(teacher, variables)
   states = [
     step.create_state(
       jax.random.key(seed), student, method, optimizer, images, network

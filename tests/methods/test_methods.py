@@ -16,6 +16,7 @@ from kdjax import losses, methods, models
 from kdjax.methods.feature import connect
 from kdjax.models import features
 from kdjax.models.features import Outputs
+from kdjax.models.network import Network
 from kdjax.training import step
 
 BATCH, CLASSES = 6, 10
@@ -514,7 +515,7 @@ def abstract_state(student, teacher, method):
       method,
       optax.sgd(0.1),
       images,
-      step.Network(teacher, variables),
+      Network(teacher, variables),
     ),
     RNG,
   )

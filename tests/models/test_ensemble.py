@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from kdjax import methods, models
 from kdjax.models import ensemble, features
+from kdjax.models.network import Network
 from kdjax.training import step
 
 SHAPE = (4, 8, 8, 1)
@@ -125,7 +126,7 @@ def test_each_member_sees_its_own_images_and_shows_its_features(networks):
 
 
 def test_it_teaches_and_is_not_taught(networks):
-  teacher = step.Network(*ensemble.join(networks, 'probabilities'))
+  teacher = Network(*ensemble.join(networks, 'probabilities'))
   student = small_cnn.SmallCNN(5, width=4)
   method, hyperparameters = methods.build(
     'feature',

@@ -13,6 +13,7 @@ import tiny
 
 from kdjax import config as config_lib
 from kdjax import data, methods, models
+from kdjax.evaluation import predict
 from kdjax.methods import feature
 from kdjax.models import features
 from kdjax.report import collect, feature_maps
@@ -73,7 +74,9 @@ def test_the_test_images_are_those_that_were_measured(run):
   images, class_names = feature_maps.test_images(run)
   assert (images.dtype, images.shape) == (np.uint8, (360, 8, 8, 1))
   assert class_names == tuple(map(str, range(10)))
-  logits = step.predict(checkpoint.restore(run.path), jnp.asarray(images), 360)
+  logits = predict.predict(
+    checkpoint.restore(run.path), jnp.asarray(images), 360
+  )
   assert len(logits) == run.result['best']['test']['count']
 
 
