@@ -145,7 +145,9 @@ def test_probabilities_of_a_network_become_logits(root, session, saved, caplog):
     teacher = teacher_lib.load(
       path, config('response', **changes), assumed=assumed
     )
-    return teacher, np.asarray(predict.predict(teacher.network, images, 50))
+    return teacher, np.asarray(
+      predict.predict_images(teacher.network, images, 50)
+    )
 
   logits, expected = load(root / 'orbax')
   assert 'probabilities' not in caplog.text

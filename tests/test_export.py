@@ -85,7 +85,9 @@ def exported(workdir, moved):
 
 def live(network, images):
   """The probabilities of a network as it is evaluated."""
-  return np.asarray(jax.nn.softmax(predict.predict(network, images, 100)))
+  return np.asarray(
+    jax.nn.softmax(predict.predict_images(network, images, 100))
+  )
 
 
 def path_of(workdir, name):

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from kdjax import data, models
-from kdjax.data import prefetch
+from kdjax.evaluation import predict
 from kdjax.models.network import Network
 from kdjax.storage import run_directory
 from kdjax.training import compiled, step, train
@@ -111,12 +111,12 @@ def test_every_image_that_can_be_read_is_evaluated_once(tmp_path):
   variables = step.features.init(model, jax.random.key(0), images)
   variables['normalization'] = {'mean': resident.mean, 'std': resident.std}
   network = Network(model, variables)
-  expected, expected_labels = prefetch.predict(network, resident.test, 4)
-  logits, labels = prefetch.predict(network, streamed.test, 4)
+  expected, expected_labels = predict.predict_split(network, resident.test, 4)
+  logits, labels = predict.predict_split(network, streamed.test, 4)
   assert logits.shape == (14, 3)
   np.testing.assert_array_equal(labels, expected_labels)
   np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
   for path in root.glob('test/*/*.jpg'):
     path.write_bytes(b'broken')
   with pytest.raises(ValueError, match='none of 15 images can be read'):
-    prefetch.predict(network, data.load(fields).test, 4)
+    predict.predict_split(network, data.load(fields).test, 4)

@@ -198,7 +198,7 @@ def test_classes_in_another_order_are_put_in_that_of_the_data(root, caplog):
   assert moved.report['class_names'] == names
   assert moved.report['digest'] != run.report['digest']
   expected, found = (
-    np.asarray(predict.predict(each.network, images, 4))
+    np.asarray(predict.predict_images(each.network, images, 4))
     for each in (run, moved)
   )
   np.testing.assert_array_equal(found, expected[:, [*range(8), 9, 8]])

@@ -390,7 +390,7 @@ def test_every_example_is_predicted_once(batch_size):
   outputs, _ = jax.jit(
     functools.partial(features.forward, network.model, train=False)
   )(network.variables, IMAGES)
-  logits = predict.predict(network, IMAGES, batch_size)
+  logits = predict.predict_images(network, IMAGES, batch_size)
   assert logits.shape == (6, 3)
   np.testing.assert_allclose(logits, outputs.logits, rtol=1e-4, atol=1e-5)
 

@@ -54,7 +54,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), np.uint8)
 def test_a_student_gives_the_probabilities_of_its_network(path):
   loaded = kdjax.load_student(path)
   network = networks.load(path).network
-  expected = jax.nn.softmax(predict.predict(network, PIXELS, 100))
+  expected = jax.nn.softmax(predict.predict_images(network, PIXELS, 100))
   for count in (0, 1, 3, 300):
     found = loaded(PIXELS[:count])
     assert found.dtype == np.float32

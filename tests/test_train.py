@@ -188,13 +188,13 @@ def test_what_changes_no_result_may_change(runs, monkeypatch):
   config.checkpoint.keep = 5
   config.method.response.temperature = 9.0
   config.teacher.path = str(root / 'teacher')
-  predict, sizes = predict_lib.predict, set()
+  predict, sizes = predict_lib.predict_images, set()
 
   def recording(network, images, batch_size):
     sizes.add(batch_size)
     return predict(network, images, batch_size)
 
-  monkeypatch.setattr(step, 'predict', recording)
+  monkeypatch.setattr(predict_lib, 'predict_images', recording)
   again = train.train_and_evaluate(config, root / 'feature')
   assert sizes == {7}
   np.testing.assert_allclose(
@@ -475,13 +475,13 @@ def test_everything_compiles_once(tmp_path, monkeypatch):
 
 
 def test_without_validation_the_last_epoch_is_the_best(tmp_path, monkeypatch):
-  predict, calls = predict_lib.predict, []
+  predict, calls = predict_lib.predict_images, []
 
   def recording(*args):
     calls.append(args)
     return predict(*args)
 
-  monkeypatch.setattr(step, 'predict', recording)
+  monkeypatch.setattr(predict_lib, 'predict_images', recording)
   config = tiny.config('scratch')
   config.data.validation_fraction = 0.0
   config.train.max_steps = 7

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.data import Split, Stream, stream
 from kdjax.models import features
 from kdjax.models.network import Network
 from kdjax.system import devices, xla
 
 
-def predict(
+def predict_images(
   network: Network, images: jax.Array | np.ndarray, batch_size: int
 ) -> jax.Array:
   """Computes the logits of images in evaluation mode, each exactly once.
@@ -41,13 +42,13 @@ def predict(
     # and the rows that it repeats are dropped.
     start = min(first, size - batch_size)
     logits = xla.settle(
-      _predict_batch()(network.model, variables, images, start, batch_size)
+      _compiled()(network.model, variables, images, start, batch_size)
     )
     batches.append(logits[first - start :])
   return jnp.concatenate(batches)
 
 
-def predict_batch(network: Network, images: jax.Array) -> jax.Array:
+def _predict_batch(network: Network, images: jax.Array) -> jax.Array:
   """Computes the logits of one batch in evaluation mode.
 
   On an accelerator it does not wait for them.
@@ -61,13 +62,13 @@ def predict_batch(network: Network, images: jax.Array) -> jax.Array:
     Logits, float32 `[batch, classes]`, whole on every device.
   """
   return xla.settle(
-    _predict_batch()(network.model, network.variables, images, 0, len(images))
+    _compiled()(network.model, network.variables, images, 0, len(images))
   )
 
 
 # Made at its first use: its options depend on the device.
 @functools.cache
-def _predict_batch() -> Callable[..., jax.Array]:
+def _compiled() -> Callable[..., jax.Array]:
   @functools.partial(
     xla.jit,
     static_argnames=('model', 'batch_size'),
@@ -87,3 +88,53 @@ def _predict_batch() -> Callable[..., jax.Array]:
     return outputs.logits
 
   return predict_batch
+
+
+def on_devices(split: Split | Stream) -> Split | Stream:
+  """Puts the images of a split on the devices, if it is in memory."""
+  if isinstance(split, Stream):
+    return split
+  return split._replace(images=devices.replicate(split.images))
+
+
+def predict_split(
+  network: Network, split: Split | Stream, batch_size: int
+) -> tuple[jax.Array, np.ndarray]:
+  """Computes the logits of a split in evaluation mode, each exactly once.
+
+  A stream is read by the threads of this process: worker processes would start
+  for longer than they read.
+
+  Args:
+    network: the model and its variables.
+    split: the split, best as `on_devices` gives it.
+    batch_size: how many images to compute at once.
+
+  Returns:
+    Logits, float32 `[size, classes]`, in the split's order, and labels, int32
+    `[size]`. Images that cannot be read are left out.
+
+  Raises:
+    ValueError: an image cannot be read, or none can.
+  """
+  if isinstance(split, Split):
+    return predict_images(network, split.images, batch_size), split.labels
+  # The last batch is filled up, so every one can be divided.
+  count = jax.device_count()
+  batch_size = -(-min(batch_size, split.size) // count) * count
+  network = network._replace(variables=devices.replicate(network.variables))
+  logits, labels = [], []
+  with stream.eval_batches(
+    split, batch_size=batch_size, rows=devices.local_rows(batch_size)
+  ) as batches:
+    for batch in batches:
+      images, batch_labels = devices.assemble(
+        (batch.images, batch.labels), batch_size
+      )
+      found = jax.device_get(devices.gather(batch_labels))
+      present = np.flatnonzero(found >= 0)
+      logits.append(_predict_batch(network, images)[present])
+      labels.append(found[present])
+  if not sum(map(len, labels)):
+    raise ValueError(f'none of {split.size} images can be read')
+  return jax.numpy.concatenate(logits), np.concatenate(labels)

@@ -114,7 +114,7 @@ def compare(
       continue
     labelled = labels is not None
     expected = np.asarray(
-      jax.nn.softmax(predict.predict(network, images, _BATCH_SIZE))
+      jax.nn.softmax(predict.predict_images(network, images, _BATCH_SIZE))
     )
     predictions = expected.argmax(axis=1)
     best = np.sort(expected, axis=1)[:, -2:]

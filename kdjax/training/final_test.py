@@ -10,8 +10,7 @@ import numpy as np
 import optax
 
 from kdjax import data
-from kdjax.data import prefetch
-from kdjax.evaluation import metrics
+from kdjax.evaluation import metrics, predict
 from kdjax.models.network import Network
 from kdjax.storage import checkpoint, digests, run_directory
 from kdjax.training import teacher as teacher_lib
@@ -92,7 +91,7 @@ def measure(
     `best`, `last` and, where there are such, `best_ema`, `last_ema` and
     `teacher`, float32 `[size, classes]`.
   """
-  images = prefetch.on_devices(dataset.test)
+  images = predict.on_devices(dataset.test)
   measured: dict[str, Any] = {'teacher': None}
   predictions: dict[str, np.ndarray] = {}
   if teacher:
@@ -102,7 +101,9 @@ def measure(
       predictions['teacher'] = known
 
   def test(network: Network) -> tuple[dict[str, Any], np.ndarray]:
-    found, labels = prefetch.predict(network, images, config.eval.batch_size)
+    found, labels = predict.predict_split(
+      network, images, config.eval.batch_size
+    )
     logits, predictions['labels'] = jax.device_get(found), labels
     report = {
       'digest': digests.digest(network.variables),

@@ -15,8 +15,7 @@ import optax
 
 from kdjax import config as config_lib
 from kdjax import data
-from kdjax.data import prefetch
-from kdjax.evaluation import metrics
+from kdjax.evaluation import metrics, predict
 from kdjax.storage import checkpoint, run_directory
 from kdjax.system import devices, logs, signals, xla
 from kdjax.training import initial_weights as initial_lib
@@ -149,7 +148,7 @@ class _Loop:
   ):
     self._config = config
     self._workdir = workdir
-    self._validation = prefetch.on_devices(dataset.validation)
+    self._validation = predict.on_devices(dataset.validation)
     self._program = run
     self._plan = run.plan
     self._checkpoints = checkpoints
@@ -227,7 +226,7 @@ class _Loop:
     if not self._validation.size:
       return {}
     return {
-      name: prefetch.predict(
+      name: predict.predict_split(
         network, self._validation, self._config.eval.batch_size
       )
       for name, network in networks.items()

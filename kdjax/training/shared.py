@@ -11,7 +11,7 @@ import numpy as np
 
 from kdjax import config as config_lib
 from kdjax import data, methods
-from kdjax.data import prefetch
+from kdjax.evaluation import predict
 from kdjax.storage import run_directory
 from kdjax.storage.teacher_logits import Replay
 from kdjax.training import compiled, teacher_checks
@@ -207,7 +207,7 @@ class Session:
       'test logits',
       (*_identify(teacher), dataset.digest),
       lambda: jax.device_get(
-        prefetch.predict(network, dataset.test, batch_size)[0]
+        predict.predict_split(network, dataset.test, batch_size)[0]
       ),
     )
 

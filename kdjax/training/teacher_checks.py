@@ -290,7 +290,7 @@ def _sample(dataset: data.Dataset) -> tuple[data.Split, str]:
 def _predict(
   network: Network, images: data.Split, batch_size: int
 ) -> np.ndarray:
-  return np.asarray(predict.predict(network, images.images, batch_size))
+  return np.asarray(predict.predict_images(network, images.images, batch_size))
 
 
 def _look_up(

@@ -74,7 +74,7 @@ def test_the_test_images_are_those_that_were_measured(run):
   images, class_names = feature_maps.test_images(run)
   assert (images.dtype, images.shape) == (np.uint8, (360, 8, 8, 1))
   assert class_names == tuple(map(str, range(10)))
-  logits = predict.predict(
+  logits = predict.predict_images(
     checkpoint.restore(run.path), jnp.asarray(images), 360
   )
   assert len(logits) == run.result['best']['test']['count']
