@@ -6,6 +6,7 @@ python -m kdjax.evaluate --workdir=runs/fkd
 from absl import app, flags
 
 from kdjax.evaluation import example_files as predictions_lib
+from kdjax.evaluation import tables
 from kdjax.storage import checkpoint, run_directory
 from kdjax.system import atomic, escape
 from kdjax.system.command import command, define_path
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> None:
     if _DATA_DIR.value:
       config.data.data_dir = _DATA_DIR.value
     result, predictions = final_test.evaluate(workdir, config)
-    print(run_directory.table(result))
+    print(tables.table(result))
     if output:
       which = _CHECKPOINT.value
       predictions_lib.write(

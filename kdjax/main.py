@@ -7,7 +7,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from kdjax import methods
-from kdjax.storage import run_directory
+from kdjax.evaluation import tables
 from kdjax.system import atomic, devices, escape
 from kdjax.system.command import (
   command,
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     workdir = atomic.local(_WORKDIR.value or default_workdir(_MODE.value))
     result = train.train_and_evaluate(config, workdir)
   if devices.is_first():
-    print(run_directory.table(result))
+    print(tables.table(result))
     print(escape.lines(f'\nrun directory: {workdir}'))
 
 

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from kdjax.storage import checkpoint
-from kdjax.system import logs
+from kdjax.storage import checkpoint, metrics_log
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -32,7 +31,7 @@ def run(*flags, module='kdjax.main', cwd=ROOT, **options):
 
 def metrics_of(workdir):
   """The metrics of a run, without what depends on the machine's speed."""
-  records = logs.read_records(workdir)
+  records = metrics_log.read_records(workdir)
   for record in records:
     for timing in ('images_per_second', 'seconds_left'):
       record.pop(timing, None)

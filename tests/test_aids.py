@@ -8,8 +8,8 @@ import pytest
 import tiny
 
 from kdjax import config as config_lib
-from kdjax.storage import checkpoint, digests, run_directory
-from kdjax.system import logs
+from kdjax.evaluation import tables
+from kdjax.storage import checkpoint, digests, metrics_log, run_directory
 from kdjax.training import final_test, train
 
 STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
@@ -29,7 +29,7 @@ def run(tmp_path_factory):
 
 
 def validation(workdir):
-  records = logs.read_records(workdir)
+  records = metrics_log.read_records(workdir)
   return [record for record in records if record['kind'] == 'validation']
 
 
@@ -46,9 +46,9 @@ def test_averages_are_validated_and_measured_beside_the_weights(run):
     labels, logits = predictions['labels'], predictions[f'{which}_ema']
     accuracy = (logits.argmax(-1) == labels).mean()
     assert result[which]['ema']['test']['accuracy'] == pytest.approx(accuracy)
-  assert [
-    line.split('  ')[0] for line in run_directory.table(result).split('\n')
-  ][2:] == [
+  assert [line.split('  ')[0] for line in tables.table(result).split('\n')][
+    2:
+  ] == [
     'resnet10 (scratch), best epoch',
     'resnet10 (scratch), best epoch, EMA',
     'resnet10 (scratch), last epoch',

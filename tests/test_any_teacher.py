@@ -10,9 +10,9 @@ from flax import traverse_util
 
 import kdjax
 from kdjax import config as config_lib
-from kdjax.evaluation import predict
+from kdjax.evaluation import predict, tables
 from kdjax.storage import networks, run_directory
-from kdjax.training import final_test, teacher_checks, train
+from kdjax.training import checks, final_test, teacher_checks, train
 from kdjax.training import teacher as teacher_lib
 from kdjax.training.shared import Session
 
@@ -64,7 +64,7 @@ def test_networks_of_ones_own_are_trained_restored_and_measured(root, trained):
   model, variables = kdjax.storage.checkpoint.restore(root / 'teacher')
   assert (model.width, model.num_classes) == (8, 10)
   assert variables['batch_stats'] == {}
-  assert NET in run_directory.table(trained)
+  assert NET in tables.table(trained)
 
 
 def test_features_of_ones_own_network_teach_too(root, session, trained):
@@ -222,7 +222,7 @@ def test_an_ensemble_teaches_what_its_members_say(root, session, trained):
   )
   times = [member['wall_time_s'] for member in teacher['members']]
   assert teacher['wall_time_s'] == sum(times)
-  assert teacher['model'] in run_directory.table(result)
+  assert teacher['model'] in tables.table(result)
   again, _ = final_test.evaluate(workdir)
   assert again['teacher'] == teacher
   # What it averages is part of what it is.
@@ -292,7 +292,7 @@ def test_a_member_with_other_classes_is_named(root, session, trained):
   run = of_members(root, 'teacher', 'own')
   teacher = session.teacher(tuple(run.teacher.ensemble), run)
   dataset = session.dataset(run.data)
-  teacher_lib.check_suits(teacher, dataset)
+  checks.check_suits(teacher, dataset)
   teacher.report['members'][1]['class_names'] = ['a', 'b']
   with pytest.raises(ValueError, match=r'any_teacher0/own knows the classes a'):
-    teacher_lib.check_suits(teacher, dataset)
+    checks.check_suits(teacher, dataset)

@@ -16,7 +16,7 @@ from kdjax.export import to_safetensors
 from kdjax.models import features
 from kdjax.models.network import Network
 from kdjax.storage import card, checkpoint, networks, program_files, weights
-from kdjax.training import step
+from kdjax.training.state import TrainState
 
 KNOWN = {
   'kdjax': '1.0',
@@ -60,7 +60,7 @@ def network():
 def save_run(path, network, **metadata):
   """Writes a run with one checkpoint."""
   student = network.variables['params']
-  state = step.TrainState(
+  state = TrainState(
     step=jnp.int32(1),
     params={'student': student, 'method': {}},
     batch_stats=network.variables['batch_stats'],

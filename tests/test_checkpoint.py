@@ -19,7 +19,7 @@ from tiny import MODEL
 from kdjax import methods, models
 from kdjax.models import features
 from kdjax.storage import checkpoint
-from kdjax.training import step
+from kdjax.training import state as state_lib
 
 IMAGES = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.uint8)
 
@@ -27,7 +27,7 @@ IMAGES = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.uint8)
 @pytest.fixture(scope='module')
 def state():
   method, _ = methods.build('scratch')
-  return step.create_state(
+  return state_lib.create_state(
     jax.random.key(0), models.build(**MODEL), method, optax.adam(0.1), IMAGES
   )
 

@@ -14,11 +14,13 @@ import tiny
 from PIL import Image
 
 from kdjax import load_student
+from kdjax.evaluation import tables as tables_lib
 from kdjax.export import classify_files as predict
 from kdjax.report import collect, significance, tables
-from kdjax.storage import checkpoint, digests, run_directory
+from kdjax.storage import checkpoint, digests, metrics_log, run_directory
 from kdjax.system import logs
 from kdjax.training import final_test, train
+from kdjax.training.run_log import RunLog
 
 # What a value of JSON may have become.
 VALUES = (None, True, -1, 0.5, 10**20, 'text', '', [], {}, [[1]], {'a': 1})
@@ -128,8 +130,8 @@ def run(tmp_path_factory):
   """All that a run leaves, without its arrays."""
   path = tmp_path_factory.mktemp('sound') / 'run'
   synthetic.write_run(path)
-  (path / logs.METRICS).unlink()
-  with logs.RunLog(path, start_step=0, total_steps=9, tensorboard=False) as log:
+  (path / metrics_log.METRICS).unlink()
+  with RunLog(path, start_step=0, total_steps=9, tensorboard=False) as log:
     for step in range(1, 9):
       values = {'epoch': step / 4, 'loss': 1 / step, 'accuracy': 0.5}
       log.write('train', step, values, images_per_second=9.0, seconds_left=1.0)
@@ -210,10 +212,10 @@ def test_each_command_tells_of_a_damage(trained, tmp_path, request):
     )
 
   def evaluate(path):
-    return run_directory.table(final_test.evaluate(path)[0])
+    return tables_lib.table(final_test.evaluate(path)[0])
 
   readers = {
-    'main': lambda path: run_directory.table(
+    'main': lambda path: tables_lib.table(
       train.train_and_evaluate(config, path)
     ),
     'evaluate': evaluate,

@@ -12,8 +12,8 @@ import pytest
 import topology
 from processes import losses_of
 
-from kdjax.storage import checkpoint, run_directory
-from kdjax.system import devices, logs
+from kdjax.storage import checkpoint, metrics_log, run_directory
+from kdjax.system import devices
 from kdjax.training import train
 from kdjax.training.shared import Session
 
@@ -112,7 +112,7 @@ def test_processes_write_once(root):
   run = root / 'processes' / 'feature'
   steps = [
     record['step']
-    for record in logs.read_records(run)
+    for record in metrics_log.read_records(run)
     if record['kind'] == 'train'
   ]
   assert steps == list(range(1, topology.STEPS + 1))

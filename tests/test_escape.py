@@ -12,7 +12,9 @@ import synthetic
 
 from kdjax.evaluation import example_files
 from kdjax.report import figures, gallery, write
+from kdjax.storage import metrics_log
 from kdjax.system import escape, logs
+from kdjax.training.run_log import RunLog
 
 # Mathematics that is none, a formula, a terminal's sequence, no Unicode, an end
 # of a line, and markup.
@@ -69,13 +71,11 @@ def test_a_log_does_not_steer_the_terminal(capsys):
 
 
 def test_tags_hold_any_name(tmp_path):
-  with logs.RunLog(
-    tmp_path, start_step=0, total_steps=1, tensorboard=True
-  ) as log:
+  with RunLog(tmp_path, start_step=0, total_steps=1, tensorboard=True) as log:
     log.write('train', 1, {'loss': 1.0, 'accuracy': 0.0, 'mse/\udce9\n': 1.0})
   (events,) = (tmp_path / 'tensorboard').iterdir()
   assert b'train/mse/\\udce9\\n' in events.read_bytes()
-  assert logs.read_records(tmp_path)[0]['mse/\udce9\n'] == 1
+  assert metrics_log.read_records(tmp_path)[0]['mse/\udce9\n'] == 1
 
 
 class _Text(html.parser.HTMLParser):

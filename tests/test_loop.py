@@ -19,10 +19,13 @@ from processes import assert_same_run, metrics_of
 
 from kdjax import config as config_lib
 from kdjax import data
-from kdjax.storage import checkpoint
-from kdjax.system import lock, logs, signals
-from kdjax.training import compiled, loop, step, train
+from kdjax.storage import checkpoint, metrics_log
+from kdjax.system import lock, signals
+from kdjax.training import compiled, loop, metrics_window, step, train
+from kdjax.training import plan as plan_lib
 from kdjax.training import shared as shared_lib
+from kdjax.training.metrics_window import Window
+from kdjax.training.run_log import RunLog
 
 
 def config(**changes):
@@ -36,7 +39,7 @@ def config(**changes):
 @pytest.fixture(scope='module')
 def start(tmp_path_factory):
   """Starts runs as on an accelerator, which share one compiled program."""
-  plan, shared = compiled.plan, shared_lib.Session()
+  plan, shared = plan_lib.plan, shared_lib.Session()
   with pytest.MonkeyPatch.context() as patch:
     changes = {'overlap': True, 'steps_per_dispatch': 2}
     patch.setattr(
@@ -187,7 +190,7 @@ def test_the_program_skips_what_it_is_told_to(nonfinite, monkeypatch):
 
 def window_of(pending=None, done=0, in_a_row=0):
   plan = types.SimpleNamespace(batch_size=4, total_steps=200)
-  return loop._Window(plan, done, pending or {}, in_a_row)
+  return Window(plan, done, pending or {}, in_a_row)
 
 
 def metrics_with(*skipped):
@@ -232,7 +235,7 @@ def test_what_is_not_finite_may_be_treated_otherwise_midway(skips):
 
 
 def test_a_run_that_skips_one_step_after_the_other_is_given_up():
-  limit = loop._MOST_SKIPPED
+  limit = metrics_window._MOST_SKIPPED
   window = window_of(in_a_row=limit - 4)
   # A step that is kept begins the count anew.
   window.add(metrics_with(1, 1, 1, 0, 1, 1))
@@ -281,7 +284,7 @@ def test_a_full_disk_is_told_of_and_costs_nothing(
 def test_metrics_that_cannot_be_written_are_told_of(tmp_path):
   @contextlib.contextmanager
   def full():
-    with logs.RunLog(
+    with RunLog(
       tmp_path, start_step=0, total_steps=9, tensorboard=False
     ) as log:
       log._file.close()
@@ -311,9 +314,7 @@ def test_tensorboard_loses_nothing_and_bears_a_full_disk(tmp_path):
   values = {'loss': 1.0, 'accuracy': 0.5, **{f'm{n}': 1.0 for n in range(40)}}
 
   def write():
-    with logs.RunLog(
-      tmp_path, start_step=0, total_steps=9, tensorboard=True
-    ) as log:
+    with RunLog(tmp_path, start_step=0, total_steps=9, tensorboard=True) as log:
       log.write('train', 1, values)
       (events,) = (tmp_path / 'tensorboard').iterdir()
       # On the disk already, should the run be killed now.
@@ -335,7 +336,7 @@ def test_tensorboard_loses_nothing_and_bears_a_full_disk(tmp_path):
   # The first bar of a process, shown or not, starts a thread of tqdm's.
   left = set(threading.enumerate()) - set(threads)
   assert {type(thread).__name__ for thread in left} <= {'TMonitor'}
-  assert len(logs.read_records(tmp_path)) == 3
+  assert len(metrics_log.read_records(tmp_path)) == 3
 
 
 def test_a_directory_that_cannot_be_made_is_named(start, tmp_path):
@@ -381,7 +382,7 @@ def test_a_damaged_newest_checkpoint_is_made_again(
   with pytest.raises(signals.Interrupted, match='from step 14'):
     start(tmp_path)
   saved = checkpoint.read_metadata(tmp_path, 'last')
-  assert saved['metrics_lines'] == len(logs.read_records(tmp_path))
+  assert saved['metrics_lines'] == len(metrics_log.read_records(tmp_path))
   path = tmp_path / 'checkpoints' / '14' / 'metadata' / 'metadata'
   changed = json.loads(path.read_text()) | {'wall_time_s': 0.0}
   path.write_text(json.dumps(changed))

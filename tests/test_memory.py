@@ -11,6 +11,8 @@ from kdjax import config as config_lib
 from kdjax.data import Split
 from kdjax.system import memory
 from kdjax.training import compiled as compiled_lib
+from kdjax.training import plan as plan_lib
+from kdjax.training.plan import Plan
 
 
 def test_sizes_have_no_end():
@@ -46,7 +48,7 @@ def plan(**changes):
   config.train.batch_size = 16
   with config.unlocked():
     config.update_from_flattened_dict(changes)
-  return compiled_lib.plan(config, dataset())
+  return plan_lib.plan(config, dataset())
 
 
 def test_a_plan_is_made_of_what_can_be(monkeypatch):
@@ -75,7 +77,7 @@ def test_a_plan_is_made_of_what_can_be(monkeypatch):
 
 @pytest.mark.parametrize('done', [0, 3, 8, 29])
 def test_a_long_run_compiles_what_each_of_its_epochs_needs(done):
-  short = compiled_lib.Plan(1, 10, 10, 35, 4, overlap=False)
+  short = Plan(1, 10, 10, 35, 4, overlap=False)
   found, at = set(), done
   while at < short.total_steps:
     found.add(short.next_dispatch(at))

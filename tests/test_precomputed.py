@@ -14,12 +14,13 @@ from processes import losses_of
 
 from kdjax import data
 from kdjax.data import augment
+from kdjax.evaluation import tables
 from kdjax.evaluation.predict import predict
 from kdjax.storage import logits_file, run_directory
 from kdjax.training import final_test, teacher_checks, train
 from kdjax.training import teacher as teacher_lib
 from kdjax.training.shared import Session
-from kdjax.training.step import data_key
+from kdjax.training.state import data_key
 
 IDS = np.array([4, 2, 9])
 LOGITS = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
@@ -351,7 +352,7 @@ def test_known_logits_teach_as_the_teacher_itself(root, session):
   assert teacher['test'] == {}
   assert 'agreement' not in result['last']['test']
   assert 'teacher' not in run_directory.read_predictions(root / 'same bits')
-  lines = run_directory.table(result).splitlines()
+  lines = tables.table(result).splitlines()
   assert lines[2].split() == ['teacher', 'logits', *'-------']
 
 

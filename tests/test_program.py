@@ -9,9 +9,9 @@ import tiny
 from kdjax import config as config_lib
 from kdjax import data, methods, models
 from kdjax.models import features
-from kdjax.storage import checkpoint
-from kdjax.system import logs
+from kdjax.storage import checkpoint, metrics_log
 from kdjax.training import compiled, train
+from kdjax.training import plan as plan_lib
 
 
 def small(**changes):
@@ -25,7 +25,7 @@ def train_records(workdir):
   timings = ('images_per_second', 'seconds_left')
   return [
     {name: value for name, value in record.items() if name not in timings}
-    for record in logs.read_records(workdir)
+    for record in metrics_log.read_records(workdir)
   ]
 
 
@@ -69,7 +69,7 @@ def test_many_steps_per_dispatch_change_no_result(single, tmp_path, steps):
 def test_work_beside_the_device_changes_no_result(
   single, tmp_path, monkeypatch
 ):
-  plan = compiled.plan
+  plan = plan_lib.plan
   monkeypatch.setattr(
     compiled, 'plan', lambda *args: plan(*args)._replace(overlap=True)
   )
@@ -110,7 +110,7 @@ def test_a_dispatch_stays_within_an_epoch_and_the_run(
       'device.steps_per_dispatch': dispatch,
     }
   )
-  plan = compiled.plan(config, data.load(config.data))
+  plan = plan_lib.plan(config, data.load(config.data))
   found, done = [], 0
   while done < plan.total_steps:
     found.append(plan.next_dispatch(done))
@@ -121,14 +121,14 @@ def test_a_dispatch_stays_within_an_epoch_and_the_run(
 def test_parts_that_do_not_divide_a_batch_are_refused():
   config = small(**{'train.accumulate': 5})
   with pytest.raises(ValueError, match=r'is 32, .* 5 equal parts .*accumulate'):
-    compiled.plan(config, data.load(config.data))
+    plan_lib.plan(config, data.load(config.data))
 
 
 def check_batch_norm(**changes):
   config = small(**changes)
   dataset = data.load(config.data)
   model = models.build(**config_lib.model_arguments(config, 10))
-  compiled.check_batch_norm(config, dataset, model)
+  plan_lib.check_batch_norm(config, dataset, model)
 
 
 def test_batch_norm_of_one_value_is_refused(caplog):
@@ -173,7 +173,7 @@ def test_batch_norm_of_a_teacher_is_checked_before_it_is_trained(tmp_path):
 
 def test_on_cpu_a_dispatch_is_one_step():
   config = small()
-  plan = compiled.plan(config, data.load(config.data))
+  plan = plan_lib.plan(config, data.load(config.data))
   if jax.default_backend() == 'cpu':
     assert (plan.steps_per_dispatch, plan.overlap) == (1, False)
   else:

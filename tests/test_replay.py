@@ -16,7 +16,7 @@ from kdjax.storage.teacher_logits import Replay
 from kdjax.training import teacher as teacher_lib
 from kdjax.training import train
 from kdjax.training.shared import Session
-from kdjax.training.step import data_key
+from kdjax.training.state import data_key
 
 LOGITS = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
 ABOUT = {'teacher': 'abc', 'seed': 0}

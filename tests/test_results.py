@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kdjax import config as config_lib
+from kdjax.evaluation import metrics, tables
 from kdjax.storage import run_directory
 
 PREDICTIONS = {
@@ -62,7 +63,7 @@ def test_the_table_has_every_metric_and_a_dash_for_what_is_missing():
     'kl_to_teacher': 0.125,
   }
   shared = {'parameters': 1234, 'wall_time_s': 5.6}
-  lines = run_directory.table(
+  lines = tables.table(
     {
       'method': 'response',
       'teacher': shared | {'model': 'big', 'test': older},
@@ -86,7 +87,7 @@ def epoch(accuracy, loss):
 
 
 def test_settings_are_scored_by_accuracy_then_by_loss():
-  score = run_directory.validation_score
+  score = metrics.validation_score
   assert score([epoch(0.9, 2.0)]) > score([epoch(0.8, 1.0)])
   assert score([epoch(0.9, 1.0)]) > score([epoch(0.9, 2.0)])
   # The mean over seeds: 0.85 with losses of 1.5, as 0.8 and 0.9 with 1 and 2.

@@ -13,7 +13,7 @@ import pytest
 
 from kdjax.storage import checkpoint, digests
 from kdjax.storage.checkpoint import Saved
-from kdjax.training.step import TrainState
+from kdjax.training.state import TrainState
 
 # By step what a run saves: its validation accuracy, or None within an epoch.
 SCHEDULE = {2: None, 4: 0.7, 6: None, 8: 0.7, 10: 0.2, 12: 0.6}

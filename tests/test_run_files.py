@@ -6,8 +6,9 @@ import pytest
 import synthetic
 
 from kdjax import config as config_lib
-from kdjax.storage import run_directory
-from kdjax.system import atomic, logs
+from kdjax.storage import metrics_log, run_directory
+from kdjax.system import atomic
+from kdjax.training.run_log import RunLog, _is_sound
 
 VALUES = {'epoch': 1.0, 'loss': 0.5, 'accuracy': 0.5}
 
@@ -111,16 +112,16 @@ def test_fields_of_an_earlier_result_are_checked(edit, message, tmp_path):
   ],
 )
 def test_lines_of_an_earlier_version_are_checked(line, message, tmp_path):
-  path = tmp_path / logs.METRICS
+  path = tmp_path / metrics_log.METRICS
   first = {'kind': 'train', 'step': 1, 'loss': 1.0}
   path.write_text(f'{json.dumps(first)}\n{json.dumps(line)}\n')
   with pytest.raises(ValueError, match=message) as caught:
-    logs.read_records(tmp_path)
+    metrics_log.read_records(tmp_path)
   assert str(path) in str(caught.value)
 
 
 def write(workdir, steps, start=0, **options):
-  with logs.RunLog(
+  with RunLog(
     workdir, start_step=start, total_steps=9, tensorboard=True, **options
   ) as log:
     for step in steps:
@@ -132,7 +133,7 @@ def write(workdir, steps, start=0, **options):
 def steps_of(workdir):
   return [
     (record['kind'][:5], record['step'])
-    for record in logs.read_records(workdir)
+    for record in metrics_log.read_records(workdir)
   ]
 
 
@@ -140,14 +141,14 @@ def test_metrics_that_are_damaged_are_kept_aside_and_made_good(
   tmp_path, caplog
 ):
   assert write(tmp_path, (1, 2, 3)) == 6
-  path = tmp_path / logs.METRICS
+  path = tmp_path / metrics_log.METRICS
   lines = path.read_text().splitlines(keepends=True)
   lines[3] = lines[3].replace('0.5', '0.6')
   path.write_text(''.join(lines))
   known = [{'step': step, **VALUES} for step in (2, 3, 4)]
   write(tmp_path, (4,), 3, lines=6, validations=known)
   assert f'{path}, line 4, is damaged: its CRC-32 is not' in caplog.text
-  kept = tmp_path / 'damaged' / logs.METRICS
+  kept = tmp_path / 'damaged' / metrics_log.METRICS
   assert kept.read_text() == ''.join(lines)
   assert str(kept) in caplog.text
   whole = [(kind, step) for step in (1, 2, 3, 4) for kind in ('train', 'valid')]
@@ -157,7 +158,7 @@ def test_metrics_that_are_damaged_are_kept_aside_and_made_good(
 @pytest.mark.parametrize('left', [4, 0])
 def test_metrics_that_are_cut_short_are_missed(left, tmp_path, caplog):
   write(tmp_path, (1, 2, 3))
-  path = tmp_path / logs.METRICS
+  path = tmp_path / metrics_log.METRICS
   lines = path.read_text().splitlines(keepends=True)
   path.write_text(''.join(lines[:left]))
   write(tmp_path, (), 3, lines=6, validations=[{'step': 3, **VALUES}])
@@ -175,7 +176,7 @@ def test_events_that_are_damaged_are_written_again(tmp_path, caplog):
   # What a process that was killed leaves is no damage.
   content = first.read_bytes()
   first.write_bytes(content[:-3])
-  assert logs._is_sound(first)
+  assert _is_sound(first)
   changed = bytearray(content)
   changed[len(content) // 2] ^= 1
   first.write_bytes(bytes(changed))
@@ -183,7 +184,7 @@ def test_events_that_are_damaged_are_written_again(tmp_path, caplog):
   assert f'{first} is damaged, and is now {tmp_path / "damaged"}' in caplog.text
   (again,) = (tmp_path / 'tensorboard').iterdir()
   assert again.read_bytes().count(b'train/loss') == 2
-  assert logs._is_sound(again)
+  assert _is_sound(again)
 
 
 @pytest.mark.parametrize('name', ['a\nb', 'a\x1b', 'a\udce9'])

@@ -13,6 +13,7 @@ from kdjax import methods, models
 from kdjax.evaluation import predict
 from kdjax.models import features, resnet
 from kdjax.models.network import Network
+from kdjax.training import state as state_lib
 from kdjax.training import step
 
 IMAGES = jax.random.randint(jax.random.key(1), (6, 8, 8, 2), 0, 256, 'uint8')
@@ -58,7 +59,9 @@ def make(method_name, label_smoothing=0.0, skip_nonfinite=False):
     label_smoothing=label_smoothing,
     skip_nonfinite=skip_nonfinite,
   )
-  state = step.create_state(RNG, STUDENT, method, optimizer, IMAGES, teacher)
+  state = state_lib.create_state(
+    RNG, STUDENT, method, optimizer, IMAGES, teacher
+  )
   arguments = (
     IMAGES,
     LABELS,
@@ -165,7 +168,7 @@ def make_in_parts(accumulate):
   train_step = step.make_train_step(
     model, method, optimizer, teacher=teacher, accumulate=accumulate
   )
-  state = step.create_state(RNG, model, method, optimizer, IMAGES, network)
+  state = state_lib.create_state(RNG, model, method, optimizer, IMAGES, network)
   return state, Counted(train_step), (network, hyperparameters)
 
 
@@ -238,7 +241,7 @@ class Dropped(nn.Module):
 def test_each_part_drops_something_else():
   method, _ = methods.build('scratch')
   model, optimizer = Dropped(), optax.sgd(1.0)
-  state = step.create_state(RNG, model, method, optimizer, IMAGES)
+  state = state_lib.create_state(RNG, model, method, optimizer, IMAGES)
   train_step = step.make_train_step(model, method, optimizer, accumulate=6)
   after, _ = jax.jit(train_step)(state, IMAGES, LABELS, NORMALIZATION, None, {})
   # A logit that is dropped has no gradient; half of them would have none.
@@ -281,7 +284,7 @@ def test_the_learning_rate_goes_on_in_a_step_that_is_skipped():
 
   def make(learning_rate):
     optimizer = optax.adamw(learning_rate)
-    state = step.create_state(RNG, Mean(), method, optimizer, IMAGES)
+    state = state_lib.create_state(RNG, Mean(), method, optimizer, IMAGES)
     return state, jax.jit(
       step.make_train_step(Mean(), method, optimizer, skip_nonfinite=True)
     )
@@ -308,7 +311,9 @@ def test_averages_are_weighted_sums_of_what_each_step_gave():
   method, _ = methods.build('scratch')
   model = resnet.ResNet(resnet.BasicBlock, (1,), 3, stem='cifar', width=4)
   optimizer = optax.sgd(0.1)
-  state = step.create_state(RNG, model, method, optimizer, IMAGES, ema=True)
+  state = state_lib.create_state(
+    RNG, model, method, optimizer, IMAGES, ema=True
+  )
   train_step = jax.jit(
     step.make_train_step(model, method, optimizer, ema_decay=0.2)
   )
@@ -334,7 +339,7 @@ def test_averages_are_weighted_sums_of_what_each_step_gave():
   # They are averages: not what the last step gave.
   with pytest.raises(AssertionError):
     assert_close(state.ema['params'], state.params['student'], 1e-3)
-  found = step.student_variables(state, NORMALIZATION, ema=True)
+  found = state_lib.student_variables(state, NORMALIZATION, ema=True)
   assert found == {**state.ema, 'normalization': NORMALIZATION}
 
 
@@ -379,7 +384,9 @@ def test_a_teacher_is_there_exactly_when_it_is_needed():
   for name, teacher in (('response', None), ('scratch', make_teacher())):
     method, _ = methods.build(name)
     with pytest.raises(ValueError, match='teacher'):
-      step.create_state(RNG, STUDENT, method, optax.sgd(0.1), IMAGES, teacher)
+      state_lib.create_state(
+        RNG, STUDENT, method, optax.sgd(0.1), IMAGES, teacher
+      )
     with pytest.raises(ValueError, match='teacher'):
       step.make_train_step(STUDENT, method, optax.sgd(0.1), teacher=teacher)
 
@@ -396,5 +403,5 @@ def test_every_example_is_predicted_once(batch_size):
 
 
 def test_data_key_is_not_the_key_of_the_parameters():
-  key = jax.random.key_data(step.data_key(RNG))
+  key = jax.random.key_data(state_lib.data_key(RNG))
   assert not np.array_equal(key, jax.random.key_data(RNG))

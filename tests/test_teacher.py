@@ -13,7 +13,7 @@ from tiny import MODEL
 from kdjax import methods, models
 from kdjax.models import features
 from kdjax.storage import checkpoint, digests
-from kdjax.training import step
+from kdjax.training import state as state_lib
 from kdjax.training import teacher as teacher_lib
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
@@ -23,7 +23,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
 def path(tmp_path_factory):
   """A checkpoint whose BatchNorms all do something."""
   workdir = tmp_path_factory.mktemp('teacher')
-  state = step.create_state(
+  state = state_lib.create_state(
     jax.random.key(0),
     models.build(**MODEL),
     methods.build('scratch')[0],

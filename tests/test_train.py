@@ -13,14 +13,14 @@ from kdjax import data
 from kdjax.evaluation import metrics
 from kdjax.evaluation import predict as predict_lib
 from kdjax.models import features
-from kdjax.storage import checkpoint, run_directory
+from kdjax.storage import checkpoint, metrics_log, run_directory
 from kdjax.system import logs
 from kdjax.training import final_test, step, train
 from kdjax.training import teacher as teacher_lib
 
 
 def lines(workdir, kind=None):
-  records = logs.read_records(workdir)
+  records = metrics_log.read_records(workdir)
   return [record for record in records if kind in (None, record['kind'])]
 
 

@@ -23,7 +23,8 @@ import time
 import jax
 import tiny
 
-from kdjax.system import devices, logs, signals
+from kdjax.storage import metrics_log
+from kdjax.system import devices, signals
 from kdjax.training import train
 from kdjax.training.shared import Session
 
@@ -95,7 +96,7 @@ def interrupt(workdir, session):
   run = workdir / 'interrupted'
 
   def send():
-    while not logs.read_records(run):
+    while not metrics_log.read_records(run):
       time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGTERM)
 

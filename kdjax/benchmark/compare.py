@@ -37,6 +37,7 @@ import ml_collections
 
 from kdjax import config as config_lib
 from kdjax import methods
+from kdjax.evaluation import tables
 from kdjax.storage import run_directory
 from kdjax.system.logs import logger
 
@@ -476,7 +477,7 @@ def table(result: Mapping[str, Any]) -> str:
     [
       f'{result["device"]} ({result["platform"]}); {versions}',
       '',
-      run_directory.align(rows, header=len(_HEADER), left=2),
+      tables.align(rows, header=len(_HEADER), left=2),
       '',
       *notes,
     ]

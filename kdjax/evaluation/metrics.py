@@ -1,5 +1,9 @@
 """What is reported of a classifier, computed from its logits."""
 
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,3 +136,27 @@ def _predict(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _indicator(true: jax.Array, confidence: jax.Array) -> jax.Array:
   """1 where it is true, 0 where not, NaN where the logits predict nothing."""
   return jnp.where(jnp.isnan(confidence), jnp.nan, true.astype(jnp.float32))
+
+
+def validation_score(
+  epochs: Sequence[Mapping[str, Any]],
+) -> tuple[float, float] | None:
+  """Scores settings: the largest score is the one to choose.
+
+  By validation accuracy, the mean over seeds; where it is equal, as it often is
+  on a small split, by validation loss.
+
+  Args:
+    epochs: what was measured at the best epoch with each seed,
+      `validation_accuracy` and `validation_loss`.
+
+  Returns:
+    A score to compare with others; None where a run was not validated.
+  """
+  accuracies: list[Any] = [epoch.get('validation_accuracy') for epoch in epochs]
+  if not accuracies or None in accuracies:
+    return None
+  # Older results lack it.
+  losses = [epoch.get('validation_loss') or 0.0 for epoch in epochs]
+  # Equal means may differ by their rounding.
+  return round(statistics.fmean(accuracies), 12), -statistics.fmean(losses)

@@ -9,8 +9,8 @@ import numpy as np
 
 from kdjax.data.images import EXTENSIONS, UnreadableError
 from kdjax.data.sources.image_folder import is_image, walk
+from kdjax.evaluation import tables
 from kdjax.export.predictor import Student
-from kdjax.storage import run_directory
 from kdjax.system import escape
 from kdjax.system.logs import logger
 
@@ -145,4 +145,4 @@ def _table(files: Sequence[str], predicted: Sequence[_Best]) -> str:
     lines.append([file])
     for name, probability in best:
       lines[-1] += [name, f'{probability:.2%}']
-  return run_directory.align(lines)
+  return tables.align(lines)

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from kdjax import data
+from kdjax.evaluation import tables
 from kdjax.export import (
   predictor,
   staging,
@@ -161,7 +162,7 @@ def export(
     _put(staged, targets)
   what = 'test images' if test else 'images of noise'
   return (
-    f'{run_directory.align(lines)}\n\n'
+    f'{tables.align(lines)}\n\n'
     'accuracy, and largest difference of a probability from the student: on '
     f'{count:,} {what}\none image: median of {verify.CALLS} calls, '
     f'{jax.devices()[0].device_kind}\nwritten to: {folder}'

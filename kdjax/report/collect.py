@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax import config as config_lib
-from kdjax.storage import run_directory
-from kdjax.system import logs
+from kdjax.storage import metrics_log, run_directory
 
 # The method whose runs the others are compared with.
 SCRATCH = 'scratch'
@@ -202,17 +201,19 @@ def _read_run(path: pathlib.Path, notes: list[str]) -> Run | Diverged:
   config = run_directory.as_json(run_directory.read_config(path))
   result = run_directory.read_result(path)
   run_directory.relevant(config)  # Raises if its method is unknown.
-  records = logs.read_records(path)
+  records = metrics_log.read_records(path)
   if result is None:
-    step = logs.diverged_at(records)
+    step = metrics_log.diverged_at(records)
     if step is None:
       reached = f', it is at step {records[-1]["step"]}' if records else ''
       raise ValueError(f'has not finished{reached}')
     return Diverged(path, config, step)
-  if (path / logs.METRICS).exists():
-    run_directory.check_file(path, logs.METRICS, result)
+  if (path / metrics_log.METRICS).exists():
+    run_directory.check_file(path, metrics_log.METRICS, result)
   else:
-    notes.append(f'{path} has no {logs.METRICS}: no curves, no training loss')
+    notes.append(
+      f'{path} has no {metrics_log.METRICS}: no curves, no training loss'
+    )
   for which in ('best', 'last'):
     loss = result[which]['test']['loss']
     if loss is None or not math.isfinite(loss):

@@ -12,7 +12,6 @@ from sklearn.metrics import confusion_matrix
 
 from kdjax.evaluation import metrics
 from kdjax.report import collect
-from kdjax.storage import run_directory
 
 # One of each run. Accuracies, calibration errors and agreements are shares.
 NUMBERS = (
@@ -247,7 +246,7 @@ def best_settings(
       score
       for group in with_common_seeds(finished)
       if (
-        score := run_directory.validation_score(
+        score := metrics.validation_score(
           [run.result['best'] for run in group.runs]
         )
       )

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax import config as config_lib
+from kdjax.evaluation import tables
 from kdjax.report import collect, significance
 from kdjax.report.significance import Row
-from kdjax.storage import run_directory
 from kdjax.system import escape
 
 _NONE = '-'
@@ -113,7 +113,7 @@ def terminal(rows: Sequence[Row]) -> str:
   Returns:
     The table.
   """
-  return run_directory.align(
+  return tables.align(
     cells(rows, [column for column in COLUMNS if column.brief])
   )
 

@@ -33,7 +33,7 @@ from kdjax.models.network import Network
 from kdjax.storage import card as card_lib
 from kdjax.storage import digests
 from kdjax.system import atomic, devices
-from kdjax.training.step import TrainState
+from kdjax.training.state import TrainState
 from kdjax.version import __version__
 
 logger = logging.getLogger(__package__)

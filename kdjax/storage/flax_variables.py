@@ -23,7 +23,7 @@ import numpy as np
 from kdjax.models import features
 from kdjax.storage import checkpoint, weights
 from kdjax.storage.weights import directory
-from kdjax.storage.weights.stored_tensors import listed
+from kdjax.system.escape import listed
 
 # Names that programs give what they save with a `CheckpointManager`, the
 # likeliest first.

@@ -19,7 +19,7 @@ from kdjax.storage import checkpoint as checkpoint_lib
 from kdjax.storage import digests, program_files, run_directory, weights
 from kdjax.storage import flax_variables as variables_lib
 from kdjax.storage.weights import directory as weights_directory
-from kdjax.storage.weights.stored_tensors import listed
+from kdjax.system.escape import listed
 from kdjax.version import __version__
 
 # Where a file of weights has its card.

@@ -5,8 +5,7 @@ import hashlib
 import json
 import operator
 import pathlib
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -15,8 +14,8 @@ import numpy as np
 
 from kdjax import config as config_lib
 from kdjax import methods
-from kdjax.storage import digests, schema
-from kdjax.system import atomic, escape, logs
+from kdjax.storage import digests, metrics_log, schema
+from kdjax.system import atomic
 from kdjax.version import __version__
 
 _CONFIG = 'config.json'
@@ -94,14 +93,6 @@ _TEACHER_FIELDS = {
   'test': schema.OBJECT,
 }
 
-# The metrics in a run's table: heading, name in the result, format.
-_SHOWN = (
-  ('accuracy', 'accuracy', '.2%'),
-  ('NLL', 'loss', '.4f'),
-  ('ECE', 'calibration_error', '.2%'),
-  ('agreement', 'agreement', '.2%'),
-  ('KL to teacher', 'kl_to_teacher', '.4f'),
-)
 
 # Fields that change what a run writes, where it reads or when it gives up, not
 # what it computes.
@@ -394,7 +385,7 @@ def digests_of_files(workdir: pathlib.Path) -> dict[str, str]:
   """
   return {
     name: _digest_of_file(workdir / name)
-    for name in (logs.METRICS, _PREDICTIONS)
+    for name in (metrics_log.METRICS, _PREDICTIONS)
     if (workdir / name).exists()
   }
 
@@ -459,102 +450,6 @@ def write_predictions(
   """
   with atomic.replacing(workdir / _PREDICTIONS) as file:
     np.savez_compressed(file, allow_pickle=False, **predictions)
-
-
-def validation_score(
-  epochs: Sequence[Mapping[str, Any]],
-) -> tuple[float, float] | None:
-  """Scores settings: the largest score is the one to choose.
-
-  By validation accuracy, the mean over seeds; where it is equal, as it often is
-  on a small split, by validation loss.
-
-  Args:
-    epochs: what was measured at the best epoch with each seed,
-      `validation_accuracy` and `validation_loss`.
-
-  Returns:
-    A score to compare with others; None where a run was not validated.
-  """
-  accuracies: list[Any] = [epoch.get('validation_accuracy') for epoch in epochs]
-  if not accuracies or None in accuracies:
-    return None
-  # Older results lack it.
-  losses = [epoch.get('validation_loss') or 0.0 for epoch in epochs]
-  # Equal means may differ by their rounding.
-  return round(statistics.fmean(accuracies), 12), -statistics.fmean(losses)
-
-
-def table(result: Mapping[str, Any]) -> str:
-  """Formats the result of a run for a terminal.
-
-  Args:
-    result: as in `result.json`.
-
-  Returns:
-    A table with a row for the teacher, if there is one, and for the student at
-    its best epoch and at its last, and for its moving average at both, if it
-    has one. NLL is the negative log-likelihood and the
-    divergence from the teacher is KL(teacher ‖ student), both in nats; ECE is
-    the expected calibration error. What a row lacks is a dash.
-  """
-  rows = []
-  teacher = result.get('teacher')
-  if teacher:
-    rows.append((f'teacher {teacher["model"]}', teacher))
-  name = f'{result["student"]["model"]} ({result["method"]})'
-  for which in ('best', 'last'):
-    row = result['student'] | result[which]
-    rows.append((f'{name}, {which} epoch', row))
-    if 'ema' in row:
-      rows.append((f'{name}, {which} epoch, EMA', row | row['ema']))
-  header = (
-    'test split',
-    *(heading for heading, _, _ in _SHOWN),
-    'parameters',
-    'train time',
-  )
-  lines: list[tuple[str, ...]] = [header]
-  for title, row in rows:
-    test = row['test']
-    lines.append(
-      (
-        title,
-        *(
-          '-' if test.get(metric) is None else format(test[metric], spec)
-          for _, metric, spec in _SHOWN
-        ),
-        '-' if row['parameters'] is None else f'{row["parameters"]:,}',
-        '-' if row['wall_time_s'] is None else f'{row["wall_time_s"]:.0f} s',
-      )
-    )
-  return align(lines)
-
-
-def align(
-  lines: Sequence[Sequence[str]], *, header: int = 1, left: int = 1
-) -> str:
-  """Lays out a table for a terminal.
-
-  Args:
-    lines: the cells of each line, as many in all; they are escaped.
-    header: number of lines above the rule.
-    left: number of columns that are flush left, the first ones.
-
-  Returns:
-    The table.
-  """
-  lines = [list(map(escape.printable, cells)) for cells in lines]
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  text = [
-    '  '.join(
-      cell.ljust(width) if i < left else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-    )
-    for line in lines
-  ]
-  text.insert(header, '  '.join('-' * width for width in widths))
-  return '\n'.join(text)
 
 
 def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,14 @@ import jax
 import ml_collections
 
 from kdjax import config as config_lib
-from kdjax.storage import run_directory
+from kdjax.evaluation import metrics, tables
+from kdjax.storage import metrics_log, run_directory
 from kdjax.sweep import plan
 from kdjax.sweep.plan import Run, Settings
+from kdjax.sweep.progress import SweepLog
 from kdjax.system import atomic, devices, lock, logs
-from kdjax.training import compiled, train
+from kdjax.training import plan as plan_lib
+from kdjax.training import train
 from kdjax.training.shared import Session
 
 logger = logs.logger
@@ -75,7 +78,7 @@ def _run_stages(
   records: dict[str, dict[str, Any]] = {}
   chosen: dict[str, Settings] = {}
   stages: list[dict[str, Any]] = []
-  with logs.SweepLog(total) as log:
+  with SweepLog(total) as log:
     for stage in config.stages:
       runs = [
         one._replace(
@@ -148,7 +151,7 @@ def table(summary: Mapping[str, Any]) -> str:
           remark,
         )
       )
-  return run_directory.align(lines, left=2)
+  return tables.align(lines, left=2)
 
 
 def confirming(summary: Mapping[str, Any]) -> list[str]:
@@ -189,7 +192,7 @@ def _recorded(one: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
       'validation_accuracy': result['best']['validation_accuracy'],
       'validation_loss': result['best'].get('validation_loss'),
     }
-  step = logs.diverged_at(logs.read_records(workdir))
+  step = metrics_log.diverged_at(metrics_log.read_records(workdir))
   # With 'skip' it may go on where it was stopped.
   if step is not None and one.config.train.nonfinite == 'stop':
     error = f'no finite loss or gradient at step {step}'
@@ -238,7 +241,7 @@ def _choose(records: Sequence[Mapping[str, Any]]) -> dict[str, Settings]:
     scores = {
       key: score
       for key, runs in candidates.items()
-      if (score := run_directory.validation_score(runs)) is not None
+      if (score := metrics.validation_score(runs)) is not None
     }
     if scores:
       chosen[method] = settings[max(scores, key=lambda key: scores[key])]
@@ -298,7 +301,7 @@ def _share_logits(
       continue
     dataset = session.dataset(sharers[0].config.data)
     steps = max(
-      compiled.plan(one.config, dataset).total_steps for one in sharers
+      plan_lib.plan(one.config, dataset).total_steps for one in sharers
     )
     # Of float32, the larger of the two.
     size = 4 * steps * sharers[0].config.train.batch_size

@@ -9,6 +9,7 @@ UTF-8 for by lone surrogates). One function for each medium.
 import html as html_lib
 import os
 import re
+from collections.abc import Iterable
 from typing import Any
 
 # What a spreadsheet takes for the beginning of a formula, the full-width forms
@@ -100,3 +101,14 @@ def csv_cell(value: Any) -> Any:
     return value
   text = printable(os.fspath(value))
   return f"'{text}" if _FORMULA.match(text) else text
+
+
+def listed(names: Iterable[object], most: int = 10) -> str:
+  """Lists names, or the first of them and how many more there are."""
+  # Names come from the file: of any length, and with any characters.
+  texts = [
+    text if text.isprintable() and len(text) <= 200 else repr(text[:200])
+    for text in map(str, names)
+  ]
+  more = f' and {len(texts) - most} more' if len(texts) > most else ''
+  return ', '.join(texts[:most]) + more

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -23,202 +22,11 @@ from kdjax.models.network import Network
 from kdjax.storage.teacher_logits import Replay
 from kdjax.system import devices, memory, xla
 from kdjax.training import optimizer, step
+from kdjax.training import plan as plan_lib
+from kdjax.training import state as state_lib
+from kdjax.training.state import TrainState
 
 logger = logging.getLogger('kdjax')
-
-# Of fewer values per channel BatchNorm's statistics are mostly noise.
-_FEW_VALUES = 8
-
-# On an accelerator the host is told of so many steps at once, by default.
-_STEPS_PER_DISPATCH = 32
-
-# They are counted in int32.
-_MOST_STEPS = 2**31 - 1
-
-
-class Plan(NamedTuple):
-  """How long a run is, in steps.
-
-  Attributes:
-    batch_size: images in a step.
-    steps_per_epoch: steps in an epoch.
-    steps_per_eval: steps from one validation to the next.
-    total_steps: steps in the run.
-    steps_per_dispatch: most steps that the device is given at once.
-    overlap: whether the host does its own work while the device trains.
-  """
-
-  batch_size: int
-  steps_per_epoch: int
-  steps_per_eval: int
-  total_steps: int
-  steps_per_dispatch: int
-  overlap: bool
-
-  def epoch(self, steps_done: int) -> float:
-    """Gives the epochs that so many steps make."""
-    return steps_done / self.steps_per_epoch
-
-  def next_dispatch(self, steps_done: int) -> int:
-    """Gives the number of steps to do at once after so many.
-
-    They stay within one epoch, so that one order of examples serves, and end
-    where the run does.
-    """
-    return min(
-      self.steps_per_dispatch,
-      self.steps_per_epoch - steps_done % self.steps_per_epoch,
-      self.total_steps - steps_done,
-    )
-
-  def dispatches(self, steps_done: int) -> set[int]:
-    """Gives the numbers of steps that are done at once from a step on.
-
-    All whole epochs are divided alike, however many they are.
-    """
-    size = self.steps_per_epoch
-    following = (steps_done // size + 1) * size
-    last = (self.total_steps - 1) // size * size
-    found = set()
-    for first, end in (
-      (steps_done, following),
-      (following, following + size),
-      (max(last, steps_done), self.total_steps),
-    ):
-      while first < min(end, self.total_steps):
-        steps = self.next_dispatch(first)
-        found.add(steps)
-        first += steps
-    return found
-
-
-def plan(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Plan:
-  """Plans a run.
-
-  Args:
-    config: its configuration.
-    dataset: its data set.
-
-  Returns:
-    The plan.
-
-  Raises:
-    ValueError: the data set is smaller than a batch, or a batch cannot be
-      divided over the devices and into `config.train.accumulate` parts.
-  """
-  batch_size = config.train.batch_size
-  size = dataset.train.size
-  steps_per_epoch = size // batch_size
-  if not steps_per_epoch:
-    raise ValueError(
-      f'config.train.batch_size is {batch_size}, and {dataset.name} has only '
-      f'{size} training images'
-    )
-  count, parts = jax.device_count(), config.train.accumulate
-  if batch_size % (count * parts):
-    raise ValueError(
-      f'config.train.batch_size is {batch_size}, and cannot be divided over '
-      f'{count} devices in {parts} equal parts (config.train.accumulate): make '
-      f'it a multiple of {count * parts}'
-    )
-  total_steps = config.train.epochs * steps_per_epoch
-  if config.train.max_steps:
-    total_steps = min(total_steps, config.train.max_steps)
-  if total_steps > _MOST_STEPS:
-    raise ValueError(
-      f'config.train.epochs is {config.train.epochs}, which are '
-      f'{total_steps:,} steps: expected at most {_MOST_STEPS:,}'
-    )
-  _check_images(config, dataset)
-  # On CPU host and device are the same processor, and convolutions in a loop
-  # lose their parallel kernels.
-  on_cpu = jax.default_backend() == 'cpu'
-  dispatch = config.device.steps_per_dispatch
-  if isinstance(dataset.train, data.Stream):
-    dispatch = 1
-  elif not dispatch:
-    dispatch = 1 if on_cpu else _STEPS_PER_DISPATCH
-  # A dispatch ends with its epoch.
-  dispatch = min(dispatch, steps_per_epoch)
-  # Every number of steps is compiled by itself: best one that divides an epoch.
-  dividing = (n for n in range(dispatch, 0, -1) if steps_per_epoch % n == 0)
-  divisor = next(dividing)
-  return Plan(
-    batch_size,
-    steps_per_epoch,
-    config.eval.every_epochs * steps_per_epoch,
-    total_steps,
-    divisor if divisor > dispatch // 4 else dispatch,
-    overlap=not on_cpu,
-  )
-
-
-def check_batch_norm(
-  config: ml_collections.ConfigDict, dataset: data.Dataset, model: nn.Module
-) -> None:
-  """Checks that BatchNorm has values to take statistics of in training.
-
-  A single value per channel is its own mean: what BatchNorm gives would be the
-  same for all images. Few give statistics that are mostly noise, of which is
-  warned.
-
-  Args:
-    config: a run's configuration.
-    dataset: its data set.
-    model: its student.
-
-  Raises:
-    ValueError: a BatchNorm would see one value per channel.
-  """
-  images = config.train.batch_size // config.train.accumulate
-  # There are no fewer values than images, and finding them takes time.
-  if images >= _FEW_VALUES:
-    return
-  shape = jax.ShapeDtypeStruct((images, *dataset.image_shape), jnp.float32)
-  counts = features.batch_norm_values(model, shape)
-  layer = min(counts, key=lambda name: counts[name], default='')
-  if not counts or counts[layer] >= _FEW_VALUES:
-    return
-  message = (
-    f'BatchNorm {layer} of {config.student.name} sees {counts[layer]} '
-    f'value{"s" * (counts[layer] > 1)} per channel in training (batches of '
-    f'{config.train.batch_size} images, in {config.train.accumulate} parts of '
-    f'{images})'
-  )
-  stem = (
-    " or config.student.stem='cifar'"
-    if config.student.stem == 'imagenet'
-    else ''
-  )
-  remedy = (
-    'set a larger config.train.batch_size, a smaller config.train.accumulate, '
-    f'larger images{stem} (for a teacher config.teacher.train.batch_size and '
-    'so on)'
-  )
-  if counts[layer] == 1:
-    raise ValueError(f'{message}, which cannot be normalised: {remedy}')
-  logger.warning('%s, too few for its statistics: %s', message, remedy)
-
-
-def _check_images(
-  config: ml_collections.ConfigDict, dataset: data.Dataset
-) -> None:
-  """Checks what is made of the images of a run."""
-  height, width, _ = dataset.image_shape
-  padding = config.data.crop_padding
-  if padding > min(height, width):
-    raise ValueError(
-      f'config.data.crop_padding is {padding}, and images of {dataset.name} '
-      f'have {height}×{width} pixels: a crop could be of nothing but padding. '
-      f'Expected at most {min(height, width)}'
-    )
-  # As bytes, and normalised, of which each device has a part.
-  pixels = config.train.batch_size * math.prod(dataset.image_shape)
-  memory.check(
-    5 * pixels // jax.device_count(),
-    f'a batch of {config.train.batch_size:,} images of {height}×{width} pixels',
-    'Lower config.train.batch_size or config.data.image_size',
-  )
 
 
 def check_memory(state: Any) -> None:
@@ -265,7 +73,7 @@ class Program:
     teacher: the teacher, if the method needs one.
     replay: where the teacher's logits for this run are kept, if they are not
       to be computed in each step.
-    initial: what the student begins with, as `kdjax.training.step.create_state` has it.
+    initial: what the student begins with, as `kdjax.training.state.create_state` has it.
     known_logits: those of each training image, `[size, classes]`, in place of a
       teacher.
 
@@ -288,7 +96,7 @@ class Program:
     initial: Mapping[str, Any] | None = None,
     known_logits: np.ndarray | None = None,
   ):
-    self.plan = plan(config, dataset)
+    self.plan = plan_lib.plan(config, dataset)
     self.model = models.build(
       **config_lib.model_arguments(config, len(dataset.class_names))
     )
@@ -341,14 +149,14 @@ class Program:
     )
     def create_state(
       rng: jax.Array, teacher_variables: Any, initial: Any
-    ) -> step.TrainState:
+    ) -> TrainState:
       network: Network | features.Outputs | None = None
       if teacher:
         network = Network(teacher.model, teacher_variables)
       elif known_logits is not None:
         shape = self.plan.batch_size, known_logits.shape[-1]
         network = features.Outputs(jnp.zeros(shape), {})
-      return step.create_state(
+      return state_lib.create_state(
         rng,
         self.model,
         method,
@@ -410,7 +218,7 @@ class Program:
       out_shardings=devices.replicated(),
     )
     def run_steps(
-      state: step.TrainState,
+      state: TrainState,
       epoch: _Epoch,
       train: tuple[jax.Array, jax.Array],
       normalization: Mapping[str, jax.Array],
@@ -418,12 +226,12 @@ class Program:
       hyperparameters: Mapping[str, jax.Array],
       *,
       steps: int,
-    ) -> tuple[step.TrainState, dict[str, jax.Array]]:
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
       def run_step(
-        state: step.TrainState, _: None
-      ) -> tuple[step.TrainState, dict[str, jax.Array]]:
+        state: TrainState, _: None
+      ) -> tuple[TrainState, dict[str, jax.Array]]:
         images, labels = train_batch(
-          step.data_key(state.rng), state.step, epoch.order, *train
+          state_lib.data_key(state.rng), state.step, epoch.order, *train
         )
         from_teacher: Any = teacher_variables
         if epoch.teacher_logits is not None:
@@ -500,17 +308,17 @@ class Program:
     other._begin(seed, hyperparameters, replay)
     return other
 
-  def create_state(self) -> step.TrainState:
+  def create_state(self) -> TrainState:
     """Makes the state that the run starts from."""
     return self._create_state(self._rng, self._teacher_variables, self._initial)
 
-  def state_shapes(self) -> step.TrainState:
+  def state_shapes(self) -> TrainState:
     """Gives the shapes and dtypes of the state, computing nothing."""
     return jax.eval_shape(
       self._create_state, self._rng, self._teacher_variables, self._initial
     )
 
-  def compile(self, state: step.TrainState, steps_done: int = 0) -> None:
+  def compile(self, state: TrainState, steps_done: int = 0) -> None:
     """Compiles the programs that the run needs from a step on.
 
     Ahead of the loop, so that none is compiled within it. A run cut off
@@ -531,8 +339,8 @@ class Program:
     self.compile_time_s += time.perf_counter() - start
 
   def run(
-    self, state: step.TrainState, steps_done: int
-  ) -> tuple[step.TrainState, dict[str, jax.Array]]:
+    self, state: TrainState, steps_done: int
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Starts the next steps of training; on an accelerator without waiting.
 
     Args:
@@ -568,7 +376,7 @@ class Program:
     assert self._stream is not None
     return prefetch.Feed(
       self._stream,
-      step.data_key(self._rng),
+      state_lib.data_key(self._rng),
       steps,
       self.plan.batch_size,
       self._random_resized_crop,
@@ -576,7 +384,7 @@ class Program:
     )
 
   def _begin_epoch(self, number: int) -> _Epoch:
-    key = step.data_key(self._rng)
+    key = state_lib.data_key(self._rng)
     order = None
     if self._gives_logits or not self._stream:
       order = augment.epoch_order(key, number, self._size)
@@ -642,13 +450,13 @@ class Program:
       order = jax.ShapeDtypeStruct((self._size,), jnp.int32)
     return _Epoch(order, logits)
 
-  def student(self, state: step.TrainState, ema: bool = False) -> Network:
+  def student(self, state: TrainState, ema: bool = False) -> Network:
     """Gives the student in a state, or its moving average."""
     return Network(
-      self.model, step.student_variables(state, self.normalization, ema)
+      self.model, state_lib.student_variables(state, self.normalization, ema)
     )
 
-  def flops_per_step(self, state: step.TrainState) -> float:
+  def flops_per_step(self, state: TrainState) -> float:
     """Counts the floating-point operations of one training step.
 
     Args:

@@ -4,8 +4,8 @@ import functools
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,14 @@ from kdjax.evaluation import metrics, predict
 from kdjax.storage import checkpoint, run_directory
 from kdjax.system import devices, logs, signals, xla
 from kdjax.training import initial_weights as initial_lib
-from kdjax.training import step
-from kdjax.training.compiled import Plan, Program
+from kdjax.training import metrics_window
+from kdjax.training.compiled import Program
+from kdjax.training.metrics_window import Window
+from kdjax.training.run_log import RunLog, SilentLog
+from kdjax.training.state import TrainState
 from kdjax.training.teacher import Teacher
 
 logger = logs.logger
-
-# Steps left out one after the other until a run is given up.
-_MOST_SKIPPED = 50
 
 
 def train(
@@ -104,7 +104,7 @@ def train(
       run.compile_time_s,
     )
     with (
-      logs.RunLog(
+      RunLog(
         workdir,
         start_step=done,
         total_steps=plan.total_steps,
@@ -113,7 +113,7 @@ def train(
         validations=checkpoints.validations(),
       )
       if devices.is_first()
-      else logs.SilentLog()
+      else SilentLog()
     ) as log:
       _Loop(
         config,
@@ -122,7 +122,7 @@ def train(
         run,
         checkpoints,
         log,
-        _Window(plan, done, pending, in_a_row),
+        Window(plan, done, pending, in_a_row),
         metadata,
         start_time,
       ).run(state, done, stopped)
@@ -141,8 +141,8 @@ class _Loop:
     dataset: data.Dataset,
     run: Program,
     checkpoints: checkpoint.Checkpoints,
-    log: logs.RunLog | logs.SilentLog,
-    window: '_Window',
+    log: RunLog | SilentLog,
+    window: Window,
     metadata: Mapping[str, Any],
     start_time: float,
   ):
@@ -163,7 +163,7 @@ class _Loop:
 
   def run(
     self,
-    state: step.TrainState,
+    state: TrainState,
     done: int,
     stopped: Callable[[], str | None],
   ) -> None:
@@ -217,7 +217,7 @@ class _Loop:
     self._finish_waiting()
 
   def _predict(
-    self, state: step.TrainState
+    self, state: TrainState
   ) -> dict[str, tuple[jax.Array, np.ndarray]]:
     """Predicts the validation split, with the moving averages as well."""
     networks = {'student': self._program.student(state)}
@@ -236,9 +236,7 @@ class _Loop:
     while self._waiting:
       self._waiting.pop(0)()
 
-  def _stop_if(
-    self, signal: str | None, done: int, state: step.TrainState
-  ) -> None:
+  def _stop_if(self, signal: str | None, done: int, state: TrainState) -> None:
     if signal is None:
       return
     self._finish_waiting()
@@ -270,7 +268,7 @@ class _Loop:
   def _evaluate(
     self,
     done: int,
-    state: step.TrainState,
+    state: TrainState,
     predictions: Mapping[str, tuple[jax.Array, np.ndarray]],
   ) -> None:
     """Writes what a validation gave, and saves the state."""
@@ -291,18 +289,16 @@ class _Loop:
         raise self._diverged(done, f'the validation loss is {loss}')
     self._save(done, state, accuracy, loss, scheduled=True)
 
-  def _save_midway(
-    self, done: int, state: step.TrainState, scheduled: bool
-  ) -> None:
+  def _save_midway(self, done: int, state: TrainState, scheduled: bool) -> None:
     """Saves a state that is not validated, and what its window has so far."""
     # Else the end of the window will stop the run.
-    if not _find_wrong(self._window.fetch(), done):
+    if not metrics_window.find_wrong(self._window.fetch(), done):
       self._save(done, state, None, None, scheduled)
 
   def _save(
     self,
     done: int,
-    state: step.TrainState,
+    state: TrainState,
     accuracy: float | None,
     loss: float | None,
     scheduled: bool,
@@ -348,137 +344,8 @@ class _Loop:
 
 
 @xla.jit
-def _copy(state: step.TrainState) -> step.TrainState:
+def _copy(state: TrainState) -> TrainState:
   return jax.tree.map(jnp.copy, state)
-
-
-class _Closed(NamedTuple):
-  """What a window gave.
-
-  Attributes:
-    end: the step that it ends with.
-    averages: of each metric, over the steps that were not skipped; NaN if all
-      were.
-    timings: what depends on the machine.
-    wrong: where it cannot go on, the first such step and what is wrong.
-  """
-
-  end: int
-  averages: dict[str, float]
-  timings: dict[str, float]
-  wrong: tuple[int, str] | None
-
-
-class _Window:
-  """The training metrics between two log lines, left on the device.
-
-  Args:
-    plan: how long the run is.
-    done: steps done.
-    pending: metrics of each of the last of them that no line has yet.
-    skipped_in_a_row: how many of the last steps before those were skipped.
-  """
-
-  def __init__(
-    self,
-    plan: Plan,
-    done: int,
-    pending: Mapping[str, Sequence[float]],
-    skipped_in_a_row: int = 0,
-  ):
-    self._plan = plan
-    self.skipped_in_a_row = skipped_in_a_row
-    arrays = {
-      name: np.asarray(values, np.float32)
-      for name, values in pending.items()
-      if values
-    }
-    self._pending: list[Mapping[str, Any]] = [arrays] if arrays else []
-    # The step that the window begins after.
-    self._begin = done - max(map(len, arrays.values()), default=0)
-    self.restart_clock(done)
-
-  def restart_clock(self, done: int) -> None:
-    self._timed = done, time.perf_counter()
-
-  def add(self, step_metrics: Mapping[str, jax.Array]) -> None:
-    self._pending.append(step_metrics)
-
-  def fetch(self) -> dict[str, np.ndarray]:
-    """Waits for the device; gives the metrics of each step since a line."""
-    fetched = jax.device_get(self._pending)
-    # Steps made before a restart may know of no `skipped`, or they alone.
-    whole = {
-      name: np.concatenate(
-        [metric.get(name, np.zeros_like(metric['loss'])) for metric in fetched]
-      )
-      for name in {**fetched[0], **fetched[-1]}
-    }
-    self._pending = [whole]
-    return whole
-
-  def close(self, boundaries: Sequence[int]) -> Iterator[_Closed]:
-    """Waits for the device; yields what windows gave.
-
-    Args:
-      boundaries: the step that each window ends with. Steps after the last
-        stay for the next call.
-    """
-    fetched = self.fetch()
-    timed_from, clock = self._timed
-    seconds = (time.perf_counter() - clock) / (boundaries[-1] - timed_from)
-    self.restart_clock(boundaries[-1])
-    for end in boundaries:
-      size = end - self._begin
-      values = {name: array[:size] for name, array in fetched.items()}
-      fetched = {name: array[size:] for name, array in fetched.items()}
-      self._pending = [fetched]
-      averages = _average(values)
-      wrong = _find_wrong(values, self._begin)
-      for index, skipped in enumerate(values.get('skipped', ())):
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        if self.skipped_in_a_row == _MOST_SKIPPED:
-          what = (
-            f'loss or gradient were not finite in {_MOST_SKIPPED} steps in a '
-            'row, the last of them'
-          )
-          wrong = self._begin + 1 + index, what
-          averages |= dict.fromkeys(averages.keys() - {'skipped'}, math.nan)
-          break
-      self._begin = end
-      yield _Closed(
-        end,
-        averages,
-        {
-          'images_per_second': self._plan.batch_size / seconds,
-          'seconds_left': (self._plan.total_steps - end) * seconds,
-        },
-        wrong,
-      )
-
-
-def _average(values: Mapping[str, np.ndarray]) -> dict[str, float]:
-  """Averages over the steps that were not skipped; NaN if all were."""
-  kept = values['skipped'] == 0 if 'skipped' in values else slice(None)
-  averages = {}
-  for name, array in values.items():
-    counted = array if name == 'skipped' else array[kept]
-    averages[name] = (
-      float(counted.mean(dtype=float)) if len(counted) else math.nan
-    )
-  return averages
-
-
-def _find_wrong(
-  values: Mapping[str, np.ndarray], begin: int
-) -> tuple[int, str] | None:
-  """Finds the first step after `begin` whose loss or gradient is not finite."""
-  wrong = [
-    (begin + 1 + int(index), f'the {name} is {values[name][index]}')
-    for name in ('loss', 'gradient_norm')
-    for index in np.flatnonzero(~np.isfinite(values[name]))[:1]
-  ]
-  return min(wrong, key=lambda found: found[0], default=None)
 
 
 def _metadata(

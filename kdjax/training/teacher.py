@@ -5,16 +5,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 
 from kdjax import config as config_lib
-from kdjax import data, methods, models
+from kdjax import models
 from kdjax.evaluation import teacher_outputs
-from kdjax.models import ensemble, features, normalization, resnet
+from kdjax.models import ensemble, normalization, resnet
 from kdjax.models.network import Network
 from kdjax.storage import (
   checkpoint,
@@ -24,8 +22,6 @@ from kdjax.storage import (
   run_directory,
 )
 from kdjax.system.logs import logger
-from kdjax.training import initial_weights as initial_lib
-from kdjax.training import step
 
 _Path = str | os.PathLike[str]
 
@@ -354,175 +350,3 @@ def load_again(
     workdir, 'teacher', trained_with['digest'], teacher.report['digest']
   )
   return teacher
-
-
-def check_suits(teacher: Teacher, dataset: data.Dataset) -> None:
-  """Checks that a teacher knows the images and classes of a data set.
-
-  Args:
-    teacher: the teacher.
-    dataset: the data set.
-
-  Raises:
-    ValueError: it knows others.
-  """
-  if teacher.logits:
-    _check_logits(teacher.logits, teacher.report, dataset)
-    return
-  for report in teacher.report.get('members', [teacher.report]):
-    _check_suits(report, dataset)
-
-
-def _check_logits(
-  logits: logits_file.Logits, report: Mapping[str, Any], dataset: data.Dataset
-) -> None:
-  """Checks that logits are those of the examples and classes of a data set."""
-  found, expected = report['num_classes'], len(dataset.class_names)
-  if found != expected:
-    raise ValueError(
-      f'{report["path"]} has logits of {found} classes, {dataset.name} has '
-      f'{expected}'
-    )
-  _check_classes(report, dataset)
-  logits.train.check_ids(dataset.num_train)
-  # Those of each image, or an error.
-  logits.train.rows(dataset.train_ids)
-  if logits.test:
-    logits.test.check_ids(dataset.num_test)
-    logits.test.rows(dataset.test_ids)
-
-
-def _check_suits(report: Mapping[str, Any], dataset: data.Dataset) -> None:
-  classes = len(dataset.class_names)
-  if report['num_classes'] != classes:
-    raise ValueError(
-      f'the network in {report["path"]} knows {report["num_classes"]} classes, '
-      f'{dataset.name} has {classes}. Make it a teacher of those first, by '
-      'configs/finetune_teacher.py, or in the same command with '
-      '--config.teacher.head=fresh, config.teacher.train.epochs and '
-      '.learning_rate as that file has them'
-    )
-  for what, known, present in (
-    ('images of shape', report['image_shape'], dataset.image_shape),
-    ('images with channels', [len(report['mean'])], dataset.image_shape[-1:]),
-  ):
-    _check_known(report, what, known, present, dataset)
-  _check_classes(report, dataset)
-
-
-def _check_classes(report: Mapping[str, Any], dataset: data.Dataset) -> None:
-  # Where they are the same, `load` has put them in the same order.
-  _check_known(
-    report, 'the classes', report['class_names'], dataset.class_names, dataset
-  )
-
-
-def _check_known(
-  report: Mapping[str, Any],
-  what: str,
-  known: Sequence[Any] | None,
-  present: Sequence[Any],
-  dataset: data.Dataset,
-) -> None:
-  if known is not None and list(known) != list(present):
-    advice = 'config.teacher.path or config.teacher.sibling'
-    path = pathlib.Path(report['path'])
-    if path.is_dir() and not run_directory.is_run(path):
-      advice += (
-        ', or, if it is only said otherwise, name the file of weights in that '
-        'directory, which leaves out what stands beside it'
-      )
-    raise ValueError(
-      f'the teacher in {path} knows {what} {_shorten(known)}, '
-      f'{dataset.name} has {_shorten(present)}. Give this run a teacher of '
-      f'its own with {advice}'
-    )
-
-
-def check_sibling(
-  path: pathlib.Path,
-  config: ml_collections.ConfigDict,
-  initial: initial_lib.Initial | None,
-) -> None:
-  """Checks that a teacher found beside a run is the one it would train.
-
-  Another recipe makes another teacher, which may still be the one that is
-  meant, and is warned of. Another network, other data or a longer or shorter
-  training never is.
-
-  Args:
-    path: the run directory of the teacher.
-    config: configuration that the run would train it with.
-    initial: the weights that it would begin with, unless those are gone.
-
-  Raises:
-    ValueError: it is another one; the message names the fields that differ.
-  """
-  differing = run_directory.differences(path, config)
-  if not initial_lib.is_gone(config, initial):
-    result = run_directory.read_result(path)
-    began = result and result['student'].get('init_from')
-    differing |= run_directory.compare(
-      {'student.init_from': began and began['digest']},
-      {'student.init_from': initial and initial.report['digest']},
-    )
-  shown = '\n  '.join(differing.values())
-  recipe = [
-    field
-    for field in differing
-    if field.startswith(('train.', 'eval.'))
-    and field not in ('train.epochs', 'train.max_steps')
-  ]
-  if len(recipe) < len(differing):
-    raise ValueError(
-      f'the teacher in {path} is not the one that this run asks for:\n  {shown}'
-      f'\nUse it as it is with --config.teacher.path={path}, or train another '
-      'with --config.teacher.sibling=NAME'
-    )
-  if differing:
-    logger.warning(
-      'the teacher in %s was trained with another recipe than config.teacher '
-      'asks for; it is used as it is:\n  %s',
-      path,
-      shown,
-    )
-
-
-def check_fit(
-  config: ml_collections.ConfigDict,
-  teacher_config: ml_collections.ConfigDict,
-  dataset: data.Dataset,
-  method: methods.Method,
-) -> None:
-  """Checks from shapes alone that a method can pair the two networks.
-
-  For a teacher that is yet to be trained.
-
-  Args:
-    config: a run's configuration.
-    teacher_config: that of the run which will train its teacher.
-    dataset: its data set.
-    method: its method.
-
-  Raises:
-    ValueError: a feature is missing, or two that are paired do not fit.
-  """
-  images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.uint8)
-  student, teacher = (
-    models.build(**config_lib.model_arguments(run, len(dataset.class_names)))
-    for run in (config, teacher_config)
-  )
-
-  def initialize(rng: jax.Array) -> step.TrainState:
-    network = Network(teacher, features.init(teacher, rng, images))
-    return step.create_state(
-      rng, student, method, optax.identity(), images, network
-    )
-
-  jax.eval_shape(initialize, jax.random.key(0))
-
-
-def _shorten(values: Sequence[Any], most: int = 5) -> str:
-  shown = ', '.join(map(str, values[:most]))
-  more = len(values) - most
-  return f'{shown} and {more} more' if more > 0 else shown

@@ -12,12 +12,19 @@ import ml_collections
 
 from kdjax import config as config_lib
 from kdjax import data, methods, models
-from kdjax.storage import checkpoint, run_directory
+from kdjax.evaluation import tables
+from kdjax.storage import checkpoint, metrics_log, run_directory
 from kdjax.storage.teacher_logits import Replay
 from kdjax.system import atomic, devices, lock, logs
-from kdjax.training import compiled, final_test, loop, teacher_checks
+from kdjax.training import (
+  checks,
+  compiled,
+  final_test,
+  loop,
+  plan,
+  teacher_checks,
+)
 from kdjax.training import initial_weights as initial_lib
-from kdjax.training import teacher as teacher_lib
 from kdjax.training.initial_weights import Initial
 from kdjax.training.shared import Session
 from kdjax.training.teacher import Teacher
@@ -182,12 +189,12 @@ def _run(
   )
   method, hyperparameters = config_lib.build_method(config)
   # Before a teacher is trained for hours: what else can be wrong?
-  compiled.plan(config, dataset)
+  plan.plan(config, dataset)
   model = models.build(
     **config_lib.model_arguments(config, len(dataset.class_names))
   )
   models.rematerialize(model, config.device.remat)
-  compiled.check_batch_norm(config, dataset, model)
+  plan.check_batch_norm(config, dataset, model)
   teacher, replay = None, None
   if method.needs_teacher:
     teacher = _find_teacher(config, workdir, session, method.teacher_features)
@@ -196,7 +203,7 @@ def _run(
     config, dataset, method, hyperparameters, teacher, replay, initial
   )
   compiled.check_memory(run.state_shapes())
-  with lock.hold(workdir, what, [*run_directory.FILES, logs.METRICS]):
+  with lock.hold(workdir, what, [*run_directory.FILES, metrics_log.METRICS]):
     # Another process may have made it while the teacher was trained.
     run_directory.check_same_run(workdir, config)
     if not run_directory.is_run(workdir):
@@ -324,7 +331,7 @@ def _find_teacher(
   with devices.together():
     teacher = session.teacher(path, config, names, assumed)
     teacher_checks.check_asked(teacher, config)
-    teacher_lib.check_suits(teacher, dataset)
+    checks.check_suits(teacher, dataset)
   devices.check_agree({'teacher': teacher.report['digest']})
   augmented = [
     f'config.data.{field}={config.data[field]}'
@@ -368,16 +375,16 @@ def _train_teacher(
   teacher_config = complete(config_lib.teacher_run(config), path, session)
   if run_directory.read_result(path):
     initial = _load_initial(teacher_config, path, session)
-    teacher_lib.check_sibling(path, teacher_config, initial)
+    checks.check_sibling(path, teacher_config, initial)
     return
   config_lib.validate(teacher_config)
   run_directory.check_same_run(path, teacher_config)
   method, _ = config_lib.build_method(config)
   dataset = session.dataset(config.data)
-  teacher_lib.check_fit(config, teacher_config, dataset, method)
+  checks.check_fit(config, teacher_config, dataset, method)
   logger.info('training the teacher first, in %s', path)
   result = _run(teacher_config, path, session, 'the teacher')
-  logger.info('the teacher is trained\n%s', run_directory.table(result))
+  logger.info('the teacher is trained\n%s', tables.table(result))
 
 
 def _find_replay(

@@ -23,6 +23,7 @@ from kdjax import methods, models
 from kdjax.models import features
 from kdjax.models.network import Network
 from kdjax.system import xla
+from kdjax.training import state as state_lib
 from kdjax.training import step
 
 
@@ -55,7 +56,7 @@ def main():
   train_step = step.make_train_step(student, method, optimizer, teacher=teacher)
   network = Network(teacher, variables)
   states = [
-    step.create_state(
+    state_lib.create_state(
       jax.random.key(seed), student, method, optimizer, images, network
     )
     for seed in range(args.students)

@@ -17,7 +17,7 @@ from kdjax.methods.feature import connect
 from kdjax.models import features
 from kdjax.models.features import Outputs
 from kdjax.models.network import Network
-from kdjax.training import step
+from kdjax.training import state
 
 BATCH, CLASSES = 6, 10
 RNG = jax.random.key(0)
@@ -509,7 +509,7 @@ def abstract_state(student, teacher, method):
     lambda rng: features.init(teacher, rng, images), RNG
   )
   return jax.eval_shape(
-    lambda rng: step.create_state(
+    lambda rng: state.create_state(
       rng,
       student,
       method,

@@ -11,6 +11,7 @@ from flax import linen as nn
 from kdjax import methods, models
 from kdjax.models import ensemble, features
 from kdjax.models.network import Network
+from kdjax.training import state as state_lib
 from kdjax.training import step
 
 SHAPE = (4, 8, 8, 1)
@@ -136,7 +137,7 @@ def test_it_teaches_and_is_not_taught(networks):
     },
   )
   transformation = optax.sgd(0.1)
-  state = step.create_state(
+  state = state_lib.create_state(
     jax.random.key(0), student, method, transformation, PIXELS, teacher
   )
   train_step = step.make_train_step(

@@ -14,7 +14,7 @@ import small_cnn
 
 from kdjax import methods, models
 from kdjax.models import features
-from kdjax.training import step
+from kdjax.training import state
 
 IMAGES = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.uint8)
 
@@ -252,7 +252,7 @@ def test_another_number_of_logits_than_classes_is_refused():
     ValueError, match='the student gives 5 logits, and there '
   ):
     jax.eval_shape(
-      lambda rng: step.create_state(
+      lambda rng: state.create_state(
         rng,
         model,
         methods.build('scratch')[0],

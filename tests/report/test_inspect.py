@@ -18,14 +18,15 @@ from kdjax.methods import feature
 from kdjax.models import features
 from kdjax.report import collect, feature_maps
 from kdjax.storage import checkpoint, digests
-from kdjax.training import step, train
+from kdjax.training import state as state_lib
+from kdjax.training import train
 
 
 def save_teacher(workdir, config):
   """Writes a finished run of a network that has learned nothing."""
   dataset = data.load(config.data)
   model = config_lib.model_arguments(config_lib.teacher_run(config), 10)
-  state = step.create_state(
+  state = state_lib.create_state(
     jax.random.key(1),
     models.build(**model),
     methods.build('scratch')[0],

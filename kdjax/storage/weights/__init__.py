@@ -27,10 +27,9 @@ from kdjax.storage.weights import (
   pytorch,
   resnet_names,
   safetensors_file,
-  stored_tensors,
 )
 from kdjax.storage.weights.stored_tensors import Stored, Tensor
-from kdjax.system import atomic
+from kdjax.system import atomic, escape
 
 __all__ = [
   'Imported',
@@ -131,7 +130,7 @@ def _read_normalization(
     kind: np.asarray(file.tensors[name].read(), np.float64).ravel()
     for kind, name in found.normalization.items()
   }
-  where = stored_tensors.listed(sorted(found.normalization.values()))
+  where = escape.listed(sorted(found.normalization.values()))
   mean, std = values['mean'], values['std']
   scale = 1
   # Pixels of 0 … 255 are known by the size of the numbers.
@@ -176,12 +175,12 @@ def _read_all(
     arrays[name] = array
   if not_finite:
     raise ValueError(
-      f'{path}: NaN or infinite values in {stored_tensors.listed(not_finite)}: the '
+      f'{path}: NaN or infinite values in {escape.listed(not_finite)}: the '
       'network diverged, or the file is damaged'
     )
   if negative:
     raise ValueError(
-      f'{path}: negative variances in {stored_tensors.listed(negative)}: the file is '
+      f'{path}: negative variances in {escape.listed(negative)}: the file is '
       'damaged'
     )
   return arrays
@@ -234,9 +233,7 @@ def _read_one(path: pathlib.Path, name: str, tensor: Tensor) -> np.ndarray:
   try:
     return tensor.read()
   except ValueError as error:
-    raise ValueError(
-      f'{path}: {stored_tensors.listed([name])}: {error}'
-    ) from error
+    raise ValueError(f'{path}: {escape.listed([name])}: {error}') from error
 
 
 def _reader(start: bytes) -> Any:

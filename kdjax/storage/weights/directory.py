@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdjax.storage.weights import stored_tensors
+from kdjax.system import escape
 
 # The first that is there is taken.
 _FILES = (
@@ -88,7 +89,7 @@ def weights_of(path: pathlib.Path) -> list[pathlib.Path]:
   found = [path / name for name in dict.fromkeys(shards.values())]
   if missing := [file.name for file in found if not file.is_file()]:
     raise FileNotFoundError(
-      f'there is no file {stored_tensors.listed(missing)} in {path}, which {first} '
+      f'there is no file {escape.listed(missing)} in {path}, which {first} '
       'names: download it, too'
     )
   return found
@@ -109,9 +110,7 @@ def join(parts: Sequence[stored_tensors.Stored]) -> stored_tensors.Stored:
   tensors: dict[str, stored_tensors.Tensor] = {}
   for part in parts:
     if twice := tensors.keys() & part.tensors.keys():
-      raise ValueError(
-        f'{stored_tensors.listed(sorted(twice))} are in two files'
-      )
+      raise ValueError(f'{escape.listed(sorted(twice))} are in two files')
     tensors |= part.tensors
   count = f' in {len(parts)} files' if len(parts) > 1 else ''
   return parts[0]._replace(
@@ -194,7 +193,7 @@ def _check_hidden(
     wrong += [f'model_args has {key}' for key in _TIMM_HIDDEN if key in more]
   if wrong:
     raise ValueError(
-      f'{path / _CONFIG}: {stored_tensors.listed(wrong)}: kdjax has no such ResNet'
+      f'{path / _CONFIG}: {escape.listed(wrong)}: kdjax has no such ResNet'
     )
 
 

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from kdjax.storage.weights import stored_tensors
+from kdjax.system import escape
 
 _MAX_ENTRIES = 100_000
 _MAX_DEPTH = 64
@@ -172,15 +173,13 @@ class _Reader:
       key = self.text() if kind == 'map' else str(index)
       if key == '__msgpack_chunked_array__':
         raise ValueError(
-          f'{stored_tensors.listed([name])} has more than 2³⁰ bytes: save it with Orbax'
+          f'{escape.listed([name])} has more than 2³⁰ bytes: save it with Orbax'
         )
       full = f'{name}/{key}' if name else key
       if len(full) > _MAX_NAME:
         raise ValueError(f'its names have more than {_MAX_NAME} characters')
       if full in self.tensors or full in self.others:
-        raise ValueError(
-          f'two entries are called {stored_tensors.listed([full])}'
-        )
+        raise ValueError(f'two entries are called {escape.listed([full])}')
       self.value(full, depth + 1)
 
   def _extension(self, name: str, size: int) -> None:
@@ -191,16 +190,14 @@ class _Reader:
       self.others[name] = None
       return
     if self.expect('list') != 3:
-      raise ValueError(
-        f'{stored_tensors.listed([name])} is not described as Flax does'
-      )
+      raise ValueError(f'{escape.listed([name])} is not described as Flax does')
     shape = tuple(
       self.expect('number') for _ in range(min(self.expect('list'), 65))
     )
     dtype = self.text()
     if dtype not in _DTYPES:
       raise ValueError(
-        f'{stored_tensors.listed([name])} is of {dtype}: expected numbers'
+        f'{escape.listed([name])} is of {dtype}: expected numbers'
       )
     data = self.take(self.expect('bytes'))
     known = _DTYPES[dtype]
@@ -211,7 +208,7 @@ class _Reader:
       or math.prod(shape) * known.itemsize != len(data)
     ):
       raise ValueError(
-        f'{stored_tensors.listed([name])} has {len(data)} bytes, which is not its '
+        f'{escape.listed([name])} has {len(data)} bytes, which is not its '
         f'shape {list(shape)[:8]} of {dtype}: the file is damaged'
       )
     self.tensors[name] = stored_tensors.Tensor(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from kdjax.storage.weights import stored_tensors, unpickler
+from kdjax.system import escape
 
 # The directory of ResNet-101 with Adam's moments takes 0.2 MB.
 _MAX_DIRECTORY = 2**24
@@ -47,7 +48,7 @@ def read_zip(path: pathlib.Path) -> stored_tensors.Stored:
   if len(pickles) != 1:
     raise ValueError(
       'a zip archive, but none of PyTorch: expected one data.pkl in it, found '
-      f'{len(pickles)} among {stored_tensors.listed(members)}'
+      f'{len(pickles)} among {escape.listed(members)}'
     )
   root = pickles[0].removesuffix('data.pkl')
   if f'{root}constants.pkl' in members:
@@ -182,7 +183,7 @@ def _members(path: pathlib.Path) -> dict[str, zipfile.ZipInfo]:
 
 def _member(member: zipfile.ZipInfo, content: memoryview) -> memoryview:
   """Gives the bytes of a member, once they are known to be sound."""
-  what = stored_tensors.listed([member.filename])
+  what = escape.listed([member.filename])
   if (
     member.compress_type != zipfile.ZIP_STORED
     or member.compress_size != member.file_size
@@ -213,7 +214,7 @@ def _leaves(loaded: unpickler.Loaded) -> Iterator[tuple[str, Any]]:
   if isinstance(value, unpickler.Opaque) and not value and classes:
     raise ValueError(
       'it holds a whole object in place of a dictionary of weights, of '
-      f'{stored_tensors.listed(classes, most=3)}: {unpickler.REMEDY}'
+      f'{escape.listed(classes, most=3)}: {unpickler.REMEDY}'
     )
   if not isinstance(value, dict | list | tuple):
     raise ValueError('it holds no dictionary of tensors')
@@ -266,16 +267,14 @@ def _stored(
   others = []
   for name, leaf in _leaves(loaded):
     if name in tensors:
-      raise ValueError(
-        f'two entries are called {stored_tensors.listed([name])}'
-      )
+      raise ValueError(f'two entries are called {escape.listed([name])}')
     if not isinstance(leaf, unpickler.View):
       others.append(name)
       continue
     try:
       tensors[name] = _tensor(leaf, *find(leaf.storage), size)
     except ValueError as error:
-      raise ValueError(f'{stored_tensors.listed([name])}: {error}') from error
+      raise ValueError(f'{escape.listed([name])}: {error}') from error
   return stored_tensors.Stored(tensors, {}, tuple(others), kind, loaded.classes)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax.storage.weights import stored_tensors, unpickler
+from kdjax.system import escape
 
 # Whether a block has three convolutions, and the blocks of each stage.
 NETWORKS: Mapping[tuple[bool, tuple[int, ...]], str] = {
@@ -267,7 +268,7 @@ def find(file: stored_tensors.Stored, *, headless: bool = False) -> Found:
     ('converted to float32', converted),
   ):
     if names:
-      notes.append(f'{what}: {stored_tensors.listed(names)}')
+      notes.append(f'{what}: {escape.listed(names)}')
   ordered = {name: tensors[name] for name in network.shapes}
   return Found(network, ordered, original, tuple(notes), images)
 
@@ -303,7 +304,7 @@ def _choose(file: stored_tensors.Stored) -> tuple[_Part, list[str], list[str]]:
   if not parts or not all(_same(file, parts[0], each) for each in parts[1:]):
     raise ValueError(
       f'{len(first)} networks which differ, and nothing says which is meant: '
-      f'{stored_tensors.listed(first)}; save the one that is meant alone, '
+      f'{escape.listed(first)}; save the one that is meant alone, '
       'torch.save(NETWORK.state_dict(), …)'
     )
   same = [part.root for part in parts[1:]]
@@ -318,12 +319,12 @@ def _no_network(file: stored_tensors.Stored) -> str:
   if file.classes:
     return (
       'no ResNet: what it holds are objects and no weights, of '
-      f'{stored_tensors.listed(file.classes, most=3)}: {unpickler.REMEDY}'
+      f'{escape.listed(file.classes, most=3)}: {unpickler.REMEDY}'
     )
   return (
     f'no ResNet: none of its {len(file.tensors)} tensors is called '
     f'{_FIRST}, as in torchvision, or as in Hugging Face transformers. '
-    f'Found: {stored_tensors.listed(file.tensors) or "nothing"}'
+    f'Found: {escape.listed(file.tensors) or "nothing"}'
   )
 
 
@@ -364,7 +365,7 @@ def _part(
         twice.append(name)
       else:
         raise ValueError(
-          f'{stored_tensors.listed([body[canonical], name])} are the same tensor of a '
+          f'{escape.listed([body[canonical], name])} are the same tensor of a '
           'ResNet twice, and differ'
         )
     elif _is_head(naming, root, common, tail, inside):
@@ -429,7 +430,7 @@ def _join_head(
       heads[module] = tensors
   between = _between(file, part, heads, images, elsewhere)
   if len(heads) > 1 or (heads and between):
-    names = stored_tensors.listed([*heads, *between])
+    names = escape.listed([*heads, *between])
     if headless:
       return dict(part.body), [*heads, *between]
     raise ValueError(
@@ -502,9 +503,7 @@ def _find_normalization(
     found.setdefault(name.rpartition('.')[0], {})[match[1]] = name
   pairs = [each for each in found.values() if len(each) == 2]
   if any(not _same_module(file, pairs[0], other) for other in pairs[1:]):
-    names = stored_tensors.listed(
-      name for pair in pairs for name in pair.values()
-    )
+    names = escape.listed(name for pair in pairs for name in pair.values())
     raise ValueError(
       f'several means and deviations of images, which differ: {names}'
     )
@@ -554,7 +553,7 @@ def _check_dtypes(
     if dtype not in known
   ]:
     raise ValueError(
-      f'expected {", ".join(known)}; found {stored_tensors.listed(unknown)}'
+      f'expected {", ".join(known)}; found {escape.listed(unknown)}'
     )
   return sorted({*dtypes.values()} - {'float32'})
 
@@ -580,9 +579,7 @@ def recognise(
     for key, shape in shapes.items()
     if 0 in shape
   ]:
-    raise ValueError(
-      f'tensors without elements: {stored_tensors.listed(empty)}'
-    )
+    raise ValueError(f'tensors without elements: {escape.listed(empty)}')
   blocks = [0, 0, 0, 0]
   for key in shapes:
     if match := re.match(r'layer(\d{1,4})\.(\d{1,4})\.', key):
@@ -686,7 +683,7 @@ def _compare(
     if key in found and found[key] != shape
   ]
   differences = [
-    f'{len(names)} {what}: {stored_tensors.listed(names)}'
+    f'{len(names)} {what}: {escape.listed(names)}'
     for what, names in (
       ("missing (by torchvision's names)", missing),
       ('too many', extra),

@@ -9,6 +9,7 @@ import numpy as np
 import safetensors
 
 from kdjax.storage.weights import stored_tensors
+from kdjax.system import escape
 
 # A ResNet-101 takes 60 kB; the parser needs many times as much.
 MAX_HEADER = 2**24
@@ -61,7 +62,7 @@ def read(path: pathlib.Path) -> stored_tensors.Stored:
     f'{name} ({kind})' for name, kind in types.items() if kind not in _DTYPES
   ]:
     raise ValueError(
-      f'arrays of types that are not supported: {stored_tensors.listed(unknown)}'
+      f'arrays of types that are not supported: {escape.listed(unknown)}'
     )
   return stored_tensors.Stored(
     tensors={

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -48,14 +48,3 @@ class Stored(NamedTuple):
   format: str
   classes: tuple[str, ...] = ()
   size: int = 0
-
-
-def listed(names: Iterable[object], most: int = 10) -> str:
-  """Lists names, or the first of them and how many more there are."""
-  # Names come from the file: of any length, and with any characters.
-  texts = [
-    text if text.isprintable() and len(text) <= 200 else repr(text[:200])
-    for text in map(str, names)
-  ]
-  more = f' and {len(texts) - most} more' if len(texts) > most else ''
-  return ', '.join(texts[:most]) + more

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from kdjax.storage.weights import stored_tensors
+from kdjax.system import escape
 
 # A checkpoint of ResNet-101 with Adam's moments has 60,000 operations, 0.5 MB.
 MAX_BYTES = 2**26
@@ -286,7 +286,7 @@ def _push_global(machine: '_Machine', module: str, name: str) -> None:
     what = 'code to run and not data'
   if what:
     raise ValueError(
-      f'it holds {stored_tensors.listed([full])}, which is {what}: {REMEDY}'
+      f'it holds {escape.listed([full])}, which is {what}: {REMEDY}'
     )
   if full not in _HARMLESS and full not in _KNOWN:
     machine.classes[full] = None

@@ -1,0 +1,87 @@
+"""Tables of what was measured, for a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kdjax.system import escape
+
+# The metrics in a run's table: heading, name in the result, format.
+SHOWN = (
+  ('accuracy', 'accuracy', '.2%'),
+  ('NLL', 'loss', '.4f'),
+  ('ECE', 'calibration_error', '.2%'),
+  ('agreement', 'agreement', '.2%'),
+  ('KL to teacher', 'kl_to_teacher', '.4f'),
+)
+
+
+def table(result: Mapping[str, Any]) -> str:
+  """Formats the result of a run for a terminal.
+
+  Args:
+    result: as in `result.json`.
+
+  Returns:
+    A table with a row for the teacher, if there is one, and for the student at
+    its best epoch and at its last, and for its moving average at both, if it
+    has one. NLL is the negative log-likelihood and the
+    divergence from the teacher is KL(teacher ‖ student), both in nats; ECE is
+    the expected calibration error. What a row lacks is a dash.
+  """
+  rows = []
+  teacher = result.get('teacher')
+  if teacher:
+    rows.append((f'teacher {teacher["model"]}', teacher))
+  name = f'{result["student"]["model"]} ({result["method"]})'
+  for which in ('best', 'last'):
+    row = result['student'] | result[which]
+    rows.append((f'{name}, {which} epoch', row))
+    if 'ema' in row:
+      rows.append((f'{name}, {which} epoch, EMA', row | row['ema']))
+  header = (
+    'test split',
+    *(heading for heading, _, _ in SHOWN),
+    'parameters',
+    'train time',
+  )
+  lines: list[tuple[str, ...]] = [header]
+  for title, row in rows:
+    test = row['test']
+    lines.append(
+      (
+        title,
+        *(
+          '-' if test.get(metric) is None else format(test[metric], spec)
+          for _, metric, spec in SHOWN
+        ),
+        '-' if row['parameters'] is None else f'{row["parameters"]:,}',
+        '-' if row['wall_time_s'] is None else f'{row["wall_time_s"]:.0f} s',
+      )
+    )
+  return align(lines)
+
+
+def align(
+  lines: Sequence[Sequence[str]], *, header: int = 1, left: int = 1
+) -> str:
+  """Lays out a table for a terminal.
+
+  Args:
+    lines: the cells of each line, as many in all; they are escaped.
+    header: number of lines above the rule.
+    left: number of columns that are flush left, the first ones.
+
+  Returns:
+    The table.
+  """
+  lines = [list(map(escape.printable, cells)) for cells in lines]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  text = [
+    '  '.join(
+      cell.ljust(width) if i < left else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+    )
+    for line in lines
+  ]
+  text.insert(header, '  '.join('-' * width for width in widths))
+  return '\n'.join(text)
