@@ -1,96 +1,11 @@
-"""Distillation methods by name.
+"""How a student is taught: one file per method.
 
-A new method is one new file here. The file `name.py` defines a function `name`
-that takes static options (strings, tuples of names) and returns a `Method`;
-its traced hyperparameters, with their defaults and ranges, are in the Method.
+The file `name.py` defines a function `name` that takes static options (strings,
+tuples of names) and returns a `Method`; its traced hyperparameters, with their
+defaults and ranges, are in the Method.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
-
 from kdjax.methods._base import Hyperparameter, Method
-from kdjax.system import float32, plugins
+from kdjax.methods._registry import build, defaults, names
 
 __all__ = ['Hyperparameter', 'Method', 'build', 'defaults', 'names']
-
-
-def names() -> list[str]:
-  """Lists the names that `build` knows."""
-  return list(plugins.names(__name__))
-
-
-def defaults(name: str) -> dict[str, Any]:
-  """Gives the settings of a method, options and hyperparameters, by default.
-
-  Args:
-    name: one of `names()`.
-
-  Returns:
-    Each setting's default value by its name.
-
-  Raises:
-    ValueError: the name is unknown.
-  """
-  factory = _factory(name)
-  options = {
-    option: parameter.default
-    for option, parameter in inspect.signature(factory).parameters.items()
-  }
-  scalars = {
-    scalar: hyperparameter.default
-    for scalar, hyperparameter in factory().hyperparameters.items()
-  }
-  return options | scalars
-
-
-def build(
-  name: str, settings: Mapping[str, Any] | None = None
-) -> tuple[Method, dict[str, float]]:
-  """Builds a method and splits its settings.
-
-  Args:
-    name: one of `names()`.
-    settings: options and hyperparameters by name; those left out have their
-      defaults.
-
-  Returns:
-    The method, and the value of each of its hyperparameters.
-
-  Raises:
-    ValueError: the name or a setting is unknown, or a value out of range.
-  """
-  known = defaults(name)
-  settings = settings or {}
-  unknown = settings.keys() - known.keys()
-  if unknown:
-    raise ValueError(
-      f"method '{name}' has no setting {', '.join(sorted(unknown))}; it has "
-      f'{", ".join(known) or "none"}'
-    )
-  settings = known | dict(settings)
-  factory = _factory(name)
-  method = factory(
-    **{
-      option: settings[option]
-      for option in inspect.signature(factory).parameters
-    }
-  )
-  hyperparameters = {}
-  for scalar, (_, low, high) in method.hyperparameters.items():
-    value = float(settings[scalar])
-    if not (low <= value <= high and float32.holds(value)):
-      raise ValueError(
-        f'{name}.{scalar} is {value}: expected a value from {low} to {high} '
-        'that float32 holds'
-      )
-    hyperparameters[scalar] = value
-  return method, hyperparameters
-
-
-def _factory(name: str) -> Callable[..., Method]:
-  if name not in names():
-    raise ValueError(
-      f"unknown method '{name}': expected one of {', '.join(names())}"
-    )
-  return getattr(plugins.module(__name__, name), name)

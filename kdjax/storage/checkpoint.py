@@ -19,7 +19,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax
 import jax
@@ -33,7 +33,6 @@ from kdjax.models.network import Network
 from kdjax.storage import card as card_lib
 from kdjax.storage import digests
 from kdjax.system import atomic, devices
-from kdjax.training.state import TrainState
 from kdjax.version import __version__
 
 logger = logging.getLogger(__package__)
@@ -52,6 +51,7 @@ _OWN = {_ARRAYS, digests.SHA256}, {'model', 'normalization'}
 # What is missing is damage; other errors of the system may pass.
 _LACKING = FileNotFoundError, NotADirectoryError
 _Path = str | os.PathLike[str]
+_State = TypeVar('_State')
 
 
 class DamagedError(ValueError):
@@ -158,7 +158,7 @@ class Checkpoints:
       what = f'the checkpoint of step {step} in {self._root}'
       raise atomic.cannot_write(what, _shorten(error)) from error
 
-  def save(self, state: TrainState, metadata: Mapping[str, Any]) -> None:
+  def save(self, state: Any, metadata: Mapping[str, Any]) -> None:
     """Saves a checkpoint, in the background.
 
     Args:
@@ -209,9 +209,7 @@ class Checkpoints:
     if devices.is_first():
       self._remove_others()
 
-  def restore(
-    self, like: TrainState
-  ) -> tuple[TrainState, dict[str, Any]] | None:
+  def restore(self, like: _State) -> tuple[_State, dict[str, Any]] | None:
     """Restores the newest sound checkpoint, to continue from.
 
     Damaged ones that are newer are moved to `damaged/` in the run directory.
@@ -807,8 +805,8 @@ def _verify(
 
 
 def _restore_state(
-  directory: pathlib.Path, like: TrainState, metadata: Mapping[str, Any]
-) -> TrainState:
+  directory: pathlib.Path, like: _State, metadata: Mapping[str, Any]
+) -> _State:
   """Reads a whole state, onto the devices."""
   # Those of this run, whatever those were that it was saved from.
   sharding = devices.replicated()

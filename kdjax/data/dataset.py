@@ -1,0 +1,354 @@
+"""Data sets, split and ready to be put on the device."""
+
+import contextlib
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+
+from kdjax.data import cache, sources
+from kdjax.data import images as images_lib
+from kdjax.data.sources import Files, Split
+from kdjax.data.stream import (
+  Arrays,
+  Stream,
+  check_not_in_worker,
+  open_split,
+)
+from kdjax.system import memory
+
+# So many tell mean and standard deviation well enough.
+_MOMENT_IMAGES = 10_000
+
+
+class Dataset(NamedTuple):
+  """A data set for training and measuring a classifier.
+
+  Its splits are in memory, or streams that are read while a run needs them.
+
+  Attributes:
+    name: its name.
+    train: what is trained on.
+    validation: what epochs and hyperparameters are chosen on; may be empty.
+    test: what is measured once, at the end.
+    class_names: name of each class.
+    mean: mean of the training pixels scaled to 0 … 1, float32 `[channels]`.
+    std: their standard deviation, float32 `[channels]`.
+    digest: SHA-256 of all images and labels in their order.
+    train_ids: for each example of `train` its index in the source's training
+      split, before any is split off or left out, int64 `[size]`. In memory one
+      that stands in for another has its own.
+    test_ids: the same of `test` in the source's test split.
+    num_train: examples in the source's training split, before a validation
+      split is taken off.
+    num_test: examples in the source's test split.
+
+  A set whose images are resized may be too large to be read for that. Then its
+  digest is that of the names and sizes of its files and of which examples are
+  in each split; its moments are those of at most 10,000 training images, evenly
+  spaced and centre-cropped. All three are the same for streams.
+  """
+
+  name: str
+  train: Split | Stream
+  validation: Split | Stream
+  test: Split | Stream
+  class_names: tuple[str, ...]
+  mean: np.ndarray
+  std: np.ndarray
+  digest: str
+  train_ids: np.ndarray
+  test_ids: np.ndarray
+  num_train: int
+  num_test: int
+
+  @property
+  def image_shape(self) -> tuple[int, ...]:
+    """Height, width and channels of an image."""
+    return self.train.image_shape
+
+
+def load(config: ml_collections.ConfigDict) -> Dataset:
+  """Loads and splits a data set.
+
+  A set without a validation split has one taken from its training images, the
+  same for every seed, so that runs can be compared.
+
+  Args:
+    config: the section `data` of a run's configuration.
+
+  Returns:
+    The data set, in host memory unless it is streamed.
+
+  Raises:
+    ValueError: the data set is unknown or unsuitable, or an image cannot be
+      read, or the splits that the configuration asks for leave nothing to train
+      on.
+    FileNotFoundError: it is not on this machine and could not be fetched.
+    RuntimeError: a worker process runs the script that started it.
+  """
+  check_not_in_worker()
+  source = sources.load(config.name, config.data_dir or None)
+  train = np.arange(_size(source.train))
+  held_out, validation = source.validation, None
+  if held_out is None:
+    held_out = source.train
+    count = round(len(train) * config.validation_fraction)
+    order = np.random.default_rng(0).permutation(len(train))
+    # Sorted: the files' order is kept within each split.
+    validation = np.sort(order[:count])
+    train = np.sort(order[count:])
+  if config.train_limit:
+    order = np.random.default_rng(0).permutation(len(train))
+    train = train[np.sort(order[: config.train_limit])]
+  if not train.size:
+    raise ValueError(
+      f'{config.name} has {_size(source.train)} training images, and '
+      f'data.validation_fraction={config.validation_fraction} leaves none'
+    )
+
+  def stream(
+    split: Split | Files, indices: np.ndarray | None, unreadable: str
+  ) -> Stream:
+    return open_split(
+      split,
+      np.arange(_size(split)) if indices is None else indices,
+      like=source.train,
+      image_size=config.image_size,
+      unreadable='error' if config.corrupt == 'error' else unreadable,
+    )
+
+  streams = (
+    stream(source.train, train, 'replace'),
+    stream(held_out, validation, 'omit'),
+    stream(source.test, None, 'omit'),
+  )
+  origins = [_origin(split) for split in streams]
+  indices = [split.indices for split in streams]
+  if config.streaming:
+    splits: Sequence[Split | Stream] = streams
+    summary = _keep('summary', origins, lambda: _summarise(streams, origins))
+  else:
+    splits, indices = zip(*map(_decode, streams, origins), strict=True)
+    summary = _summarise(splits, origins)
+  train_split, validation_split, test_split = splits
+  return Dataset(
+    config.name,
+    train_split,
+    validation_split,
+    test_split,
+    source.class_names,
+    summary['mean'],
+    summary['std'],
+    str(summary['digest']),
+    train_ids=indices[0],
+    test_ids=indices[2],
+    num_train=_size(source.train),
+    num_test=_size(source.test),
+  )
+
+
+def _size(split: Split | Files) -> int:
+  return split.size if isinstance(split, Split) else len(split)
+
+
+class _Origin(NamedTuple):
+  """What a split is read from, known without reading it.
+
+  Attributes:
+    content: digest of names and sizes of the files, and which examples they are
+      read for; the same wherever the files are.
+    copy: digest of that, of where the files are and when they were changed.
+    resized: whether the images are resized.
+  """
+
+  content: str
+  copy: str
+  resized: bool
+
+
+def _origin(stream: Stream) -> _Origin | None:
+  """Looks at the files of a split; None where it has none."""
+  if isinstance(stream.files, Arrays):
+    return None
+  folder, names = stream.files.paths()
+  content, copy = hashlib.sha256(), hashlib.sha256()
+  for name in names:
+    size = changed = -1
+    # A broken link is an image that cannot be read.
+    with contextlib.suppress(OSError):
+      status = os.stat(os.path.join(folder, name))
+      size, changed = status.st_size, status.st_mtime_ns
+    # Names may be in any encoding.
+    content.update(os.fsencode(name) + f'\0{size}\0'.encode())
+    copy.update(f'{changed}\0'.encode())
+  content.update(f'{stream.image_shape} {stream.resize}'.encode())
+  content.update(stream.indices.astype('<i8').tobytes())
+  copy.update(os.fsencode(folder))
+  copy.update(f'{content.hexdigest()} {stream.unreadable}'.encode())
+  return _Origin(content.hexdigest(), copy.hexdigest(), stream.resize)
+
+
+def _keep(
+  kind: str,
+  origins: Sequence[_Origin | None],
+  make: Callable[[], dict[str, np.ndarray]],
+) -> Mapping[str, np.ndarray]:
+  """Makes something of splits, or reads what was made of the same files."""
+  copies = [origin.copy for origin in origins if origin]
+  if len(copies) < len(origins):
+    return make()
+  return cache.keep([kind, f'reading {images_lib.READING}', *copies], make)
+
+
+def in_memory(split: Split | Stream) -> Split:
+  """Reads a split into memory, if it is not there.
+
+  Args:
+    split: the split.
+
+  Returns:
+    Its examples, without those that cannot be read.
+  """
+  if isinstance(split, Split):
+    return split
+  return _decode(split, _origin(split))[0]
+
+
+def labels_of(split: Split | Stream, rows: np.ndarray) -> np.ndarray:
+  """Gives the labels of some rows of a split; a few, for a stream is read."""
+  return (
+    split.labels[rows] if isinstance(split, Split) else split.batch(rows).labels
+  )
+
+
+def read(split: Split | Stream, rows: np.ndarray) -> Split:
+  """Reads some rows of a split into memory, without those that are unreadable.
+
+  Args:
+    split: the split.
+    rows: which ones of it; a few, for nothing is cached.
+
+  Returns:
+    Their images and labels.
+  """
+  images, labels = zip(*_examples(split, rows), strict=True)
+  return Split(np.concatenate(images), np.concatenate(labels))
+
+
+def _decode(stream: Stream, origin: _Origin | None) -> tuple[Split, np.ndarray]:
+  """Reads a stream into memory; gives which of its files' examples are left."""
+  if isinstance(stream.files, Arrays) and not stream.resize:
+    split = stream.files.split
+    rows = stream.indices
+    return Split(split.images[rows], split.labels[rows]), rows
+
+  def decode() -> dict[str, np.ndarray]:
+    memory.check(
+      stream.size * math.prod(stream.image_shape),
+      f'{stream.size:,} images of {stream.image_shape[:2]} pixels in memory',
+      'Set config.data.streaming=True, or lower config.data.image_size',
+      host=True,
+    )
+    images = np.empty((stream.size, *stream.image_shape), np.uint8)
+    labels = np.empty(stream.size, np.int32)
+    rows = np.empty(stream.size, np.int64)
+    unreadable: list[str] = []
+    notes: images_lib.Notes = {}
+    first = 0
+    for batch in stream.batches():
+      here = slice(first, first + len(batch.labels))
+      images[here], labels[here] = batch.images, batch.labels
+      rows[here] = batch.rows
+      unreadable += batch.unreadable
+      notes = {**batch.notes, **notes}
+      first = here.stop
+    return {
+      'images': images,
+      'labels': labels,
+      'rows': rows,
+      'unreadable': np.array(unreadable, np.str_),
+      'notes': np.array([*notes.items()], np.str_).reshape(-1, 2),
+    }
+
+  arrays = _keep('decoded with rows', [origin], decode)
+  stream.warn(arrays['unreadable'].tolist(), dict(arrays['notes'].tolist()))
+  images, labels = arrays['images'], arrays['labels']
+  ids = stream.indices[arrays['rows']]
+  present = labels >= 0
+  if present.all():
+    return Split(images, labels), ids
+  if not present.any():
+    raise ValueError(
+      f'none of {stream.size} images can be read: {arrays["unreadable"][0]}'
+    )
+  return Split(images[present], labels[present]), ids[present]
+
+
+def _summarise(
+  splits: Sequence[Split | Stream], origins: Sequence[_Origin | None]
+) -> dict[str, np.ndarray]:
+  """Computes mean, standard deviation and digest of a data set."""
+  train, *_ = splits
+  # Where the digest does not need all of them either.
+  sampled = any(origin and origin.resized for origin in origins)
+  count = min(_MOMENT_IMAGES, train.size) if sampled else train.size
+  mean, std = _moments(train, np.arange(count) * train.size // count)
+  return {
+    'mean': mean,
+    'std': std,
+    'digest': np.array(_digest(splits, origins)),
+  }
+
+
+def _examples(
+  split: Split | Stream, rows: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Yields images and labels of some rows of a split, by default all."""
+  if isinstance(split, Split):
+    yield (split if rows is None else (split.images[rows], split.labels[rows]))
+  else:
+    for batch in split.batches(rows):
+      present = batch.labels >= 0
+      yield batch.images[present], batch.labels[present]
+
+
+def _moments(
+  split: Split | Stream, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation of each channel, from exact integer sums."""
+  channels = split.image_shape[-1]
+  # Python's integers have no end.
+  size, total, squares = 0, *np.zeros((2, channels), object)
+  for images, _ in _examples(split, rows):
+    pixels = images.reshape(-1, images.shape[-1])
+    size += len(pixels)
+    total += pixels.sum(axis=0, dtype=np.uint64).astype(object)
+    squared = np.square(pixels, dtype=np.uint16)
+    squares += squared.sum(axis=0, dtype=np.uint64).astype(object)
+  # The variance, times the square of the number of pixels, exactly.
+  spread = size * squares - total**2
+  # A constant channel is only centred.
+  std = [math.sqrt(value) / (255 * size) if value else 1.0 for value in spread]
+  return (total / (255 * size)).astype(np.float32), np.array(std, np.float32)
+
+
+def _digest(
+  splits: Sequence[Split | Stream], origins: Sequence[_Origin | None]
+) -> str:
+  contents = [origin.content for origin in origins if origin and origin.resized]
+  if contents:
+    return hashlib.sha256(' '.join(contents).encode()).hexdigest()
+  digest = hashlib.sha256()
+  for split in splits:
+    labels = []
+    for images, batch_labels in _examples(split):
+      digest.update(np.ascontiguousarray(images).data)
+      labels.append(batch_labels)
+    if labels:
+      digest.update(np.concatenate(labels).data)
+  return digest.hexdigest()
