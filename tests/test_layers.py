@@ -10,465 +10,51 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# Which modules of kdjax each one may import; `.*` stands for the modules
-# directly inside a package that have no row of their own. A new module needs a
-# row; a new method, model or data set has one already.
+# What the modules of each package, or a module that stands alone, may import
+# beside their own package: those further down. Commands may import all of it,
+# and nothing imports a command.
 ALLOWED = {
-  'kdjax': (
-    'checkpoint',
-    'features',
-    'losses',
+  'sweep': ('report', 'training', 'storage', 'evaluation', 'config', 'system'),
+  'report': (
+    'training',
+    'storage',
+    'evaluation',
+    'data',
+    'config',
     'methods',
     'models',
-    'startup',
-    'student',
+    'system',
+  ),
+  'export': ('training', 'storage', 'evaluation', 'data', 'models', 'system'),
+  'training': (
+    'storage',
+    'evaluation',
+    'data',
+    'config',
+    'methods',
+    'models',
+    'system',
     'version',
   ),
-  # Commands. Nothing imports them.
-  'kdjax.main': (
-    'command',
-    'devices',
-    'escape',
-    'files',
+  'storage': (
+    'evaluation',
+    'data',
+    'config',
     'methods',
-    'results',
-    'train',
-  ),
-  'kdjax.evaluate': (
-    'checkpoint',
-    'command',
-    'escape',
-    'files',
-    'measure',
-    'predictions',
-    'results',
-  ),
-  'kdjax.sweep': ('sweep.plan',),
-  'kdjax.sweep.__main__': (
-    'command',
-    'devices',
-    'files',
-    'report.write',
-    'sweep.execute',
-  ),
-  'kdjax.sweep.run': (
-    'config',
-    'devices',
-    'files',
-    'lock',
-    'logs',
-    'program',
-    'results',
-    'session',
-    'sweep.plan',
-    'train',
-  ),
-  'kdjax.sweep.plan': ('config', 'float32'),
-  'kdjax.report': (),
-  'kdjax.report.__main__': (
-    'command',
-    'files',
-    'report.write',
-  ),
-  'kdjax.report.write': (
-    'escape',
-    'files',
-    'report.collect',
-    'report.gallery',
-    'report.page',
-    'report.statistics',
-    'report.tables',
-  ),
-  'kdjax.report.collect': ('config', 'logs', 'results'),
-  'kdjax.report.significance': ('metrics', 'report.collect', 'results'),
-  'kdjax.report.tables': (
-    'config',
-    'escape',
-    'report.collect',
-    'report.statistics',
-    'results',
-  ),
-  'kdjax.report.figures': ('escape',),
-  'kdjax.report.feature_maps': (
-    'checkpoint',
-    'data',
-    'features',
-    'methods.feature',
-    'report.collect',
-    'results',
-    'runtime',
-    'teacher',
-  ),
-  'kdjax.report.gallery': (
-    'config',
-    'report.collect',
-    'report.figures',
-    'report.inspect',
-    'report.statistics',
-  ),
-  'kdjax.report.page': (
-    'escape',
-    'report.collect',
-    'report.gallery',
-    'report.statistics',
-    'report.tables',
-  ),
-  'kdjax.export': (),
-  'kdjax.export.__main__': (
-    'command',
-    'export.execute',
-    'export.stablehlo',
-    'files',
-  ),
-  'kdjax.export.run': (
-    'checkpoint',
-    'data',
-    'export.onnx',
-    'export.orbax',
-    'export.safetensors',
-    'export.stablehlo',
-    'export.staging',
-    'export.verify',
-    'features',
-    'logs',
-    'pretrained',
-    'programs',
-    'results',
-    'step',
-    'student',
-    'teacher',
-  ),
-  'kdjax.export.staging': ('signals',),
-  'kdjax.export.verify': ('step', 'student'),
-  'kdjax.export.to_onnx': ('models', 'programs', 'step', 'student'),
-  'kdjax.export.to_orbax': ('checkpoint', 'step'),
-  'kdjax.export.to_safetensors': (
-    'card',
-    'digests',
-    'features',
-    'pretrained',
-    'step',
-    'weights',
-  ),
-  'kdjax.export.to_stablehlo': ('models', 'programs', 'step', 'student'),
-  'kdjax.convert': (
-    'checkpoint',
-    'class_names',
-    'command',
-    'digests',
-    'export.orbax',
-    'export.safetensors',
-    'export.staging',
-    'files',
     'models',
-    'models.resnet',
-    'normalization',
-    'pretrained',
-  ),
-  'kdjax.predict': (),
-  'kdjax.predict': (
-    'command',
-    'files',
-    'logs',
-    'predict.execute',
-    'student',
-  ),
-  'kdjax.export.classify_files': (
-    'data.images',
-    'data.sources.image_folder',
-    'escape',
-    'logs',
-    'results',
-    'student',
-  ),
-  # A network that is used.
-  'kdjax.export.predictor': (
-    'card',
-    'data.images',
-    'features',
-    'models',
-    'pretrained',
-    'programs',
-    'runtime',
-    'step',
-  ),
-  'kdjax.storage.program_files': ('card', 'files', 'runtime'),
-  'kdjax.system.command': (
-    'devices',
-    'escape',
-    'logs',
-    'runtime',
-    'signals',
-    'startup',
-  ),
-  'kdjax.benchmark': (),
-  'kdjax.benchmark.__main__': (
-    'benchmark.compare',
-    'command',
-    'files',
-    'methods',
-  ),
-  'kdjax.benchmark.compare': ('config', 'logs', 'methods', 'results'),
-  'kdjax.benchmark.worker': (
-    'config',
-    'data',
-    'features',
-    'models',
-    'program',
-    'runtime',
-    'step',
+    'system',
     'version',
   ),
-  # A run, and its loop.
-  'kdjax.training.train': (
-    'checkpoint',
-    'config',
-    'data',
-    'devices',
-    'files',
-    'initial',
-    'lock',
-    'logs',
-    'loop',
-    'measure',
-    'methods',
-    'models',
-    'program',
-    'replay',
-    'results',
-    'session',
-    'teacher',
-    'teacher_checks',
-    'version',
-  ),
-  'kdjax.training.loop': (
-    'checkpoint',
-    'config',
-    'data',
-    'devices',
-    'feed',
-    'initial',
-    'logs',
-    'metrics',
-    'program',
-    'results',
-    'runtime',
-    'signals',
-    'step',
-    'teacher',
-  ),
-  'kdjax.training.shared': (
-    'config',
-    'data',
-    'feed',
-    'initial',
-    'methods',
-    'program',
-    'replay',
-    'results',
-    'teacher',
-    'teacher_checks',
-  ),
-  'kdjax.training.compiled': (
-    'config',
-    'data',
-    'data.batches',
-    'devices',
-    'features',
-    'feed',
-    'memory',
-    'methods',
-    'models',
-    'optimizer',
-    'replay',
-    'runtime',
-    'step',
-  ),
-  'kdjax.data.prefetch': ('data', 'data.stream', 'devices', 'step'),
-  'kdjax.storage.teacher_logits': ('files', 'results'),
-  'kdjax.training.final_test': (
-    'checkpoint',
-    'data',
-    'digests',
-    'feed',
-    'metrics',
-    'results',
-    'session',
-    'step',
-    'teacher',
-  ),
-  'kdjax.training.teacher': (
-    'checkpoint',
-    'config',
-    'data',
-    'digests',
-    'features',
-    'initial',
-    'logs',
-    'methods',
-    'models',
-    'models.ensemble',
-    'models.resnet',
-    'normalization',
-    'precomputed',
-    'pretrained',
-    'results',
-    'step',
-    'teacher_outputs',
-  ),
-  'kdjax.training.teacher_checks': (
-    'data',
-    'logs',
-    'models.resnet',
-    'normalization',
-    'step',
-    'teacher',
-  ),
-  'kdjax.evaluation.teacher_outputs': ('features', 'logs', 'runtime', 'step'),
-  'kdjax.training.initial_weights': (
-    'checkpoint',
-    'config',
-    'data',
-    'digests',
-    'features',
-    'logs',
-    'models',
-    'pretrained',
-    'results',
-    'variables',
-  ),
-  'kdjax.storage.networks': (
-    'card',
-    'checkpoint',
-    'data.images',
-    'digests',
-    'features',
-    'models',
-    'models.resnet',
-    'normalization',
-    'programs',
-    'results',
-    'step',
-    'variables',
-    'version',
-    'weights',
-    'weights.directory',
-    'weights.stored',
-  ),
-  'kdjax.storage.flax_variables': (
-    'checkpoint',
-    'features',
-    'weights',
-    'weights.directory',
-    'weights.stored',
-  ),
-  'kdjax.storage.card': ('digests', 'float32'),
-  'kdjax.storage.checkpoint': (
-    'card',
-    'devices',
-    'digests',
-    'features',
-    'files',
-    'models',
-    'step',
-    'version',
-  ),
-  'kdjax.storage.logits_file': ('digests', 'teacher_outputs'),
-  'kdjax.storage.digests': (),
-  # Others' files of weights.
-  'kdjax.storage.weights': (
-    'files',
-    'weights.directory',
-    'weights.msgpack_file',
-    'weights.names',
-    'weights.safetensors_file',
-    'weights.stored',
-    'weights.torch_file',
-  ),
-  'kdjax.storage.weights.directory': ('weights.stored',),
-  'kdjax.storage.weights.msgpack_file': ('weights.stored',),
-  'kdjax.storage.weights.resnet_names': ('weights.pickled', 'weights.stored'),
-  'kdjax.storage.weights.unpickler': ('weights.stored',),
-  'kdjax.storage.weights.safetensors_file': ('weights.stored',),
-  'kdjax.storage.weights.stored_tensors': (),
-  'kdjax.storage.weights.pytorch': ('weights.pickled', 'weights.stored'),
-  'kdjax.system.lock': ('devices', 'files'),
-  'kdjax.system.signals': ('startup',),
-  'kdjax.config': ('float32', 'methods', 'normalization'),
-  'kdjax.models.normalization': (),
-  'kdjax.evaluation.example_files': (
-    'escape',
-    'files',
-    'metrics',
-  ),
-  'kdjax.system.logs': ('escape', 'files'),
-  'kdjax.evaluation.metrics': ('losses', 'runtime'),
-  'kdjax.training.optimizer': (),
-  'kdjax.storage.run_directory': (
-    'config',
-    'digests',
-    'escape',
-    'files',
-    'logs',
-    'methods',
-    'schema',
-    'version',
-  ),
-  'kdjax.system.atomic': (),
-  'kdjax.data.class_names': (),
-  'kdjax.system.escape': (),
-  'kdjax.system.float32': (),
-  'kdjax.system.memory': (),
-  'kdjax.storage.schema': (),
-  # Data.
-  'kdjax.data': (
-    'data.images',
-    'data.kept',
-    'data.sources',
-    'data.stream',
-    'memory',
-  ),
-  'kdjax.data.augment': ('runtime',),
-  'kdjax.data.images': (),
-  'kdjax.data.cache': ('files', 'runtime'),
-  'kdjax.data.stream': ('data.batches', 'data.images', 'data.sources'),
-  'kdjax.data.sources': ('registry',),
-  'kdjax.data.sources._cifar': (),
-  'kdjax.data.sources._cifar_batches': ('data.sources', 'data.sources._cifar'),
-  'kdjax.data.sources.*': (
-    'data.images',
-    'data.sources',
-    'data.sources._cifar',
-    'data.sources._cifar_batches',
-  ),
-  # Distillation.
-  'kdjax.training.step': ('devices', 'features', 'methods', 'runtime', 'sums'),
-  'kdjax.methods': ('float32', 'methods._base', 'registry'),
-  'kdjax.methods._base': ('features',),
-  'kdjax.methods.*': (
-    'features',
-    'losses',
-    'methods._base',
-    'models.conv',
-    'sums',
-  ),
-  'kdjax.models.features': ('runtime',),
-  'kdjax.losses': (),
-  # Networks.
-  'kdjax.models': ('models._imported', 'registry'),
-  'kdjax.models.import_path': (),
-  'kdjax.models.ensemble': ('features',),
-  'kdjax.models.cpu_conv': (),
-  'kdjax.models.cpu_pool': (),
-  'kdjax.models.norm': ('sums',),
-  'kdjax.models.*': ('models.conv', 'models.norm', 'models.pool'),
-  'kdjax.system.plugins': (),
-  'kdjax.system.devices': ('runtime',),
-  'kdjax.system.xla': (),
-  'kdjax.models.sums': (),
-  'kdjax.system.startup': (),
-  'kdjax.version': (),
+  'evaluation': ('data', 'losses', 'models', 'system'),
+  'data': ('system',),
+  'config': ('methods', 'models', 'system'),
+  'methods': ('losses', 'models', 'system'),
+  'models': ('system',),
+  'losses': (),
+  'system': (),
+  'version': (),
 }
+COMMANDS = ('kdjax', 'benchmark', 'convert', 'evaluate', 'main', 'predict')
 
 # Packages that few modules, or none, may import; by default any may.
 ONLY = {
@@ -508,7 +94,7 @@ NEEDS_ONLY = {
   'kdjax.storage.weights.pytorch': ('numpy',),
 }
 # What a module may take from another one; by default anything.
-TAKES_ONLY = {('kdjax.methods.*', 'kdjax.models.features'): ('Outputs',)}
+TAKES_ONLY = {('methods', 'kdjax.models.features'): ('Outputs',)}
 
 DEFINE_FLAGS = (
   'kdjax.system.command',
@@ -562,10 +148,9 @@ def imports(
           yield node.module, alias.name
 
 
-def row_of(name: str) -> str | None:
-  """Finds a module's row in ALLOWED."""
-  members = f'{name.rpartition(".")[0]}.*'
-  return next((row for row in (name, members) if row in ALLOWED), None)
+def package_of(name: str) -> str:
+  """Finds the package of a module, or the module that stands alone."""
+  return (name.split('.') + ['kdjax'])[1]
 
 
 def is_kdjax(name: str) -> bool:
@@ -577,24 +162,34 @@ def is_kdjax(name: str) -> bool:
 
 def without_a_row(modules: dict[str, ast.Module]) -> list[str]:
   return [
-    f'{name} has no row in ALLOWED' for name in modules if row_of(name) is None
+    f'{package} has no row in ALLOWED'
+    for package in sorted(set(map(package_of, modules)))
+    if package not in (*ALLOWED, *COMMANDS)
   ]
 
 
 def wrong_arrows(modules: dict[str, ast.Module]) -> list[str]:
   wrong = []
   for name in modules:
-    row = row_of(name)
-    allowed = {f'kdjax.{other}' for other in ALLOWED.get(row or '', ())}
+    own = package_of(name)
+    allowed = (own, *(ALLOWED if own in COMMANDS else ALLOWED.get(own, ())))
     for target, attribute in imports(name, modules):
       if not is_kdjax(target):
         continue
-      if target not in allowed:
+      if package_of(target) not in allowed or _is_sibling(name, target):
         wrong.append(f'{name} imports {target}')
-      names = TAKES_ONLY.get((row or '', target))
+      names = TAKES_ONLY.get((own, target))
       if names is not None and attribute not in names:
         wrong.append(f'{name} takes {attribute} from {target}')
   return wrong
+
+
+def _is_sibling(name: str, target: str) -> bool:
+  """Whether both are methods: each stands alone."""
+  return all(
+    each.startswith('kdjax.methods.') and not each.startswith('kdjax.methods._')
+    for each in (name, target)
+  )
 
 
 def wrong_packages(modules: dict[str, ast.Module]) -> list[str]:
@@ -689,12 +284,11 @@ def test_no_module_imports_itself_through_others():
   assert order.index('kdjax.losses') < order.index('kdjax.training.train')
 
 
-def test_the_table_names_modules_that_exist():
-  modules = modules_in(ROOT)
-  used = {row_of(name) for name in modules}
-  assert set(ALLOWED) - used == set()
-  targets = {f'kdjax.{name}' for names in ALLOWED.values() for name in names}
-  assert targets - set(modules) == set()
+def test_the_table_names_packages_that_exist():
+  packages = set(map(package_of, modules_in(ROOT)))
+  assert {*ALLOWED, *COMMANDS} == packages
+  for package, allowed in ALLOWED.items():
+    assert set(allowed) < ALLOWED.keys() - {package}
 
 
 # A package that breaks them is found
@@ -703,36 +297,37 @@ def test_the_table_names_modules_that_exist():
 @pytest.mark.parametrize(
   ('rule', 'path', 'source', 'expected'),
   [
-    (without_a_row, 'plots.py', '', 'kdjax.plots has no row in ALLOWED'),
-    (
-      without_a_row,
-      'data/cache/disk.py',
-      '',
-      'kdjax.data.cache.disk has no row in ALLOWED',
-    ),
+    (without_a_row, 'plots.py', '', 'plots has no row in ALLOWED'),
+    (without_a_row, 'plots/lines.py', '', 'plots has no row in ALLOWED'),
     (
       wrong_arrows,
       'losses.py',
-      'from kdjax import features',
+      'from kdjax.models import features',
       'kdjax.losses imports kdjax.models.features',
     ),
     (
       wrong_arrows,
-      'step.py',
-      'import kdjax.training.train as loop',
-      'kdjax.training.step imports kdjax.training.train',
+      'storage/card.py',
+      'import kdjax.training.loop as loop',
+      'kdjax.storage.card imports kdjax.training.loop',
     ),
     (
       wrong_arrows,
-      'step.py',
-      'def late():\n  from kdjax.training.train import train_and_evaluate',
-      'kdjax.training.step imports kdjax.training.train',
+      'storage/card.py',
+      'def late():\n  from kdjax.training.loop import train',
+      'kdjax.storage.card imports kdjax.training.loop',
     ),
     (
       wrong_arrows,
       'config.py',
       'from kdjax import __version__',
       'kdjax.config imports kdjax',
+    ),
+    (
+      wrong_arrows,
+      'training/loop.py',
+      'from kdjax import main',
+      'kdjax.training.loop imports kdjax.main',
     ),
     (
       wrong_arrows,
@@ -748,13 +343,13 @@ def test_the_table_names_modules_that_exist():
     ),
     (
       wrong_packages,
-      'train.py',
+      'training/train.py',
       'import configs.quickstart',
       'kdjax.training.train imports configs',
     ),
     (
       wrong_packages,
-      'train.py',
+      'training/train.py',
       'from orbax import checkpoint',
       'kdjax.training.train imports orbax',
     ),
@@ -766,25 +361,25 @@ def test_the_table_names_modules_that_exist():
     ),
     (
       wrong_flags,
-      'train.py',
+      'training/train.py',
       'from absl import flags\nA = flags.DEFINE_string("a", None, "")',
       'kdjax.training.train defines a flag',
     ),
     (
       wrong_flags,
-      'logs.py',
+      'system/logs.py',
       'from absl.flags import DEFINE_bool\nDEFINE_bool("a", None, "")',
       'kdjax.system.logs defines a flag',
     ),
     (
       wrong_intermediates,
-      'step.py',
+      'training/step.py',
       'model.apply(x, mutable=["intermediates"])',
       'kdjax.training.step says intermediates',
     ),
     (
       wrong_intermediates,
-      'step.py',
+      'training/step.py',
       'model.apply(x, capture_intermediates=True)',
       'kdjax.training.step says capture_intermediates',
     ),
@@ -796,7 +391,7 @@ def test_the_table_names_modules_that_exist():
     ),
     (
       wrong_compilations,
-      'step.py',
+      'training/step.py',
       'import jax\n\nf = jax.jit(abs)\n',
       'kdjax.training.step calls jax.jit',
     ),
@@ -804,13 +399,17 @@ def test_the_table_names_modules_that_exist():
 )
 def test_a_broken_rule_is_found(tmp_path, rule, path, source, expected):
   sources = {
-    'features.py': 'import flax',
+    'main.py': '',
+    'models/features.py': 'import flax',
     'methods/response.py': 'from kdjax.models.features import Outputs',
-    'step.py': 'from kdjax import methods',
-    'loop.py': 'from kdjax import step',
+    'training/step.py': 'from kdjax import methods',
+    'training/loop.py': 'from kdjax.training import step',
     path: source,
   }
-  for name in ('__init__.py', 'methods/__init__.py'):
+  packages = {
+    f'{pathlib.PurePath(name).parent}/__init__.py' for name in sources
+  }
+  for name in packages:
     sources.setdefault(name, '')
   for name, text in sources.items():
     file = tmp_path / 'kdjax' / name
@@ -821,6 +420,6 @@ def test_a_broken_rule_is_found(tmp_path, rule, path, source, expected):
 
 def test_a_relative_import_is_found(tmp_path):
   (tmp_path / 'kdjax').mkdir()
-  (tmp_path / 'kdjax/step.py').write_text('from . import train')
-  with pytest.raises(AssertionError, match=r'kdjax\.step has a relative'):
+  (tmp_path / 'kdjax/main.py').write_text('from . import train')
+  with pytest.raises(AssertionError, match=r'kdjax\.main has a relative'):
     wrong_arrows(modules_in(tmp_path))
