@@ -20,7 +20,7 @@ from processes import run
 import kdjax
 from kdjax import data, models
 from kdjax.evaluation import predict
-from kdjax.export import run, staging, to_stablehlo, verify
+from kdjax.export import staging, to_stablehlo, verify, write
 from kdjax.models import features
 from kdjax.models.network import Network
 from kdjax.storage import card as card_lib
@@ -205,7 +205,7 @@ def test_a_student_is_loaded_from_each(workdir, exported, images, name):
 
 def test_moving_averages_are_exported(workdir, moved, tmp_path):
   output = tmp_path / 'out.safetensors'
-  run.export(workdir, ['safetensors'], output, ema=True, data_dir=moved)
+  write.export(workdir, ['safetensors'], output, ema=True, data_dir=moved)
   (_, found), card, _ = networks.load(output)
   assert card['provenance']['ema']
   # Which they are said to be.
@@ -225,7 +225,7 @@ def test_an_export_is_exported_on_the_images_that_it_knows_of(
 
   def export(name, **options):
     output = tmp_path / f'{name}.safetensors'
-    return run.export(source, ['safetensors'], output, **options)
+    return write.export(source, ['safetensors'], output, **options)
 
   assert 'on 9 test images' in export('a', data_dir=moved, images=9)
   assert not caplog.text
@@ -245,9 +245,9 @@ def test_an_unfinished_run_is_refused_but_not_its_checkpoint(
     ignore=shutil.ignore_patterns('result.json', 'export'),
   )
   with pytest.raises(ValueError, match='has not finished'):
-    run.export(unfinished, ['orbax'])
+    write.export(unfinished, ['orbax'])
   directory = checkpoint.find(unfinished)
-  text = run.export(
+  text = write.export(
     directory, ['orbax'], tmp_path / 'out', images=9, data_dir=moved
   )
   assert 'on 9 test images' in text
@@ -301,7 +301,7 @@ def test_a_network_without_a_run_is_compared_on_noise(
     name: tmp_path / f'out.{name}' for name in ('stablehlo', 'safetensors')
   }
   for name, output in outputs.items():
-    text = run.export(path, [name], output, platforms=['cpu'])
+    text = write.export(path, [name], output, platforms=['cpu'])
     assert 'on 64 images of noise' in text
   assert 'so there are no test images' in caplog.text
   images = np.random.default_rng(1).integers(0, 256, (9, 16, 12, 3), np.uint8)
@@ -317,14 +317,14 @@ def wrong(path, network, card, platforms):
   """Writes another network than it is told to."""
   variables = jax.tree.map(lambda x: x, network.variables)
   variables['params']['fc']['bias'] += jnp.arange(3)
-  run.orbax.write(path, network._replace(variables=variables), card, ())
+  write.to_orbax.write(path, network._replace(variables=variables), card, ())
 
 
 def broken(path, network, card, platforms):
   """Writes a network that computes nothing."""
   variables = jax.tree.map(lambda x: x, network.variables)
   variables['params']['fc']['bias'] *= np.nan
-  run.orbax.write(path, network._replace(variables=variables), card, ())
+  write.to_orbax.write(path, network._replace(variables=variables), card, ())
 
 
 def full(path, network, card, platforms):
@@ -344,9 +344,9 @@ def full(path, network, card, platforms):
 def test_a_wrong_export_is_refused_and_nothing_is_left(
   bfloat16, tmp_path, monkeypatch, writer, error, message
 ):
-  monkeypatch.setitem(run.FORMATS, 'orbax', writer)
+  monkeypatch.setitem(write.FORMATS, 'orbax', writer)
   with pytest.raises(error, match=message):
-    run.export(bfloat16[0], ['orbax'], tmp_path / 'new' / 'out')
+    write.export(bfloat16[0], ['orbax'], tmp_path / 'new' / 'out')
   assert not list(tmp_path.iterdir())
 
 
@@ -544,7 +544,7 @@ def test_a_program_has_its_card_wherever_the_export_was_killed(
       program_files.write(
         staged / path.name, content, {'content': content.decode()}
       )
-      run._put(staged, {'stablehlo': path})
+      write._put(staged, {'stablehlo': path})
 
   step, found = 0, set()
   while killed_at(step, lambda: export(b'new')):
@@ -571,12 +571,12 @@ def test_an_export_is_replaced_only_when_asked(bfloat16, tmp_path):
     (True, 'is a directory that kdjax.export did not make'),
   ):
     with pytest.raises(FileExistsError, match=message):
-      run.export(path, ['orbax'], output, overwrite=overwrite)
+      write.export(path, ['orbax'], output, overwrite=overwrite)
   assert (output / 'mine').exists()
   shutil.rmtree(output)
   shutil.copytree(path, output)
   (output / 'old').write_text('')
-  run.export(path, ['orbax'], output, overwrite=True)
+  write.export(path, ['orbax'], output, overwrite=True)
   assert not (output / 'old').exists()
   found, *_ = networks.load(output)
   assert_same_variables(found.variables, network.variables)
@@ -598,14 +598,14 @@ def test_what_cannot_be_is_refused(
   bfloat16, tmp_path, formats, output, message
 ):
   with pytest.raises(ValueError, match=message):
-    run.export(bfloat16[0], formats, output and tmp_path / output)
+    write.export(bfloat16[0], formats, output and tmp_path / output)
   assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('platforms', [['cpu', 'gpu'], ['tpu'], []])
 def test_a_program_is_for_this_platform_too(bfloat16, tmp_path, platforms):
   with pytest.raises(ValueError, match='cpu among them'):
-    run.export(
+    write.export(
       bfloat16[0], ['stablehlo'], tmp_path / 'x.stablehlo', platforms=platforms
     )
 
@@ -622,8 +622,8 @@ def test_what_is_no_resnet_has_no_names_in_pytorch(bfloat16, tmp_path):
     {**card, 'model': arguments},
   )
   with pytest.raises(ValueError, match=r'SmallCNN cannot .* Choose another'):
-    run.export(tmp_path / 'cnn', ['safetensors'], tmp_path / 'x.safetensors')
-  run.export(tmp_path / 'cnn', ['stablehlo'], tmp_path / 'x.stablehlo')
+    write.export(tmp_path / 'cnn', ['safetensors'], tmp_path / 'x.safetensors')
+  write.export(tmp_path / 'cnn', ['stablehlo'], tmp_path / 'x.stablehlo')
   assert kdjax.load_student(tmp_path / 'x.stablehlo').class_names == tuple(
     'abc'
   )
@@ -632,7 +632,7 @@ def test_what_is_no_resnet_has_no_names_in_pytorch(bfloat16, tmp_path):
 def test_weights_alone_are_refused(bfloat16, tmp_path):
   weights.save(tmp_path / 'x.safetensors', bfloat16[1].variables, {})
   with pytest.raises(ValueError, match='how images are normalised'):
-    run.export(
+    write.export(
       tmp_path / 'x.safetensors', ['stablehlo'], tmp_path / 'x.stablehlo'
     )
 
@@ -640,7 +640,7 @@ def test_weights_alone_are_refused(bfloat16, tmp_path):
 def test_a_place_that_cannot_be_written_is_an_error(bfloat16, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError, match='file'):
-    run.export(bfloat16[0], ['orbax'], tmp_path / 'file' / 'out')
+    write.export(bfloat16[0], ['orbax'], tmp_path / 'file' / 'out')
 
 
 def test_damage_is_found(workdir, exported, tmp_path):
@@ -675,14 +675,14 @@ def test_damage_is_found(workdir, exported, tmp_path):
 def test_onnx_says_what_it_lacks(bfloat16, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'jax2onnx', None)
   with pytest.raises(ValueError, match=r"pip install 'kdjax\[onnx\]'"):
-    run.export(bfloat16[0], ['onnx'], tmp_path / 'x.onnx')
+    write.export(bfloat16[0], ['onnx'], tmp_path / 'x.onnx')
 
 
 @pytest.mark.filterwarnings('ignore')
 def test_onnx_gives_the_same(bfloat16, workdir, moved, images, tmp_path):
   pytest.importorskip('jax2onnx')
   pytest.importorskip('onnxruntime')
-  run.export(workdir, ['onnx'], tmp_path / 'student.onnx', data_dir=moved)
+  write.export(workdir, ['onnx'], tmp_path / 'student.onnx', data_dir=moved)
   student = kdjax.load_student(tmp_path / 'student.onnx')
   expected = live(checkpoint.restore(workdir), images)
   for count in (1, 3, 24):
@@ -690,4 +690,4 @@ def test_onnx_gives_the_same(bfloat16, workdir, moved, images, tmp_path):
       student(images[:count]), expected[:count], atol=1e-5
     )
   # With the other stem.
-  run.export(bfloat16[0], ['onnx'], tmp_path / 'other.onnx')
+  write.export(bfloat16[0], ['onnx'], tmp_path / 'other.onnx')

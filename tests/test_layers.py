@@ -150,7 +150,7 @@ def imports(
 
 def package_of(name: str) -> str:
   """Finds the package of a module, or the module that stands alone."""
-  return (name.split('.') + ['kdjax'])[1]
+  return ([*name.split('.'), 'kdjax'])[1]
 
 
 def is_kdjax(name: str) -> bool:

@@ -148,7 +148,7 @@ def _random_teacher(
   dataset: data.Dataset,
   names: tuple[str, ...],
 ) -> Network:
-  """Makes a teacher that was never trained, as `kdjax.training.teacher` loads one."""
+  """Makes a teacher that was never trained, as `training.teacher` loads it."""
   model = models.build(
     **config_lib.model_arguments(
       config_lib.teacher_run(config), len(dataset.class_names)

@@ -1,4 +1,4 @@
-"""Examples from their source to the device, in an order that can be repeated."""
+"""Examples from their source to the device, in a reproducible order."""
 
 from kdjax.data.dataset import Dataset, in_memory, labels_of, load, read
 from kdjax.data.sources import Split

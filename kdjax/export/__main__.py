@@ -5,7 +5,7 @@ python -m kdjax.export --workdir=runs/fkd --format=safetensors,stablehlo
 
 from absl import app, flags
 
-from kdjax.export import run, to_stablehlo
+from kdjax.export import to_stablehlo, write
 from kdjax.system import atomic
 from kdjax.system.command import command, define_path
 
@@ -16,7 +16,7 @@ _WORKDIR = define_path(
   required=True,
 )
 _FORMAT = flags.DEFINE_list(
-  'format', None, f'Some of {", ".join(run.FORMATS)}.', required=True
+  'format', None, f'Some of {", ".join(write.FORMATS)}.', required=True
 )
 _OUTPUT = define_path(
   'output',
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
   """Reads the flags, exports the network and prints a table."""
   with command(argv):
     print(
-      run.export(
+      write.export(
         atomic.local(_WORKDIR.value),
         _FORMAT.value,
         atomic.local(_OUTPUT.value) if _OUTPUT.value else None,

@@ -31,7 +31,7 @@ class Student:
 
   Args:
     classify: computes them of some images.
-    card: what is known of the network (see `kdjax.storage.networks.Pretrained`).
+    card: what is known of the network, as `kdjax.storage.networks` has it.
 
   Attributes:
     card: the same.

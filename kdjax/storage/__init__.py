@@ -1,1 +1,1 @@
-"""What is on disk: run directories, checkpoints, networks of kdjax and of others."""
+"""What is on disk: run directories, checkpoints, other people's networks."""

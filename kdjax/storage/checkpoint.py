@@ -501,8 +501,8 @@ def read_tree(
 
   Args:
     path: its directory.
-    arrays: what `kdjax.storage.digests.describe` said of it when it was saved; None if
-      that is unknown.
+    arrays: what `digests.describe` said of it when it was saved; None if that
+      is unknown.
 
   Returns:
     Its arrays, of NumPy.
@@ -553,7 +553,7 @@ def save_network(
   Args:
     path: the directory, which must not exist.
     network: its model and variables.
-    card: what is known of it, as JSON (see `kdjax.storage.networks.Pretrained`); that
+    card: what is known of it, as JSON (see `kdjax.storage.networks`); that
       with the SHA-256 of each array and of all of it becomes `model_card.json`.
 
   Raises:

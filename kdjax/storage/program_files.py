@@ -1,7 +1,7 @@
 """Networks in files as programs, StableHLO or ONNX, which need no kdjax.
 
-Beside such a file is the card of its network (see
-`kdjax.storage.networks.Pretrained`), with the SHA-256 of the file and of itself.
+Beside such a file is the card of its network (see `kdjax.storage.networks`),
+with the SHA-256 of the file and of itself.
 """
 
 import hashlib

@@ -428,8 +428,8 @@ def read_predictions(workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
     workdir: the run directory.
 
   Returns:
-    What `kdjax.training.final_test.measure` gave; None if the run has not finished, or is
-    of a version that did not keep its predictions.
+    What `kdjax.training.final_test` measured; None if the run has not finished,
+    or is of a version that did not keep its predictions.
   """
   path = workdir / _PREDICTIONS
   if not path.exists():

@@ -1,1 +1,1 @@
-"""The process and the machine: devices, XLA, signals, locks, files, the terminal."""
+"""The process and the machine: devices, XLA, signals, files, terminal."""

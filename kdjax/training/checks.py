@@ -103,8 +103,8 @@ def _check_known(
       )
     raise ValueError(
       f'the teacher in {path} knows {what} {escape.listed(known, 5)}, '
-      f'{dataset.name} has {escape.listed(present, 5)}. Give this run a teacher of '
-      f'its own with {advice}'
+      f'{dataset.name} has {escape.listed(present, 5)}. Give this run a '
+      f'teacher of its own with {advice}'
     )
 
 

@@ -73,7 +73,7 @@ class Program:
     teacher: the teacher, if the method needs one.
     replay: where the teacher's logits for this run are kept, if they are not
       to be computed in each step.
-    initial: what the student begins with, as `kdjax.training.state.create_state` has it.
+    initial: the student's initial weights, as `state.create_state` takes them.
     known_logits: those of each training image, `[size, classes]`, in place of a
       teacher.
 

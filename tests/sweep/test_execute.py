@@ -12,7 +12,8 @@ import tiny
 
 from kdjax import sweep
 from kdjax.storage import run_directory
-from kdjax.sweep import plan, run
+from kdjax.sweep import plan
+from kdjax.sweep import run as sweep_lib
 from kdjax.sweep.progress import SweepLog
 from kdjax.system import lock, logs, signals
 from kdjax.training import initial_weights, train
@@ -49,7 +50,7 @@ def swept(tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(train, 'train_and_evaluate', recording)
-    summary = run.run(small(), root / 'sweep')
+    summary = sweep_lib.run(small(), root / 'sweep')
   return root / 'sweep', summary, calls
 
 
@@ -113,7 +114,7 @@ def test_logits_that_one_run_needs_are_not_kept(tmp_path, monkeypatch):
   ):
     config = small()
     config.stages = (stage,)
-    run.run(config, tmp_path)
+    sweep_lib.run(config, tmp_path)
   replays = {name: pathlib.Path(path).name for name, path in found.items()}
   shared = [name for name, path in replays.items() if path]
   assert len(shared) == 4
@@ -127,7 +128,7 @@ def test_logits_that_one_run_needs_are_not_kept(tmp_path, monkeypatch):
 
 def test_a_table_shows_validation_and_what_was_chosen(swept):
   _, summary, _ = swept
-  lines = run.table(summary).splitlines()
+  lines = sweep_lib.table(summary).splitlines()
   assert len(lines) == 2 + 3 + 2 + 2
   assert sum(line.endswith('chosen') for line in lines) == 2
   first = summary['stages'][0]['runs'][0]
@@ -136,10 +137,10 @@ def test_a_table_shows_validation_and_what_was_chosen(swept):
 
 def test_runs_that_confirm_have_seeds_that_chose_nothing(swept):
   _, summary, _ = swept
-  assert run.confirming(summary) == ['scratch-seed1', 'scratch-seed2']
+  assert sweep_lib.confirming(summary) == ['scratch-seed1', 'scratch-seed2']
   first, second, last = summary['stages']
-  assert run.confirming({'stages': [first, second]}) == []
-  assert run.confirming({'stages': [last]}) == []
+  assert sweep_lib.confirming({'stages': [first, second]}) == []
+  assert sweep_lib.confirming({'stages': [last]}) == []
 
 
 def test_a_sweep_that_is_started_again_does_nothing(swept, monkeypatch):
@@ -149,7 +150,7 @@ def test_a_sweep_that_is_started_again_does_nothing(swept, monkeypatch):
     raise AssertionError('it trains')
 
   monkeypatch.setattr(train, 'train_and_evaluate', never)
-  assert run.run(small(), root) == summary
+  assert sweep_lib.run(small(), root) == summary
 
 
 command = functools.partial(processes.run, module='kdjax.sweep')
@@ -166,7 +167,7 @@ def test_the_command_ends_with_tables_and_reports(swept, tmp_path):
   # All of its runs are finished.
   done = command(f'--config={file}', f'--workdir={root}')
   assert done.returncode == 0, done.stderr
-  assert run.table(summary) in done.stdout
+  assert sweep_lib.table(summary) in done.stdout
   for report in (root / 'report', root / 'report' / 'confirmation'):
     assert f'the whole report: {report / "report.html"}' in done.stdout
     assert 'scratch' in (report / 'comparison.md').read_text()
@@ -224,7 +225,7 @@ def test_a_sweep_cut_off_ends_as_one_that_was_not(
     shutil.copytree(root / workdir.name, workdir, dirs_exist_ok=True)
 
   monkeypatch.setattr(train, 'train_and_evaluate', restoring)
-  assert run.run(small(), copy) == summary
+  assert sweep_lib.run(small(), copy) == summary
   assert again == [cut, *missing]
 
 
@@ -257,7 +258,7 @@ def test_a_run_that_fails_or_diverges_does_not_stop_the_others(
 
   monkeypatch.setattr(train, 'train_and_evaluate', troubled)
   with caplog.at_level('WARNING', 'kdjax'):
-    found = run.run(small(), tmp_path)
+    found = sweep_lib.run(small(), tmp_path)
   first, second, third = found['stages'][0]['runs']
   assert (first['state'], second['state']) == ('diverged', 'failed')
   assert first['error'] == 'no finite loss or gradient at step 4'
@@ -265,7 +266,7 @@ def test_a_run_that_fails_or_diverges_does_not_stop_the_others(
   assert f'{failing} failed: out of memory' in caplog.text
   assert found['stages'][0]['chosen'] == {'response': third['settings']}
   assert len(found['stages']) == 3
-  table = run.table(found)
+  table = sweep_lib.table(found)
   assert 'diverged' in table
   assert 'failed' in table
 
@@ -277,7 +278,7 @@ def test_a_run_that_fails_or_diverges_does_not_stop_the_others(
     shutil.copytree(root / workdir.name, workdir)
 
   monkeypatch.setattr(train, 'train_and_evaluate', recording)
-  run.run(small(), tmp_path)
+  sweep_lib.run(small(), tmp_path)
   assert tried[0] == failing
   assert diverging not in tried
 
@@ -288,15 +289,15 @@ def test_a_run_that_may_skip_steps_is_tried_again(tmp_path, monkeypatch):
   (tmp_path / 'metrics.jsonl').write_text(
     '{"kind": "train", "step": 4, "loss": null, "gradient_norm": null}\n'
   )
-  assert run._recorded(one, tmp_path)['state'] == 'diverged'
+  assert sweep_lib._recorded(one, tmp_path)['state'] == 'diverged'
   one.config.train.nonfinite = 'skip'
-  assert run._recorded(one, tmp_path) is None
+  assert sweep_lib._recorded(one, tmp_path) is None
 
   def diverge(*_):
     raise FloatingPointError('50 steps in a row')
 
   monkeypatch.setattr(train, 'train_and_evaluate', diverge)
-  record = run._run(one, tmp_path, None)
+  record = sweep_lib._run(one, tmp_path, None)
   assert record['state'] == 'diverged'
   assert '50 steps in a row' in record['error']
 
@@ -314,7 +315,7 @@ def test_a_signal_stops_the_sweep_and_is_no_failure(
 
   monkeypatch.setattr(train, 'train_and_evaluate', stopped)
   with pytest.raises(signals.Interrupted):
-    run.run(small(), tmp_path)
+    sweep_lib.run(small(), tmp_path)
   (stage,) = json.loads((tmp_path / 'sweep.json').read_text())['stages']
   assert stage['runs'] == summary['stages'][0]['runs'][:1]
 
@@ -324,7 +325,7 @@ def test_a_sweep_that_another_process_runs_is_refused(tmp_path):
     lock.hold(tmp_path, 'the sweep'),
     pytest.raises(BlockingIOError, match='the sweep in'),
   ):
-    run.run(small(), tmp_path)
+    sweep_lib.run(small(), tmp_path)
 
 
 def test_where_nothing_finishes_nothing_is_chosen(tmp_path, monkeypatch):
@@ -334,32 +335,32 @@ def test_where_nothing_finishes_nothing_is_chosen(tmp_path, monkeypatch):
   monkeypatch.setattr(train, 'train_and_evaluate', failing)
   monkeypatch.setattr(train, 'prepare_teacher', lambda *_: None)
   with pytest.raises(ValueError, match="stage 't' no setting of response"):
-    run.run(small(), tmp_path)
+    sweep_lib.run(small(), tmp_path)
   config = small()
   config.stages = config.stages[:1]
-  assert run.run(config, tmp_path)['stages'][0]['chosen'] == {}
+  assert sweep_lib.run(config, tmp_path)['stages'][0]['chosen'] == {}
 
 
 def test_mistakes_are_found_before_anything_runs(swept, tmp_path):
   with pytest.raises(ValueError, match='of a run, not of a sweep'):
-    run.run(tiny.config(), tmp_path / 'sweep')
+    sweep_lib.run(tiny.config(), tmp_path / 'sweep')
   config = small()
   config.stages = ()
   with pytest.raises(ValueError, match=r'config\.stages is empty'):
-    run.run(config, tmp_path / 'sweep')
+    sweep_lib.run(config, tmp_path / 'sweep')
   config = small()
   config.stages = (
     *config.stages,
     sweep.stage('late', grid={'train.epochs': (0,)}),
   )
   with pytest.raises(ValueError, match=r'config\.train\.epochs is 0'):
-    run.run(config, tmp_path / 'sweep')
+    sweep_lib.run(config, tmp_path / 'sweep')
   assert not (tmp_path / 'sweep').exists()
   # A directory with the runs of another sweep.
   config = small()
   config.run.train.learning_rate = 0.5
   with pytest.raises(ValueError, match=r'learning_rate: 0\.01 there, 0\.5 now'):
-    run.run(config, swept[0])
+    sweep_lib.run(config, swept[0])
 
 
 def test_a_run_of_another_configuration_is_refused_in_any_stage(
@@ -381,7 +382,7 @@ def test_a_run_of_another_configuration_is_refused_in_any_stage(
   )
   config.stages[0]['fixed']['train.learning_rate'] = 0.01
   with pytest.raises(ValueError, match=r'learning_rate: 0\.01 there, 0\.5 now'):
-    run.run(config, root)
+    sweep_lib.run(config, root)
 
 
 def test_what_students_begin_with_is_loaded_once_and_only_to_begin(
@@ -408,9 +409,9 @@ def test_what_students_begin_with_is_loaded_once_and_only_to_begin(
   config = small()
   config.run.student.update(name='', init_from='x', width=4)
   config.stages = (sweep.comparison(('scratch',), seeds=(1, 2)),)
-  summary = run.run(config, tmp_path)
+  summary = sweep_lib.run(config, tmp_path)
   assert (loaded, seen) == (['x'], [('resnet10', 4)] * 2)
-  assert run.run(config, tmp_path) == summary
+  assert sweep_lib.run(config, tmp_path) == summary
   assert (loaded, len(seen)) == (['x'], 2)
 
 
@@ -425,12 +426,12 @@ def test_a_teacher_that_fails_stops_the_sweep(tmp_path, monkeypatch):
 
   monkeypatch.setattr(train, 'prepare_teacher', missing)
   # Nothing here needs a teacher.
-  assert run.run(config, tmp_path)['stages'][0]['runs'][0]['state'] == (
+  assert sweep_lib.run(config, tmp_path)['stages'][0]['runs'][0]['state'] == (
     'failed'
   )
   config.stages = (sweep.comparison(('response',)),)
   with pytest.raises(FileNotFoundError, match='no teacher'):
-    run.run(config, tmp_path)
+    sweep_lib.run(config, tmp_path)
 
 
 def test_time_left_is_told_by_the_runs_so_far(monkeypatch, caplog):
