@@ -23,7 +23,8 @@ def keep(
   """Makes arrays, or reads the copy of them that an earlier run left.
 
   Copies lie in the user's cache directory (see `kdjax.system.xla`), 4 GiB in
-  all. One that cannot be read is made again; where none can be written, none is.
+  all. One that cannot be read is made again; where none can be written, none
+  is.
 
   Args:
     about: all that decides what they are, such as paths, sizes and times of

@@ -1,9 +1,10 @@
 """Sums over many elements, written to suit the platform.
 
 On CPU, XLA sums one element after the other, or has the sums made by a library
-that jaxlib 0.10.2 calls wrongly (see `kdjax.system.xla`). Only there, these are additions of whole slices, which a processor's vector units and the
-memory's order suit, and a matrix product for the rest. The choice falls when a
-program is lowered for a platform.
+that jaxlib 0.10.2 calls wrongly (see `kdjax.system.xla`). Only there, these are
+additions of whole slices, which a processor's vector units and the memory's
+order suit, and a matrix product for the rest. The choice falls when a program
+is lowered for a platform.
 """
 
 import functools

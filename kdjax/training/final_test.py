@@ -82,7 +82,8 @@ def measure(
   Returns:
     What was measured: `best` and `last` with `step`, `epoch`,
     `validation_accuracy`, `validation_loss`, the student's `digest` and, under
-    `test`, what `metrics.classification` gives; where the run kept moving averages of the student, `ema` in both, with the averages' `digest` and
+    `test`, what `metrics.classification` gives; where the run kept moving
+    averages of the student, `ema` in both, with the averages' `digest` and
     `test`; `student` with the number of `parameters`; and `teacher`, its report
     and its `test`, empty where its logits are not known, or None.
 

@@ -60,8 +60,9 @@ def load(
   """Loads a teacher, folded (see `models.fold`).
 
   Args:
-    path: what `networks.load` takes; a run must have finished. Several for an ensemble, averaged as the configuration says. Or a file of logits
-      (see `kdjax.storage.logits_file`).
+    path: what `networks.load` takes; a run must have finished. Several for an
+      ensemble, averaged as the configuration says. Or a file of logits (see
+      `kdjax.storage.logits_file`).
     config: configuration of the run that it teaches in; says which checkpoint,
       and the dtype to compute in.
     names: the features that will be wanted of it.
