@@ -15,7 +15,7 @@ from processes import losses_of
 from kdjax import data
 from kdjax.data import augment
 from kdjax.evaluation import tables
-from kdjax.evaluation.predict import predict
+from kdjax.evaluation.predict import predict_images
 from kdjax.storage import logits_file, run_directory
 from kdjax.training import final_test, teacher_checks, train
 from kdjax.training import teacher as teacher_lib
@@ -304,13 +304,13 @@ def root(tmp_path_factory, session):
   network = teacher_lib.load(root / 'teacher', run).network
 
   source = data.sources.load('digits', None)
-  logits = np.array(predict(network, source.train.images, 100))
+  logits = np.array(predict_images(network, source.train.images, 100))
   np.savez(
     root / 'all.npz',
     ids=np.arange(source.train.size),
     logits=logits,
     test_ids=np.arange(source.test.size),
-    test_logits=predict(network, source.test.images, 100),
+    test_logits=predict_images(network, source.test.images, 100),
   )
   key = data_key(jax.random.key(run.seed))
   for epoch in range(2):
@@ -378,7 +378,7 @@ def test_a_run_goes_on_with_them_and_a_stream_sees_the_same(
   changes = {'data.streaming': True, 'checkpoint.every_steps': 3}
   run = taught_by(root, 'all.npz', **changes)
 
-  step = train.program.Program.run
+  step = train.compiled.Program.run
 
   def cut(self, state, done):
     if done == 6:
@@ -386,7 +386,7 @@ def test_a_run_goes_on_with_them_and_a_stream_sees_the_same(
     return step(self, state, done)
 
   with monkeypatch.context() as patch:
-    patch.setattr(train.program.Program, 'run', cut)
+    patch.setattr(train.compiled.Program, 'run', cut)
     with pytest.raises(InterruptedError):
       train.train_and_evaluate(run, root / 'cut', Session())
   result = train.train_and_evaluate(run, root / 'cut', Session())

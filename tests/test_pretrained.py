@@ -332,7 +332,7 @@ def test_a_run_knows_by_content_what_it_began_with(root, tmp_path, monkeypatch):
     config.log.tensorboard = False
     return train.train_and_evaluate(config, tmp_path / name)
 
-  step = train.program.Program.run
+  step = train.compiled.Program.run
 
   def cut(self, state, done):
     if done == 1:
@@ -340,7 +340,7 @@ def test_a_run_knows_by_content_what_it_began_with(root, tmp_path, monkeypatch):
     return step(self, state, done)
 
   with monkeypatch.context() as patch:
-    patch.setattr(train.program.Program, 'run', cut)
+    patch.setattr(train.compiled.Program, 'run', cut)
     with pytest.raises(InterruptedError):
       run(source)
   # Begun, it goes on without it, and not with another.

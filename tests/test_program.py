@@ -71,7 +71,7 @@ def test_work_beside_the_device_changes_no_result(
 ):
   plan = plan_lib.plan
   monkeypatch.setattr(
-    compiled, 'plan', lambda *args: plan(*args)._replace(overlap=True)
+    plan_lib, 'plan', lambda *args: plan(*args)._replace(overlap=True)
   )
   config = small(
     **{'log.every_steps': 2, 'teacher.path': str(single / 'teacher')}

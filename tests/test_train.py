@@ -14,8 +14,7 @@ from kdjax.evaluation import metrics
 from kdjax.evaluation import predict as predict_lib
 from kdjax.models import features
 from kdjax.storage import checkpoint, metrics_log, run_directory
-from kdjax.system import logs
-from kdjax.training import final_test, step, train
+from kdjax.training import final_test, loop, step, train
 from kdjax.training import teacher as teacher_lib
 
 
@@ -387,7 +386,7 @@ def test_a_result_that_is_missing_is_made_without_training(
   def no_log(*_, **__):
     raise AssertionError('it trains')
 
-  monkeypatch.setattr(logs, 'RunLog', no_log)
+  monkeypatch.setattr(loop, 'RunLog', no_log)
   again = train.train_and_evaluate(tiny.config(), tmp_path / 'feature')
   assert again['best'] == result['best']
   assert run_directory.read_predictions(tmp_path / 'feature')

@@ -31,12 +31,14 @@ def drawn(monkeypatch):
     if python_inspect.isfunction(function) and not name.startswith('_'):
       record(name, function)
   monkeypatch.setattr(
-    gallery.inspect,
+    gallery.feature_maps,
     'test_images',
     lambda run, data_dir: (IMAGES, ('zero', 'one')),
   )
   monkeypatch.setattr(
-    gallery.inspect, 'stage_maps', lambda run, image: {'stage1': (image, image)}
+    gallery.feature_maps,
+    'stage_maps',
+    lambda run, image: {'stage1': (image, image)},
   )
   return calls
 
@@ -246,7 +248,7 @@ def test_what_cannot_be_shown_is_noted(tmp_path, drawn, monkeypatch):
     'feature',
     predictions=predictions((0, 1, 1, 0), (0, 0, 0, 0)),
   )
-  monkeypatch.setattr(gallery.inspect, 'test_images', gone)
+  monkeypatch.setattr(gallery.feature_maps, 'test_images', gone)
   names, notes = exhibit(tmp_path)
   text = '\n'.join(notes)
   assert 'class of scratch: a run of it has left no predictions' in text
