@@ -11,14 +11,14 @@ from kdjax import methods
 from kdjax.models import normalization
 from kdjax.system import float32
 
-# The fields that are paths. `teacher.sibling` is a name beside the run.
-_PATHS = (
+PATHS = (
   'student.init_from',
   'data.data_dir',
   'teacher.path',
   'teacher.ensemble',
   'teacher.replay',
 )
+"""The fields that are paths. `teacher.sibling` is a name beside the run."""
 
 # The fields of a network that `kdjax.models.build` takes.
 _NETWORK = 'name', 'stem', 'width', 'dtype'
@@ -450,7 +450,7 @@ def normalize(config: ConfigDict) -> ConfigDict:
     A copy.
   """
   config = config.copy_and_resolve_references()
-  for field in _PATHS:
+  for field in PATHS:
     section, key = field.split('.')
     value = config[section][key]
     if isinstance(value, str):
@@ -463,7 +463,7 @@ def normalize(config: ConfigDict) -> ConfigDict:
       elif isinstance(value, tuple) and any(
         isinstance(one, str) for one in value
       ):
-        paths = f'{prefix}{key}' in _PATHS
+        paths = f'{prefix}{key}' in PATHS
         section[key] = tuple(
           part for one in value for part in _split(one, paths=paths)
         )

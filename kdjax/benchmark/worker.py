@@ -10,6 +10,7 @@ the lines that it reads and writes are described in `compare`.
 import contextlib
 import importlib.metadata
 import json
+import pathlib
 import resource
 import sys
 import time
@@ -21,11 +22,14 @@ import jax.numpy as jnp
 import ml_collections
 
 from kdjax import config as config_lib
-from kdjax import data, models
+from kdjax import models
 from kdjax.models import features
 from kdjax.models.network import Network
 from kdjax.system import xla
-from kdjax.training import compiled
+from kdjax.training import compiled, setup
+from kdjax.training.run import Run
+from kdjax.training.shared import Session
+from kdjax.training.teacher import Teacher
 from kdjax.version import __version__
 
 _PRODUCTS = 4
@@ -76,17 +80,11 @@ class Training:
 
   def __init__(self, config: ml_collections.ConfigDict):
     self._config = config
-    dataset = data.load(config.data)
-    method, hyperparameters = config_lib.build_method(config)
-    self._image_shape = dataset.image_shape
-    self._num_classes = len(dataset.class_names)
-    self._train_size = dataset.train.size
-    teacher = None
-    if method.needs_teacher:
-      teacher = _random_teacher(config, dataset, method.teacher_features)
-    self._program = compiled.Program(
-      config, dataset, method, hyperparameters, teacher
-    )
+    run = setup.resolve(config, pathlib.Path(), Session())
+    self._dataset = run.dataset
+    if run.method.needs_teacher:
+      run = run._replace(teacher=_random_teacher(run))
+    self._program = compiled.Program(run)
     self._state = self._program.create_state()
     self._program.compile(self._state)
     self._done = 0
@@ -129,9 +127,9 @@ class Training:
       'platform': device.platform,
       'device': device.device_kind,
       'compile_s': self._program.compile_time_s,
-      'image_shape': list(self._image_shape),
-      'num_classes': self._num_classes,
-      'train_size': self._train_size,
+      'image_shape': list(self._dataset.image_shape),
+      'num_classes': len(self._dataset.class_names),
+      'train_size': self._dataset.train.size,
     }
 
   def flops(self) -> dict[str, float]:
@@ -143,15 +141,12 @@ class Training:
     }
 
 
-def _random_teacher(
-  config: ml_collections.ConfigDict,
-  dataset: data.Dataset,
-  names: tuple[str, ...],
-) -> Network:
+def _random_teacher(run: Run) -> Teacher:
   """Makes a teacher that was never trained, as `training.teacher` loads it."""
+  dataset = run.dataset
   model = models.build(
     **config_lib.model_arguments(
-      config_lib.teacher_run(config), len(dataset.class_names)
+      config_lib.teacher_run(run.config), len(dataset.class_names)
     )
   )
   images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.uint8)
@@ -170,7 +165,8 @@ def _random_teacher(
     'mean': jnp.asarray(dataset.mean),
     'std': jnp.asarray(dataset.std),
   }
-  return Network(*models.fold(model, variables, names))
+  folded = models.fold(model, variables, run.method.teacher_features)
+  return Teacher(Network(*folded), {})
 
 
 def _matmul_flops_per_s(dtype: str) -> float:

@@ -48,7 +48,7 @@ def predict_images(
   return jnp.concatenate(batches)
 
 
-def _predict_batch(network: Network, images: jax.Array) -> jax.Array:
+def predict_batch(network: Network, images: jax.Array) -> jax.Array:
   """Computes the logits of one batch in evaluation mode.
 
   On an accelerator it does not wait for them.
@@ -133,7 +133,7 @@ def predict_split(
       )
       found = jax.device_get(devices.gather(batch_labels))
       present = np.flatnonzero(found >= 0)
-      logits.append(_predict_batch(network, images)[present])
+      logits.append(predict_batch(network, images)[present])
       labels.append(found[present])
   if not sum(map(len, labels)):
     raise ValueError(f'none of {split.size} images can be read')

@@ -19,7 +19,7 @@ from kdjax.sweep.plan import Run, Settings
 from kdjax.sweep.progress import SweepLog
 from kdjax.system import atomic, devices, lock, logs
 from kdjax.training import plan as plan_lib
-from kdjax.training import train
+from kdjax.training import setup, train
 from kdjax.training.shared import Session
 
 logger = logs.logger
@@ -82,7 +82,7 @@ def _run_stages(
     for stage in config.stages:
       runs = [
         one._replace(
-          config=train.complete(one.config, workdir / one.name, session)
+          config=setup.complete(one.config, workdir / one.name, session)
         )
         for one in plan.runs(config, stage, chosen)
       ]

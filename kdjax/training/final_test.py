@@ -58,25 +58,27 @@ def evaluate(
   teacher = None
   if trained_with := result['teacher']:
     teacher = teacher_lib.load_again(workdir, config, trained_with)
-  measured, predictions = measure(workdir, config, dataset, teacher, Session())
+  measured, predictions = measure(
+    workdir, dataset, teacher, config.eval.batch_size, Session()
+  )
   student = result['student'] | measured['student']
   return result | measured | {'student': student}, predictions
 
 
 def measure(
   workdir: pathlib.Path,
-  config: ml_collections.ConfigDict,
   dataset: data.Dataset,
   teacher: teacher_lib.Teacher | None,
+  batch_size: int,
   session: Session,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """Measures the best and the last checkpoint of a run, and its teacher.
 
   Args:
     workdir: the run directory.
-    config: its configuration.
     dataset: its data set, whose test split is read.
     teacher: its teacher, if it has one.
+    batch_size: how many images to compute at once.
     session: what the run shares with others.
 
   Returns:
@@ -96,14 +98,12 @@ def measure(
   predictions: dict[str, np.ndarray] = {}
   if teacher:
     measured['teacher'] = teacher.report | {'test': {}}
-    known = session.test_logits(teacher, dataset, config.eval.batch_size)
+    known = session.test_logits(teacher, dataset, batch_size)
     if known is not None:
       predictions['teacher'] = known
 
   def test(network: Network) -> tuple[dict[str, Any], np.ndarray]:
-    found, labels = predict.predict_split(
-      network, images, config.eval.batch_size
-    )
+    found, labels = predict.predict_split(network, images, batch_size)
     logits, predictions['labels'] = jax.device_get(found), labels
     report = {
       'digest': digests.digest(network.variables),
@@ -127,7 +127,7 @@ def measure(
         'validation_loss': metadata.get('validation_loss'),
       }
       by_suffix = {'': logits}
-      if config.train.ema_decay:
+      if metadata['config']['train'].get('ema_decay'):
         averages = checkpoint.restore(directory, ema=True)
         report['ema'], by_suffix['_ema'] = test(averages)
       tested[directory] = report, by_suffix

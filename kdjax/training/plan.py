@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -49,6 +50,18 @@ class Plan(NamedTuple):
       self.total_steps - steps_done,
     )
 
+  def validates(self, steps_done: int) -> bool:
+    """Whether the run is validated after so many steps."""
+    at_end = steps_done == self.total_steps
+    return at_end or steps_done % self.steps_per_eval == 0
+
+  def remaining(self, steps_done: int) -> Iterator[tuple[int, int]]:
+    """Yields the steps done before and after each dispatch that is left."""
+    while steps_done < self.total_steps:
+      before = steps_done
+      steps_done += self.next_dispatch(before)
+      yield before, steps_done
+
   def dispatches(self, steps_done: int) -> set[int]:
     """Gives the numbers of steps that are done at once from a step on.
 
@@ -74,7 +87,6 @@ logger = logging.getLogger('kdjax')
 
 # Of fewer values per channel BatchNorm's statistics are mostly noise.
 _FEW_VALUES = 8
-
 
 # On an accelerator the host is told of so many steps at once, by default.
 _STEPS_PER_DISPATCH = 32

@@ -9,14 +9,13 @@ import jax
 import ml_collections
 import numpy as np
 
-from kdjax import config as config_lib
-from kdjax import data, methods
+from kdjax import data
 from kdjax.evaluation import predict
-from kdjax.storage import run_directory
-from kdjax.storage.teacher_logits import Replay
-from kdjax.training import compiled, teacher_checks
 from kdjax.training import initial_weights as initial_lib
 from kdjax.training import teacher as teacher_lib
+from kdjax.training import teacher_checks
+from kdjax.training.compiled import Program
+from kdjax.training.run import Run, settings_of
 
 _T = TypeVar('_T')
 
@@ -61,18 +60,16 @@ class Session:
       As `kdjax.training.teacher.load`, which says what it raises.
     """
     # An ensemble of one is another network than that one.
+    settings = {
+      name: value
+      for name, value in settings_of(config).items()
+      if name.startswith(('teacher.', 'student.'))
+    }
     key = (
       tuple(map(os.path.abspath, path))
       if isinstance(path, tuple)
       else os.path.abspath(path),
-      config.teacher.average,
-      config.teacher.checkpoint,
-      config.teacher.dtype or config.student.dtype,
-      config.teacher.mean,
-      config.teacher.std,
-      config.teacher.stem,
-      json.dumps(config_lib.model_arguments(config_lib.teacher_run(config), 0)),
-      json.dumps(assumed),
+      json.dumps([settings, assumed]),
       tuple(names),
     )
     return self._keep(
@@ -94,7 +91,7 @@ class Session:
     """
     self._keep(
       'knows',
-      (*_identify(teacher), teacher.assumed, dataset.digest),
+      (*teacher.identity(), teacher.assumed, dataset.digest),
       lambda: teacher_checks.check_knows(teacher, dataset, batch_size),
     )
 
@@ -110,76 +107,20 @@ class Session:
     key = os.path.abspath(student.init_from), student.head
     return self._keep('initial', key, lambda: initial_lib.load(student))
 
-  def program(
-    self,
-    config: ml_collections.ConfigDict,
-    dataset: data.Dataset,
-    method: methods.Method,
-    hyperparameters: Mapping[str, float],
-    teacher: teacher_lib.Teacher | None,
-    replay: Replay | None,
-    initial: initial_lib.Initial | None = None,
-  ) -> compiled.Program:
+  def program(self, run: Run) -> Program:
     """Makes the program of a run, compiled already if that of the last run is.
 
     Runs that differ by nothing but the seed and the method's hyperparameters
     share what is compiled.
 
     Args:
-      config: the run's configuration.
-      dataset: its data set.
-      method: its method.
-      hyperparameters: the value of each of the method's hyperparameters.
-      teacher: its teacher, if the method needs one.
-      replay: where the teacher's logits are kept, if they are.
-      initial: what its student begins with, if that is not random.
+      run: the run.
 
     Returns:
       The program.
     """
-    settings = run_directory.as_json(config)
-    options = settings['method'][config.method.name]
-    key = json.dumps(
-      [
-        {
-          section: settings[section]
-          for section in ('student', 'train', 'eval', 'device')
-        },
-        config.data.crop_padding,
-        config.data.flip,
-        config.data.streaming,
-        config.data.random_resized_crop,
-        config.data.workers,
-        dataset.digest,
-        config.method.name,
-        {
-          name: value
-          for name, value in options.items()
-          if name not in hyperparameters
-        },
-        teacher and _identify(teacher),
-        replay is not None,
-        initial and initial.report['digest'],
-      ]
-    )
-    network = teacher and teacher.network
-    made = self._keep(
-      'program',
-      key,
-      lambda: compiled.Program(
-        config,
-        dataset,
-        method,
-        hyperparameters,
-        network,
-        replay,
-        initial and initial.variables,
-        teacher
-        and teacher.logits
-        and teacher.logits.train.rows(dataset.train_ids),
-      ),
-    )
-    return made.again(config.seed, hyperparameters, replay)
+    made = self._keep('program', run.program_key(), lambda: Program(run))
+    return made.share(run)
 
   def test_logits(
     self,
@@ -205,7 +146,7 @@ class Session:
     network = teacher.network
     return self._keep(
       'test logits',
-      (*_identify(teacher), dataset.digest),
+      (*teacher.identity(), dataset.digest),
       lambda: jax.device_get(
         predict.predict_split(network, dataset.test, batch_size)[0]
       ),
@@ -217,9 +158,3 @@ class Session:
       self._kept.pop(kind, None)
       self._kept[kind] = key, make()
     return self._kept[kind][1]
-
-
-def _identify(teacher: teacher_lib.Teacher) -> tuple[str, str | None]:
-  """Tells teachers apart, also two of one digest that compute otherwise."""
-  network = teacher.network
-  return teacher.report['digest'], network and str(network.model)

@@ -36,12 +36,18 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 # What a run's key is folded with, so that no two uses draw the same numbers.
-_STUDENT_KEY, _METHOD_KEY, _DATA_KEY, DROPOUT_KEY = range(4)
+_STUDENT_KEY, _METHOD_KEY, _DATA_KEY, _DROPOUT_KEY = range(4)
 
 
 def data_key(rng: jax.Array) -> jax.Array:
   """Gives the key that orders and augments a run's data, from the run's key."""
   return jax.random.fold_in(rng, _DATA_KEY)
+
+
+def dropout_key(state: TrainState) -> jax.Array:
+  """Derives the key of the dropout of a state's next step."""
+  key = jax.random.fold_in(state.rng, _DROPOUT_KEY)
+  return jax.random.fold_in(key, state.step)
 
 
 def student_variables(

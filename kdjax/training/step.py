@@ -1,7 +1,12 @@
-"""The training step and the prediction step: pure functions of arrays."""
+"""The training step: a pure function of arrays, made of a core and wrappers.
 
-from collections.abc import Callable, Mapping
-from typing import Any
+The core computes gradients and updates the parameters. Wrappers change the core
+where a setting asks for it: gradient accumulation, moving averages, steps that
+are left out because they are not finite.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,161 +18,299 @@ from kdjax.models import features, sums
 from kdjax.training import state as state_lib
 from kdjax.training.state import TrainState
 
+Metrics = dict[str, jax.Array]
+
+
+class Inputs(NamedTuple):
+  """What a training step reads beside the state.
+
+  Attributes:
+    images: pixels from 0 to 255, `[batch, height, width, channels]`.
+    labels: class indices, `[batch]`.
+    normalization: `mean` and `std` of the student's images, `[channels]`.
+    teacher: the teacher's variables, and it runs in evaluation mode without
+      being changed; or its `Outputs` for these images, where they are known
+      already; or None.
+    hyperparameters: the method's hyperparameters, scalars by name.
+  """
+
+  images: jax.Array
+  labels: jax.Array
+  normalization: Any
+  teacher: Any
+  hyperparameters: Any
+
+
+class Options(NamedTuple):
+  """What changes a training step, whatever the method.
+
+  Attributes:
+    label_smoothing: share of the probability spread evenly over all classes,
+      from 0 to 1 (Szegedy et al., 2016, https://arxiv.org/abs/1512.00567).
+    accumulate: number of microbatches that a batch is divided into; see
+      `accumulate_gradients`.
+    skip_nonfinite: whether steps that are not finite are left out; see
+      `skip_nonfinite`.
+    ema_decay: decay of the moving averages; see `keep_moving_averages`. 0 for a
+      state that has none.
+  """
+
+  label_smoothing: float = 0.0
+  accumulate: int = 1
+  skip_nonfinite: bool = False
+  ema_decay: float = 0.0
+
+
+_PLAIN = Options()
+
+TrainStep = Callable[[TrainState, Inputs], tuple[TrainState, Metrics]]
+
+# From a state, a batch and the key of its dropout: gradients of the mean loss
+# by `params`, the BatchNorm statistics after the batch, and its metrics.
+_Gradients = Callable[[TrainState, Inputs, jax.Array], tuple[Any, Any, Metrics]]
+
 
 def make_train_step(
   student: nn.Module,
   method: Method,
   optimizer: optax.GradientTransformation,
-  *,
   teacher: nn.Module | None = None,
-  teacher_known: bool = False,
-  label_smoothing: float = 0.0,
-  accumulate: int = 1,
-  skip_nonfinite: bool = False,
-  ema_decay: float = 0.0,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  options: Options = _PLAIN,
+) -> TrainStep:
   """Makes the training step of a method.
 
   Args:
     student: the student's model.
     method: the distillation method.
     optimizer: the optimiser.
-    teacher: the teacher's model, if the method needs one.
-    teacher_known: whether there is no such model, because its `Outputs` are
-      known for all images.
-    label_smoothing: share of the probability spread evenly over all classes,
-      from 0 to 1 (Szegedy et al., 2016, https://arxiv.org/abs/1512.00567).
-    accumulate: number of equal parts that a batch is computed in, one after the
-      other, for one update with the mean of their gradients; it must divide the
-      batch. Part i has the rows i, i + accumulate, …. BatchNorm sees each part
-      by itself, and its running statistics are updated after each.
-    skip_nonfinite: whether a step whose loss or gradient is not finite changes
-      nothing but the number of steps done, here and in the optimiser's
-      schedules. The metric `skipped` is then 1, and all others are 0.
-    ema_decay: share d of the moving averages that a step keeps, for a state
-      that has them (Polyak and Juditsky, 1992,
-      https://doi.org/10.1137/0330046); 0 for a state that has none. After t
-      steps the next keeps min(d, (1 + t) / (10 + t)), so that the first weights
-      are soon forgotten, as `tf.train.ExponentialMovingAverage` does.
+    teacher: the teacher's model, if the method needs one and its `Outputs` are
+      not among the inputs.
+    options: what changes the step.
 
   Returns:
-    A pure function `train_step(state, images, labels, normalization,
-    from_teacher, hyperparameters)`, to be jitted, that returns the next state
-    and the batch's metrics (`loss`, `accuracy`, `gradient_norm`, with a teacher
-    `teacher_agreement`, and the method's own), all scalars. Images are pixels
-    from 0 to 255, `[batch, height, width, channels]`, labels integers
-    `[batch]`; `normalization` is the student's. `from_teacher` is the teacher's
-    variables, and it runs in evaluation mode without being changed; or its
-    `Outputs` for these images, where they are known already; or None.
-
-  Raises:
-    ValueError: the method needs a teacher and there is none, or the reverse.
+    A pure function `train_step(state, inputs)`, to be jitted, that returns the
+    next state and the batch's metrics, all scalars: `loss`, `accuracy`,
+    `gradient_norm`, with a teacher `teacher_agreement`, and the method's own.
+    It raises ValueError, when it is traced, if the method needs a teacher and
+    there is none, or the reverse.
   """
-  state_lib.check_teacher(method, teacher is not None or teacher_known)
+  gradients = _make_gradients(student, method, teacher, options.label_smoothing)
+  if options.accumulate > 1:
+    gradients = accumulate_gradients(gradients, options.accumulate)
+  train_step = _update_with(gradients, optimizer)
+  if options.ema_decay:
+    train_step = keep_moving_averages(train_step, options.ema_decay)
+  if options.skip_nonfinite:
+    train_step = skip_nonfinite(train_step)
+  return train_step
+
+
+def _make_gradients(
+  student: nn.Module,
+  method: Method,
+  teacher: nn.Module | None,
+  label_smoothing: float,
+) -> _Gradients:
+  """Makes the function that computes the gradients of a batch."""
+
+  def gradients(
+    state: TrainState, inputs: Inputs, dropout_key: jax.Array
+  ) -> tuple[Any, Any, Metrics]:
+    state_lib.check_teacher(method, inputs.teacher is not None)
+    teacher_outputs = _teach(teacher, method, inputs)
+
+    def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, Any]:
+      outputs, batch_stats = features.forward(
+        student,
+        state_lib.student_variables(
+          state.replace(params=params), inputs.normalization
+        ),
+        inputs.images,
+        names=method.student_features,
+        train=True,
+        rngs={'dropout': dropout_key},
+      )
+      per_example, metrics = method.loss(
+        params['method'],
+        inputs.hyperparameters,
+        outputs,
+        teacher_outputs,
+        _smooth(inputs.labels, outputs.logits.shape[-1], label_smoothing),
+      )
+      return per_example.mean(), (outputs.logits, batch_stats, metrics)
+
+    (loss, (logits, batch_stats, metrics)), gradients = jax.value_and_grad(
+      loss_fn, has_aux=True
+    )(state.params)
+    predictions = logits.argmax(axis=-1)
+    metrics = {
+      'loss': loss,
+      'accuracy': (predictions == inputs.labels).mean(),
+      **{name: values.mean() for name, values in metrics.items()},
+    }
+    if teacher_outputs is not None:
+      metrics['teacher_agreement'] = (
+        predictions == teacher_outputs.logits.argmax(axis=-1)
+      ).mean()
+    return gradients, batch_stats, metrics
+
+  return gradients
+
+
+def _teach(
+  teacher: nn.Module | None, method: Method, inputs: Inputs
+) -> features.Outputs | None:
+  """Computes what the teacher shows the student, unless it is known."""
+  if inputs.teacher is None or isinstance(inputs.teacher, features.Outputs):
+    return jax.lax.stop_gradient(inputs.teacher)
+  if teacher is None:
+    raise ValueError('the step was given variables of a teacher, and no model')
+  outputs, _ = features.forward(
+    teacher,
+    jax.lax.stop_gradient(inputs.teacher),
+    inputs.images,
+    names=method.teacher_features,
+    train=False,
+  )
+  return outputs
+
+
+def _update_with(
+  gradients: _Gradients, optimizer: optax.GradientTransformation
+) -> TrainStep:
+  """Makes the step that follows the gradients of a whole batch."""
 
   def train_step(
-    state: TrainState,
-    images: jax.Array,
-    labels: jax.Array,
-    normalization: Mapping[str, jax.Array],
-    from_teacher: features.Variables | features.Outputs | None,
-    hyperparameters: Mapping[str, jax.typing.ArrayLike],
-  ) -> tuple[TrainState, dict[str, jax.Array]]:
-    known, teacher_variables = None, None
-    if isinstance(from_teacher, features.Outputs):
-      known = from_teacher
-    else:
-      teacher_variables = from_teacher
-    dropout_key = jax.random.fold_in(
-      jax.random.fold_in(state.rng, state_lib.DROPOUT_KEY), state.step
+    state: TrainState, inputs: Inputs
+  ) -> tuple[TrainState, Metrics]:
+    found, batch_stats, metrics = gradients(
+      state, inputs, state_lib.dropout_key(state)
     )
-
-    def differentiate(
-      batch_stats: Any,
-      dropout_key: jax.Array,
-      batch: tuple[jax.Array, jax.Array, features.Outputs | None],
-    ) -> tuple[Any, Any, dict[str, jax.Array]]:
-      """Gives the gradient, the statistics after it, and the metrics."""
-      images, labels, teacher_outputs = batch
-      if teacher_outputs is not None:
-        teacher_outputs = jax.lax.stop_gradient(teacher_outputs)
-      elif teacher is not None:
-        assert teacher_variables is not None
-        teacher_outputs, _ = features.forward(
-          teacher,
-          jax.lax.stop_gradient(teacher_variables),
-          images,
-          names=method.teacher_features,
-          train=False,
-        )
-
-      def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, Any]:
-        outputs, new_stats = features.forward(
-          student,
-          state_lib.student_variables(
-            state.replace(params=params, batch_stats=batch_stats), normalization
-          ),
-          images,
-          names=method.student_features,
-          train=True,
-          rngs={'dropout': dropout_key},
-        )
-        per_example, metrics = method.loss(
-          params['method'],
-          hyperparameters,
-          outputs,
-          teacher_outputs,
-          _smooth(labels, outputs.logits.shape[-1], label_smoothing),
-        )
-        return per_example.mean(), (outputs.logits, new_stats, metrics)
-
-      (loss, (logits, new_stats, metrics)), gradients = jax.value_and_grad(
-        loss_fn, has_aux=True
-      )(state.params)
-      predictions = logits.argmax(axis=-1)
-      metrics = {
-        'loss': loss,
-        'accuracy': (predictions == labels).mean(),
-        **{name: values.mean() for name, values in metrics.items()},
-      }
-      if teacher_outputs is not None:
-        metrics['teacher_agreement'] = (
-          predictions == teacher_outputs.logits.argmax(axis=-1)
-        ).mean()
-      return gradients, new_stats, metrics
-
-    batch = images, labels, known
-    if accumulate == 1:
-      gradients, batch_stats, metrics = differentiate(
-        state.batch_stats, dropout_key, batch
-      )
-    else:
-      gradients, batch_stats, metrics = _over_parts(
-        differentiate, accumulate, state, dropout_key, batch
-      )
-    updates, opt_state = optimizer.update(
-      gradients, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema_decay:
-      kept = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-      ema = optax.incremental_update(
-        state_lib.student_collections(params, batch_stats), ema, 1 - kept
-      )
+    updates, opt_state = optimizer.update(found, state.opt_state, state.params)
     new = state.replace(
       step=state.step + 1,
-      params=params,
+      params=optax.apply_updates(state.params, updates),
       batch_stats=batch_stats,
       opt_state=opt_state,
-      ema=ema,
     )
-    metrics = metrics | {'gradient_norm': _norm(gradients)}
-    if skip_nonfinite:
-      return _unless_nonfinite(state, new, metrics)
-    return new, metrics
+    return new, metrics | {'gradient_norm': _norm(found)}
 
   return train_step
+
+
+def accumulate_gradients(gradients: _Gradients, count: int) -> _Gradients:
+  """Divides a batch into microbatches, and averages over them.
+
+  They are computed one after the other, for one update with the mean of their
+  gradients. Microbatch i has the rows i, i + count, …. BatchNorm sees each of
+  them by itself, and its running statistics are updated after each.
+
+  Args:
+    gradients: computes the gradients of a batch.
+    count: number of microbatches; it must divide the batch.
+
+  Returns:
+    A function like `gradients`.
+  """
+
+  def accumulated(
+    state: TrainState, inputs: Inputs, dropout_key: jax.Array
+  ) -> tuple[Any, Any, Metrics]:
+    known = isinstance(inputs.teacher, features.Outputs)
+    batch = inputs.images, inputs.labels, inputs.teacher if known else None
+    # With such rows a microbatch is spread over devices as the batch is.
+    microbatches = jax.tree.map(
+      lambda rows: rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1),
+      batch,
+    )
+
+    def add(
+      done: tuple[Any, Any], microbatch: tuple[jax.Array, Any]
+    ) -> tuple[tuple[Any, Any], Metrics]:
+      total, batch_stats = done
+      # A forward pass needs nothing of the gradient before it: it could begin
+      # before those activations are gone.
+      total, (index, (images, labels, teacher)) = jax.lax.optimization_barrier(
+        (total, microbatch)
+      )
+      part = inputs._replace(images=images, labels=labels)
+      found, batch_stats, metrics = gradients(
+        state.replace(batch_stats=batch_stats),
+        part._replace(teacher=teacher) if known else part,
+        jax.random.fold_in(dropout_key, index),
+      )
+      return (optax.tree.add(total, found), batch_stats), metrics
+
+    (total, batch_stats), metrics = jax.lax.scan(
+      add,
+      (optax.tree.zeros_like(state.params), state.batch_stats),
+      (jnp.arange(count), microbatches),
+      # On CPU convolutions in a loop lose their parallel kernels.
+      unroll=jax.default_backend() == 'cpu',
+    )
+    return (
+      optax.tree.scale(1 / count, total),
+      batch_stats,
+      jax.tree.map(lambda values: values.mean(axis=0), metrics),
+    )
+
+  return accumulated
+
+
+def keep_moving_averages(train_step: TrainStep, decay: float) -> TrainStep:
+  """Keeps moving averages of the student's variables (Polyak averaging).
+
+  Polyak and Juditsky, 1992, https://doi.org/10.1137/0330046. After t steps the
+  next keeps min(decay, (1 + t) / (10 + t)) of them, so that the first weights
+  are soon forgotten, as `tf.train.ExponentialMovingAverage` does.
+
+  Args:
+    train_step: the step; the state that it is given has averages.
+    decay: the largest share that a step keeps.
+
+  Returns:
+    A step like it.
+  """
+
+  def averaging(
+    state: TrainState, inputs: Inputs
+  ) -> tuple[TrainState, Metrics]:
+    new, metrics = train_step(state, inputs)
+    kept = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    student = state_lib.student_collections(new.params, new.batch_stats)
+    ema = optax.incremental_update(student, state.ema, 1 - kept)
+    return new.replace(ema=ema), metrics
+
+  return averaging
+
+
+def skip_nonfinite(train_step: TrainStep) -> TrainStep:
+  """Leaves out steps whose loss or gradient is not finite.
+
+  Such a step changes nothing but the number of steps done, here and in the
+  optimiser's schedules. The metric `skipped` is then 1, and all others are 0.
+
+  Args:
+    train_step: the step.
+
+  Returns:
+    A step like it, with the metric `skipped`.
+  """
+
+  def skipping(state: TrainState, inputs: Inputs) -> tuple[TrainState, Metrics]:
+    new, metrics = train_step(state, inputs)
+    finite = jnp.isfinite(metrics['loss'] + metrics['gradient_norm'])
+
+    def choose(new: Any, old: Any) -> Any:
+      # The learning rate is that of the step, whatever became of those before.
+      return new if _is_schedule(new) else jnp.where(finite, new, old)
+
+    chosen = jax.tree.map(choose, new, state, is_leaf=_is_schedule)
+    counted = {name: jnp.where(finite, x, 0.0) for name, x in metrics.items()}
+    counted['skipped'] = 1.0 - finite
+    return chosen.replace(step=new.step), counted
+
+  return skipping
 
 
 def _norm(tree: Any) -> jax.Array:
@@ -176,63 +319,8 @@ def _norm(tree: Any) -> jax.Array:
   return jnp.sqrt(sum(squares, jnp.zeros(())))
 
 
-def _unless_nonfinite(
-  old: TrainState, new: TrainState, metrics: Mapping[str, jax.Array]
-) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Keeps the old state, but for its steps, where a step came to nothing."""
-  finite = jnp.isfinite(metrics['loss'] + metrics['gradient_norm'])
-
-  def choose(new: Any, old: Any) -> Any:
-    # The learning rate is that of the step, whatever became of those before.
-    return new if _is_schedule(new) else jnp.where(finite, new, old)
-
-  state = jax.tree.map(choose, new, old, is_leaf=_is_schedule)
-  counted = {name: jnp.where(finite, x, 0.0) for name, x in metrics.items()}
-  counted['skipped'] = 1.0 - finite
-  return state.replace(step=new.step), counted
-
-
 def _is_schedule(leaf: Any) -> bool:
   return isinstance(leaf, optax.ScaleByScheduleState)
-
-
-def _over_parts(
-  differentiate: Callable[..., tuple[Any, Any, dict[str, jax.Array]]],
-  count: int,
-  state: TrainState,
-  dropout_key: jax.Array,
-  batch: Any,
-) -> tuple[Any, Any, dict[str, jax.Array]]:
-  """Averages over parts of a batch what `differentiate` gives for each."""
-  # With such rows a part is spread over devices as the batch is.
-  parts = jax.tree.map(
-    lambda rows: rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1), batch
-  )
-
-  def add(
-    done: tuple[Any, Any], part: tuple[jax.Array, Any]
-  ) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
-    total, batch_stats = done
-    # A part's forward pass needs nothing of the gradient of the one before: it
-    # could begin before those activations are gone.
-    total, (index, rows) = jax.lax.optimization_barrier((total, part))
-    gradients, batch_stats, metrics = differentiate(
-      batch_stats, jax.random.fold_in(dropout_key, index), rows
-    )
-    return (optax.tree.add(total, gradients), batch_stats), metrics
-
-  (total, batch_stats), metrics = jax.lax.scan(
-    add,
-    (optax.tree.zeros_like(state.params), state.batch_stats),
-    (jnp.arange(count), parts),
-    # On CPU convolutions in a loop lose their parallel kernels.
-    unroll=jax.default_backend() == 'cpu',
-  )
-  return (
-    optax.tree.scale(1 / count, total),
-    batch_stats,
-    jax.tree.map(lambda values: values.mean(axis=0), metrics),
-  )
 
 
 def _smooth(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:

@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import flax
@@ -11,7 +10,6 @@ import jax
 import ml_collections
 
 from kdjax import config as config_lib
-from kdjax import data, methods, models
 from kdjax.evaluation import tables
 from kdjax.storage import checkpoint, metrics_log, run_directory
 from kdjax.storage.teacher_logits import Replay
@@ -21,11 +19,11 @@ from kdjax.training import (
   compiled,
   final_test,
   loop,
-  plan,
+  setup,
   teacher_checks,
 )
 from kdjax.training import initial_weights as initial_lib
-from kdjax.training.initial_weights import Initial
+from kdjax.training.run import Run
 from kdjax.training.shared import Session
 from kdjax.training.teacher import Teacher
 from kdjax.version import __version__
@@ -70,7 +68,7 @@ def train_and_evaluate(
   with devices.together():
     config = config_lib.normalize(config)
     config_lib.validate(config)
-    config = complete(config, workdir, session)
+    config = setup.complete(config, workdir, session)
   devices.check_agree(_facts(config, workdir))
   run_directory.check_same_run(workdir, config)
   _check_same_checkpoint(workdir, config)
@@ -80,7 +78,7 @@ def train_and_evaluate(
         workdir,
         config,
         result['student'].get('init_from'),
-        _load_initial(config, workdir, session),
+        setup.load_initial(config, workdir, session),
       )
     return _evaluate(workdir, config)
   return _run(config, workdir, session)
@@ -90,7 +88,7 @@ def _check_same_checkpoint(
   workdir: pathlib.Path, config: ml_collections.ConfigDict
 ) -> None:
   """Checks that a run that has lost its configuration goes on with the same."""
-  if run_directory.is_run(workdir) or not _has_checkpoint(workdir):
+  if run_directory.is_run(workdir) or not setup.has_checkpoint(workdir):
     return
   there = checkpoint.read_metadata(workdir, 'last')['config']
   if differing := run_directory.config_differences(there, config):
@@ -104,62 +102,6 @@ def _check_same_checkpoint(
     'it',
     workdir,
   )
-
-
-def complete(
-  config: ml_collections.ConfigDict,
-  workdir: str | pathlib.Path,
-  session: Session,
-) -> ml_collections.ConfigDict:
-  """Fills in what a configuration leaves to what its student begins with.
-
-  Args:
-    config: a run's configuration.
-    workdir: the run's directory; once the run has begun, it knows.
-    session: what the run shares with others.
-
-  Returns:
-    The configuration, with the student's name, stem and width.
-
-  Raises:
-    FileNotFoundError: there is no network to begin with.
-    ValueError: it is one that is not known here.
-  """
-  if initial_lib.is_complete(config.student):
-    return config
-  workdir = pathlib.Path(workdir)
-  if run_directory.is_run(workdir):
-    student = run_directory.read_config(workdir).student
-  else:
-    student = session.initial(config.student).student
-  return initial_lib.complete(config, student)
-
-
-def _load_initial(
-  config: ml_collections.ConfigDict, workdir: pathlib.Path, session: Session
-) -> Initial | None:
-  """Loads what a run begins with; None of one that has begun if it is gone."""
-  if not config.student.init_from:
-    return None
-  try:
-    return session.initial(config.student)
-  except FileNotFoundError:
-    if not _has_checkpoint(workdir):
-      raise
-  logger.info(
-    '%s is not there, and not needed any more: %s has begun',
-    config.student.init_from,
-    workdir,
-  )
-  return None
-
-
-def _has_checkpoint(workdir: pathlib.Path) -> bool:
-  try:
-    checkpoint.find(workdir, 'last')
-  except FileNotFoundError:
-    return False
-  return True
 
 
 def _evaluate(
@@ -176,33 +118,12 @@ def _run(
   session: Session,
   what: str = 'the run',
 ) -> dict[str, Any]:
-  with devices.together():
-    dataset = session.dataset(config.data)
-    initial = _load_initial(config, workdir, session)
-    if initial:
-      initial_lib.check(initial, config, dataset)
-  devices.check_agree(
-    {
-      'data': dataset.digest,
-      'initial weights': initial and initial.report['digest'],
-    }
-  )
-  method, hyperparameters = config_lib.build_method(config)
-  # Before a teacher is trained for hours: what else can be wrong?
-  plan.plan(config, dataset)
-  model = models.build(
-    **config_lib.model_arguments(config, len(dataset.class_names))
-  )
-  models.rematerialize(model, config.device.remat)
-  plan.check_batch_norm(config, dataset, model)
-  teacher, replay = None, None
-  if method.needs_teacher:
-    teacher = _find_teacher(config, workdir, session, method.teacher_features)
-    replay = _find_replay(config, dataset, method, teacher)
-  run = session.program(
-    config, dataset, method, hyperparameters, teacher, replay, initial
-  )
-  compiled.check_memory(run.state_shapes())
+  run = setup.resolve(config, workdir, session)
+  if run.method.needs_teacher:
+    run = run._replace(teacher=_find_teacher(run, session))
+    run = run._replace(replay=_find_replay(run))
+  program = session.program(run)
+  compiled.check_memory(program.state_shapes())
   with lock.hold(workdir, what, [*run_directory.FILES, metrics_log.METRICS]):
     # Another process may have made it while the teacher was trained.
     run_directory.check_same_run(workdir, config)
@@ -214,50 +135,59 @@ def _run(
       lambda: run_directory.write_config(workdir, config),
       lambda: run_directory.is_run(workdir),
     )
-    with contextlib.closing(run):
-      wall_time = loop.train(config, workdir, dataset, teacher, initial, run)
-    measured, predictions = final_test.measure(
-      workdir, config, dataset, teacher, session
-    )
-    result = {
-      'method': config.method.name,
-      'seed': config.seed,
-      'hyperparameters': hyperparameters,
-      'data': {
-        'name': dataset.name,
-        'digest': dataset.digest,
-        'train': dataset.train.size,
-        'validation': dataset.validation.size,
-        'test': dataset.test.size,
-      },
-      'device': jax.devices()[0].device_kind,
-      'device_count': jax.device_count(),
-      'platform': jax.default_backend(),
-      'versions': {
-        'kdjax': __version__,
-        **{
-          package: importlib.metadata.version(package)
-          for package in ('jax', 'flax', 'optax', 'orbax-checkpoint')
-        },
-      },
-      'config': run_directory.as_json(config),
-      **measured,
-    }
-    last = checkpoint.read_metadata(workdir, 'last')
-    result['student'] |= {
-      'model': config.student.name,
-      'stem': config.student.stem,
-      'wall_time_s': wall_time,
-      'init_from': last.get('init_from'),
-    }
+    with contextlib.closing(program):
+      wall_time = loop.train(run, program)
+    return _test(run, session, wall_time)
 
-    def write() -> None:
-      run_directory.write_predictions(workdir, predictions)
-      result['files'] = run_directory.digests_of_files(workdir)
-      run_directory.write_result(workdir, result)
 
-    devices.write_once(write, lambda: run_directory.read_result(workdir))
-    return run_directory.read_result(workdir) or result
+def _test(run: Run, session: Session, wall_time: float) -> dict[str, Any]:
+  """Measures a run that is trained, and writes its result."""
+  workdir, dataset = run.workdir, run.dataset
+  measured, predictions = final_test.measure(
+    workdir, dataset, run.teacher, run.config.eval.batch_size, session
+  )
+  last = checkpoint.read_metadata(workdir, 'last')
+  measured['student'] |= {
+    'model': run.config.student.name,
+    'stem': run.config.student.stem,
+    'wall_time_s': wall_time,
+    'init_from': last.get('init_from'),
+  }
+  result = {
+    'method': run.config.method.name,
+    'seed': run.config.seed,
+    'hyperparameters': run.hyperparameters,
+    'data': {
+      'name': dataset.name,
+      'digest': dataset.digest,
+      'train': dataset.train.size,
+      'validation': dataset.validation.size,
+      'test': dataset.test.size,
+    },
+    **_environment(),
+    'config': run_directory.as_json(run.config),
+    **measured,
+  }
+
+  def write() -> None:
+    run_directory.write_predictions(workdir, predictions)
+    result['files'] = run_directory.digests_of_files(workdir)
+    run_directory.write_result(workdir, result)
+
+  devices.write_once(write, lambda: run_directory.read_result(workdir))
+  return run_directory.read_result(workdir) or result
+
+
+def _environment() -> dict[str, Any]:
+  """Describes the devices and the versions that a run was made with."""
+  packages = ('jax', 'flax', 'optax', 'orbax-checkpoint')
+  versions = {name: importlib.metadata.version(name) for name in packages}
+  return {
+    'device': jax.devices()[0].device_kind,
+    'device_count': jax.device_count(),
+    'platform': jax.default_backend(),
+    'versions': {'kdjax': __version__, **versions},
+  }
 
 
 def _facts(
@@ -312,15 +242,10 @@ def prepare_teacher(
   return path
 
 
-def _find_teacher(
-  config: ml_collections.ConfigDict,
-  workdir: pathlib.Path,
-  session: Session,
-  names: Sequence[str],
-) -> Teacher:
+def _find_teacher(run: Run, session: Session) -> Teacher:
   """Loads the teacher, after training it if there is none."""
-  path = prepare_teacher(config, workdir, session)
-  dataset = session.dataset(config.data)
+  config, dataset = run.config, run.dataset
+  path = prepare_teacher(config, run.workdir, session)
   assumed = {
     'num_classes': len(dataset.class_names),
     'image_shape': list(dataset.image_shape),
@@ -329,7 +254,9 @@ def _find_teacher(
     'class_names': list(dataset.class_names),
   }
   with devices.together():
-    teacher = session.teacher(path, config, names, assumed)
+    teacher = session.teacher(
+      path, config, run.method.teacher_features, assumed
+    )
     teacher_checks.check_asked(teacher, config)
     checks.check_suits(teacher, dataset)
   devices.check_agree({'teacher': teacher.report['digest']})
@@ -372,9 +299,9 @@ def _train_teacher(
   session: Session,
 ) -> None:
   """Trains a teacher in a directory, unless a finished one is there."""
-  teacher_config = complete(config_lib.teacher_run(config), path, session)
+  teacher_config = setup.complete(config_lib.teacher_run(config), path, session)
   if run_directory.read_result(path):
-    initial = _load_initial(teacher_config, path, session)
+    initial = setup.load_initial(teacher_config, path, session)
     checks.check_sibling(path, teacher_config, initial)
     return
   config_lib.validate(teacher_config)
@@ -387,13 +314,9 @@ def _train_teacher(
   logger.info('the teacher is trained\n%s', tables.table(result))
 
 
-def _find_replay(
-  config: ml_collections.ConfigDict,
-  dataset: data.Dataset,
-  method: methods.Method,
-  teacher: Teacher,
-) -> Replay | None:
+def _find_replay(run: Run) -> Replay | None:
   """Opens the kept logits of the teacher, if the configuration names any."""
+  config = run.config
   if not config.teacher.replay:
     return None
   if jax.process_count() > 1:
@@ -401,16 +324,17 @@ def _find_replay(
       'config.teacher.replay works in one process, and this run has '
       f"{jax.process_count()}: set it to ''"
     )
-  if method.teacher_features:
+  if run.method.teacher_features:
     raise ValueError(
       'config.teacher.replay keeps logits only, and the method '
       f"'{config.method.name}' also wants the teacher's "
-      f"{', '.join(method.teacher_features)}: set it to ''"
+      f"{', '.join(run.method.teacher_features)}: set it to ''"
     )
+  assert run.teacher
   about = {
-    'teacher': teacher.report['digest'],
+    'teacher': run.teacher.report['digest'],
     'teacher_dtype': config.teacher.dtype or config.student.dtype,
-    'data': dataset.digest,
+    'data': run.dataset.digest,
     'seed': config.seed,
     'batch_size': config.train.batch_size,
     'crop_padding': config.data.crop_padding,

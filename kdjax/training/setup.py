@@ -1,0 +1,128 @@
+"""Resolves a configuration into a run, once."""
+
+import pathlib
+
+import ml_collections
+
+from kdjax import config as config_lib
+from kdjax import models
+from kdjax.storage import checkpoint, run_directory
+from kdjax.system import devices
+from kdjax.system.logs import logger
+from kdjax.training import initial_weights
+from kdjax.training import plan as plan_lib
+from kdjax.training.initial_weights import Initial
+from kdjax.training.run import Run
+from kdjax.training.shared import Session
+
+
+def resolve(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path, session: Session
+) -> Run:
+  """Resolves a configuration, but for the teacher.
+
+  A teacher may have to be trained first, for hours: what else can be wrong is
+  found here.
+
+  Args:
+    config: a run's configuration, complete and valid.
+    workdir: the run's directory.
+    session: what the run shares with others.
+
+  Returns:
+    The run, without its teacher.
+
+  Raises:
+    ValueError: the configuration does not fit the data, or the initial weights
+      do not fit it.
+    FileNotFoundError: data or initial weights are not where it says.
+  """
+  with devices.together():
+    dataset = session.dataset(config.data)
+    initial = load_initial(config, workdir, session)
+    if initial:
+      initial_weights.check(initial, config, dataset)
+  devices.check_agree(
+    {
+      'data': dataset.digest,
+      'initial weights': initial and initial.report['digest'],
+    }
+  )
+  method, hyperparameters = config_lib.build_method(config)
+  plan = plan_lib.plan(config, dataset)
+  model = models.build(
+    **config_lib.model_arguments(config, len(dataset.class_names))
+  )
+  # An error of a name that is wrong, before the teacher is trained.
+  models.rematerialize(model, config.device.remat)
+  plan_lib.check_batch_norm(config, dataset, model)
+  return Run(
+    config, workdir, dataset, method, hyperparameters, model, plan, initial
+  )
+
+
+def complete(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path, session: Session
+) -> ml_collections.ConfigDict:
+  """Fills in what a configuration leaves to the student's initial weights.
+
+  Args:
+    config: a run's configuration.
+    workdir: the run's directory; once the run has begun, it knows.
+    session: what the run shares with others.
+
+  Returns:
+    The configuration, with the student's name, stem and width.
+
+  Raises:
+    FileNotFoundError: there are no such weights.
+    ValueError: they are of a network that is not known here.
+  """
+  if initial_weights.is_complete(config.student):
+    return config
+  if run_directory.is_run(workdir):
+    student = run_directory.read_config(workdir).student
+  else:
+    student = session.initial(config.student).student
+  return initial_weights.complete(config, student)
+
+
+def load_initial(
+  config: ml_collections.ConfigDict, workdir: pathlib.Path, session: Session
+) -> Initial | None:
+  """Loads a student's initial weights.
+
+  Args:
+    config: the configuration of its run.
+    workdir: the run's directory.
+    session: what the run shares with others.
+
+  Returns:
+    The weights; None of random ones, and of a run that has begun where they
+    are gone.
+
+  Raises:
+    FileNotFoundError: they are gone, and the run has not begun.
+  """
+  if not config.student.init_from:
+    return None
+  try:
+    return session.initial(config.student)
+  except FileNotFoundError:
+    if not has_checkpoint(workdir):
+      raise
+  logger.info(
+    '%s is not there, and not needed any more: %s has begun',
+    config.student.init_from,
+    workdir,
+  )
+  return None
+
+
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+  """Whether a run directory holds a checkpoint."""
+  try:
+    checkpoint.find(workdir, 'last')
+  except FileNotFoundError:
+    return False
+  return True
