@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import os
+import pathlib
 import resource
 import shutil
 import signal
@@ -17,11 +18,15 @@ import pytest
 import tiny
 from processes import assert_same_run, metrics_of
 
-from kdjax import config as config_lib
-from kdjax import data
 from kdjax.storage import checkpoint, metrics_log
 from kdjax.system import lock, signals
-from kdjax.training import compiled, loop, metrics_window, step, train
+from kdjax.training import (
+  compiled,
+  metrics_window,
+  setup,
+  step,
+  train,
+)
 from kdjax.training import plan as plan_lib
 from kdjax.training import shared as shared_lib
 from kdjax.training.metrics_window import Window
@@ -179,12 +184,11 @@ def test_the_program_skips_what_it_is_told_to(nonfinite, monkeypatch):
   monkeypatch.setattr(
     step,
     'make_train_step',
-    lambda *_, skip_nonfinite, **__: asked.append(skip_nonfinite),
+    lambda *arguments: asked.append(arguments[-1].skip_nonfinite),
   )
   chosen = config(**{'train.nonfinite': nonfinite})
-  dataset = data.load(chosen.data)
-  method, hyperparameters = config_lib.build_method(chosen)
-  compiled.Program(chosen, dataset, method, hyperparameters, None)
+  run = setup.resolve(chosen, pathlib.Path('run'), shared_lib.Session())
+  compiled.Program(run)
   assert asked == [nonfinite == 'skip']
 
 

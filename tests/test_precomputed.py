@@ -17,7 +17,7 @@ from kdjax.data import augment
 from kdjax.evaluation import tables
 from kdjax.evaluation.predict import predict_images
 from kdjax.storage import logits_file, run_directory
-from kdjax.training import final_test, teacher_checks, train
+from kdjax.training import final_test, setup, teacher_checks, train
 from kdjax.training import teacher as teacher_lib
 from kdjax.training.shared import Session
 from kdjax.training.state import data_key
@@ -397,8 +397,9 @@ def test_a_run_goes_on_with_them_and_a_stream_sees_the_same(
 def test_a_teacher_of_whole_images_is_warned_of_where_others_are_seen(
   root, session, caplog
 ):
-  run = taught_by(root, 'all.npz', **{'data.crop_padding': 1})
-  train._find_teacher(run, root / 'cropped', session, ())
+  settings = taught_by(root, 'all.npz', **{'data.crop_padding': 1})
+  run = setup.resolve(settings, root / 'cropped', session)
+  train._find_teacher(run, session)
   assert 'student sees others (config.data.crop_padding=1)' in caplog.text
 
 

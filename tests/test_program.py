@@ -1,5 +1,7 @@
 """Many steps per dispatch give what single steps give."""
 
+import pathlib
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -7,10 +9,10 @@ import pytest
 import tiny
 
 from kdjax import config as config_lib
-from kdjax import data, methods, models
+from kdjax import data, models
 from kdjax.models import features
 from kdjax.storage import checkpoint, metrics_log
-from kdjax.training import compiled, train
+from kdjax.training import compiled, setup, shared, train
 from kdjax.training import plan as plan_lib
 
 
@@ -19,6 +21,11 @@ def small(**changes):
   with config.unlocked():
     config.update_from_flattened_dict(changes)
   return config
+
+
+def program_of(config):
+  run = setup.resolve(config, pathlib.Path('run'), shared.Session())
+  return compiled.Program(run)
 
 
 def train_records(workdir):
@@ -184,10 +191,10 @@ def test_on_cpu_a_dispatch_is_one_step():
 def test_operations_of_a_step_are_counted_once_for_any_dispatch():
   counted = []
   for steps in (1, 5):
-    config = small(**{'device.steps_per_dispatch': steps})
-    run = compiled.Program(
-      config, data.load(config.data), *methods.build('scratch'), None
+    config = small(
+      **{'device.steps_per_dispatch': steps, 'method.name': 'scratch'}
     )
+    run = program_of(config)
     state = run.create_state()
     run.compile(state)
     counted.append(run.flops_per_step(state))
@@ -198,9 +205,7 @@ def test_operations_of_a_step_are_counted_once_for_any_dispatch():
 def test_operations_of_every_part_of_a_batch_are_counted():
   counted = []
   for parts in (1, 4):
-    config = small(**{'train.accumulate': parts})
-    run = compiled.Program(
-      config, data.load(config.data), *methods.build('scratch'), None
-    )
+    config = small(**{'train.accumulate': parts, 'method.name': 'scratch'})
+    run = program_of(config)
     counted.append(run.flops_per_step(run.state_shapes()))
   assert counted[1] == pytest.approx(counted[0], rel=0.1)

@@ -45,13 +45,21 @@ class Counted:
     return counted
 
 
+def step_of(*arguments, teacher=None, **options):
+  """The training step as a function of the state and each of the inputs."""
+  train_step = step.make_train_step(
+    *arguments, teacher, step.Options(**options)
+  )
+  return lambda state, *inputs: train_step(state, step.Inputs(*inputs))
+
+
 @functools.cache
 def make(method_name, label_smoothing=0.0, skip_nonfinite=False):
   """State, training step and its other arguments; made once per method."""
   method, hyperparameters = methods.build(method_name)
   teacher = make_teacher() if method.needs_teacher else None
   optimizer = optax.sgd(0.1)
-  train_step = step.make_train_step(
+  train_step = step_of(
     STUDENT,
     method,
     optimizer,
@@ -165,7 +173,7 @@ def make_in_parts(accumulate):
   variables = features.init(teacher, jax.random.key(7), IMAGES)
   variables['normalization'] = NORMALIZATION
   network, optimizer = Network(teacher, variables), optax.sgd(0.1)
-  train_step = step.make_train_step(
+  train_step = step_of(
     model, method, optimizer, teacher=teacher, accumulate=accumulate
   )
   state = state_lib.create_state(RNG, model, method, optimizer, IMAGES, network)
@@ -242,7 +250,7 @@ def test_each_part_drops_something_else():
   method, _ = methods.build('scratch')
   model, optimizer = Dropped(), optax.sgd(1.0)
   state = state_lib.create_state(RNG, model, method, optimizer, IMAGES)
-  train_step = step.make_train_step(model, method, optimizer, accumulate=6)
+  train_step = step_of(model, method, optimizer, accumulate=6)
   after, _ = jax.jit(train_step)(state, IMAGES, LABELS, NORMALIZATION, None, {})
   # A logit that is dropped has no gradient; half of them would have none.
   changed = after.params['student']['logits'] != 1
@@ -286,7 +294,7 @@ def test_the_learning_rate_goes_on_in_a_step_that_is_skipped():
     optimizer = optax.adamw(learning_rate)
     state = state_lib.create_state(RNG, Mean(), method, optimizer, IMAGES)
     return state, jax.jit(
-      step.make_train_step(Mean(), method, optimizer, skip_nonfinite=True)
+      step_of(Mean(), method, optimizer, skip_nonfinite=True)
     )
 
   def rest(normalization):
@@ -314,9 +322,7 @@ def test_averages_are_weighted_sums_of_what_each_step_gave():
   state = state_lib.create_state(
     RNG, model, method, optimizer, IMAGES, ema=True
   )
-  train_step = jax.jit(
-    step.make_train_step(model, method, optimizer, ema_decay=0.2)
-  )
+  train_step = jax.jit(step_of(model, method, optimizer, ema_decay=0.2))
   states = [state]
   for _ in range(4):
     state, _ = train_step(state, IMAGES, LABELS, NORMALIZATION, None, {})
@@ -355,7 +361,7 @@ def test_every_method_trains_in_parts_with_rematerialisation(method_name):
   state, _, arguments = make(method_name)
   method, _ = methods.build(method_name)
   names = ('stage1', 'stage2', 'stage3', 'stage4')
-  train_step = step.make_train_step(
+  train_step = step_of(
     models.rematerialize(STUDENT, names),
     method,
     optax.sgd(0.1),
@@ -387,8 +393,17 @@ def test_a_teacher_is_there_exactly_when_it_is_needed():
       state_lib.create_state(
         RNG, STUDENT, method, optax.sgd(0.1), IMAGES, teacher
       )
+    train_step = step_of(STUDENT, method, optax.sgd(0.1))
+    state, _, (images, labels, normalization, *_) = make('scratch')
     with pytest.raises(ValueError, match='teacher'):
-      step.make_train_step(STUDENT, method, optax.sgd(0.1), teacher=teacher)
+      train_step(
+        state,
+        images,
+        labels,
+        normalization,
+        teacher and teacher.variables,
+        {},
+      )
 
 
 @pytest.mark.parametrize('batch_size', [1, 2, 4, 5, 6, 100])

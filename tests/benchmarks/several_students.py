@@ -53,7 +53,7 @@ def main():
   teacher, variables = models.fold(teacher, variables, ())
   method, hyperparameters = methods.build('response')
   optimizer = optax.sgd(0.1, 0.9, nesterov=True)
-  train_step = step.make_train_step(student, method, optimizer, teacher=teacher)
+  train_step = step.make_train_step(student, method, optimizer, teacher)
   network = Network(teacher, variables)
   states = [
     state_lib.create_state(
@@ -71,9 +71,8 @@ def main():
     return features.forward(teacher, variables, images, train=False)[0]
 
   def one(state, from_teacher, setting):
-    return train_step(
-      state, images, labels, normalization, from_teacher, setting
-    )[0]
+    inputs = step.Inputs(images, labels, normalization, from_teacher, setting)
+    return train_step(state, inputs)[0]
 
   def unrolled(states, variables, settings):
     outputs = logits(variables)

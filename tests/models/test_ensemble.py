@@ -141,7 +141,7 @@ def test_it_teaches_and_is_not_taught(networks):
     jax.random.key(0), student, method, transformation, PIXELS, teacher
   )
   train_step = step.make_train_step(
-    student, method, transformation, teacher=teacher.model
+    student, method, transformation, teacher.model
   )
   labels = jnp.arange(4)
   normalization = {'mean': jnp.zeros(1), 'std': jnp.ones(1)}
@@ -149,9 +149,10 @@ def test_it_teaches_and_is_not_taught(networks):
   @jax.jit
   def gradient(variables):
     def loss(variables):
-      return train_step(
-        state, PIXELS, labels, normalization, variables, hyperparameters
-      )[1]['loss']
+      inputs = step.Inputs(
+        PIXELS, labels, normalization, variables, hyperparameters
+      )
+      return train_step(state, inputs)[1]['loss']
 
     return jax.value_and_grad(loss)(variables)
 
