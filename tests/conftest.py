@@ -1,5 +1,6 @@
 import atexit
 import gc
+import logging
 import os
 import shutil
 import tempfile
@@ -71,6 +72,15 @@ def own_cache(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
     yield
+
+
+@pytest.fixture(autouse=True)
+def own_logger():
+  """Gives each test the logger as it was before a command set it up."""
+  logger = logging.getLogger('kdjax')
+  before = logger.level, logger.propagate, logger.handlers[:]
+  yield
+  logger.level, logger.propagate, logger.handlers[:] = before
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from kdjax.storage import checkpoint, metrics_log
 from kdjax.system import lock, signals
 from kdjax.training import (
   compiled,
+  loop,
   metrics_window,
   setup,
   step,
@@ -48,7 +49,7 @@ def start(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     changes = {'overlap': True, 'steps_per_dispatch': 2}
     patch.setattr(
-      compiled, 'plan', lambda *args: plan(*args)._replace(**changes)
+      plan_lib, 'plan', lambda *args: plan(*args)._replace(**changes)
     )
     yield lambda workdir, **changes: train.train_and_evaluate(
       config(**changes), workdir, shared
