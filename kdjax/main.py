@@ -3,7 +3,7 @@
 python -m kdjax.main --config=configs/quickstart.py
 """
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from kdjax import methods
@@ -14,6 +14,7 @@ from kdjax.system.command import (
   default_workdir,
   define_path,
   define_processes,
+  start,
 )
 from kdjax.training import train
 
@@ -57,4 +58,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('config')
-  app.run(main)
+  start(main)

@@ -61,7 +61,7 @@ def test_networks_of_ones_own_are_trained_restored_and_measured(root, trained):
   again, _ = final_test.evaluate(root / 'own')
   for which in ('teacher', 'best', 'last'):
     assert again[which] == trained[which]
-  model, variables = kdjax.storage.checkpoint.restore(root / 'teacher')
+  model, variables = kdjax.checkpoint.restore(root / 'teacher')
   assert (model.width, model.num_classes) == (8, 10)
   assert variables['batch_stats'] == {}
   assert NET in tables.table(trained)
@@ -93,7 +93,7 @@ def test_a_wrong_feature_is_found_before_the_teacher_is_trained(
 @pytest.fixture(scope='module')
 def saved(root, trained):
   """The teacher's variables as Flax knows them, in both kinds of files."""
-  variables = kdjax.storage.checkpoint.restore(root / 'teacher').variables
+  variables = kdjax.checkpoint.restore(root / 'teacher').variables
   params = {'params': jax.device_get(variables['params'])}
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(root / 'orbax', params)
@@ -280,6 +280,12 @@ def test_a_member_that_knows_nothing_is_noticed(root, session, saved, caplog):
   assert f'the teacher in {root / "orbax"} classifies' in caplog.text
   # That one has its own mean.
   assert f'the teacher in {root / "teacher"} classifies' not in caplog.text
+
+
+def test_a_member_does_not_count_twice(root, session):
+  run = of_members(root, 'teacher', 'teacher')
+  with pytest.raises(ValueError, match='any_teacher0/teacher twice'):
+    session.teacher(tuple(run.teacher.ensemble), run)
 
 
 def test_a_member_that_is_missing_is_named(root, session, trained):

@@ -420,3 +420,8 @@ def test_what_another_program_has_saved_is_not_called_damaged(tmp_path, state):
   assert checkpoint.is_own(tmp_path)
   assert checkpoint.is_own(root / '1')
   checkpoint.check_not_foreign(tmp_path)
+
+
+def test_a_path_that_orbax_cannot_open_is_not_called_damaged(tmp_path):
+  with pytest.raises(ValueError, match=r'udce9. is not UTF-8 text .*: rename'):
+    checkpoint.find(tmp_path / 'caf\udce9')

@@ -17,8 +17,39 @@ def test_a_home_directory_in_a_flag_is_expanded(monkeypatch):
 
 def test_an_error_does_not_steer_the_terminal(monkeypatch):
   monkeypatch.setattr('kdjax.system.command.logs.setup', lambda: None)
-  monkeypatch.setattr('kdjax.system.command.runtime.setup', lambda: None)
+  monkeypatch.setattr('kdjax.system.command.xla.setup', lambda: None)
   monkeypatch.setattr('kdjax.system.command.signal.signal', lambda *_: None)
   with pytest.raises(SystemExit) as caught, command.command(['evaluate']):
     raise ValueError('no class \x1b[2J\udce9:\n  a')
   assert caught.value.code == 'error: no class \\x1b[2J\\udce9:\n  a'
+
+
+@pytest.mark.parametrize(
+  ('field', 'expected'),
+  [
+    (
+      'train.lr',
+      'config.train has no field lr: did you mean config.train.learning_rate?',
+    ),
+    (
+      'train.epoch',
+      'config.train has no field epoch: did you mean config.train.epochs?',
+    ),
+    ('epochs', 'config has no field epochs: did you mean config.train.epochs?'),
+    (
+      'data.x',
+      'config.data has no field x: expected one of name, flip',
+    ),
+    ('data.name.x', 'config.data.name has no field x: expected one of none'),
+    ('data.flip', None),
+    ('data', None),
+  ],
+)
+def test_a_field_that_does_not_exist_is_named_with_what_is_meant(
+  field, expected
+):
+  config = {
+    'data': {'name': 'digits', 'flip': False},
+    'train': {'learning_rate': 1.0, 'epochs': 2},
+  }
+  assert command.describe_unknown(field, config) == expected

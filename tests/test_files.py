@@ -87,3 +87,12 @@ def test_a_link_stays_one(tmp_path):
   atomic.write(tmp_path / 'link', b'new')
   assert (tmp_path / 'link').is_symlink()
   assert (tmp_path / 'file').read_bytes() == b'new'
+
+
+def test_a_run_directory_is_no_file_and_in_none(tmp_path):
+  file = tmp_path / 'file'
+  file.touch()
+  for path in (file, file / 'below'):
+    with pytest.raises(NotADirectoryError, match=r'file is a file: choose ano'):
+      atomic.check_name(path)
+  atomic.check_name(tmp_path / 'new' / 'run')

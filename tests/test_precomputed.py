@@ -195,6 +195,21 @@ def test_probabilities_become_logits(tmp_path, caplog, dtype):
   assert np.isfinite(found).all()
 
 
+@pytest.mark.parametrize('most', [100, 255])
+def test_rounded_probabilities_of_any_sum_become_logits(tmp_path, most):
+  """As percentages, or as numbers of 8 bits; zero is less than one half."""
+  logits = np.random.default_rng(0).normal(0, 5, (3, 5))
+  probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  rounded = np.round(most * probabilities).astype(np.float32)
+  found = logits_file.read(
+    save(tmp_path / 'a.npz', logits=rounded)
+  ).train.logits
+  found = np.float64(found[np.searchsorted(np.sort(IDS), IDS)])
+  again = np.exp(found) / np.exp(found).sum(axis=1, keepdims=True)
+  np.testing.assert_allclose(again, probabilities, atol=2.5 / most)
+  assert found.min() == pytest.approx(np.log(0.5))
+
+
 def test_class_names_say_the_order_of_logits(tmp_path):
   names = np.array([*'abcde'])
   path = save(
@@ -492,3 +507,14 @@ def test_logits_of_other_classes_are_refused(root, session):
     train.train_and_evaluate(
       taught_by(root, 'five.npz'), root / 'refused', session
     )
+
+
+def test_test_logits_of_other_images_are_warned_of(caplog):
+  labels = np.arange(150) % 5
+  teacher = teacher_lib.Teacher(None, {'path': 'x.npz'})
+  teacher_checks.check_test_logits(teacher, np.eye(5)[labels], labels)
+  assert not caplog.text
+  others = np.random.default_rng(0).permutation(labels)
+  teacher_checks.check_test_logits(teacher, np.eye(5)[others], labels)
+  assert 'test_logits in x.npz classify' in caplog.text
+  assert 'guessing 20.0 %: are test_ids' in caplog.text

@@ -100,3 +100,9 @@ def test_the_report_describes_the_network_as_it_was_saved(path):
   assert report['digest'] == digests.digest(variables)
   assert report['parameters'] == optax.tree.size(variables['params'])
   assert (report['path'], report['step']) == (str(path), 7)
+
+
+def test_the_colours_of_images_are_named():
+  assert teacher_lib.images_of(1) == 'grey (1 channel)'
+  assert teacher_lib.images_of(3) == 'colour (3 channels)'
+  assert teacher_lib.images_of(4) == 'of 4 channels'

@@ -356,6 +356,46 @@ def test_runs_that_were_moved_together_are_evaluated(runs, tmp_path):
   assert moved['teacher']['test'] == result['teacher']['test']
 
 
+@pytest.mark.parametrize('lost', ['', 'state'])
+def test_a_lost_checkpoint_is_not_replaced_by_another(runs, tmp_path, lost):
+  root, result = runs
+  workdir = tmp_path / 'feature'
+  shutil.copytree(root / 'feature', workdir)
+  shutil.copytree(root / 'teacher', tmp_path / 'teacher')
+  kept = sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+  last = result['last']['step']
+  assert kept[-1] == last
+  assert len(kept) > 1
+  shutil.rmtree(workdir / 'checkpoints' / str(last) / lost)
+  message = rf'last checkpoint .* expected that of step {last}, .* Put a sound'
+  with pytest.raises(FileNotFoundError, match=message):
+    checkpoint.find(workdir, 'last')
+  with pytest.raises(FileNotFoundError, match='checkpoint of the finished run'):
+    train.train_and_evaluate(tiny.config(), workdir)
+  # Trained once more, it comes to the same.
+  (workdir / 'result.json').unlink()
+  again = train.train_and_evaluate(tiny.config(), workdir)
+  assert again['last'] == result['last']
+  assert again['best'] == result['best']
+
+
+def test_a_teacher_that_was_moved_is_named_in_the_configuration(runs, tmp_path):
+  root, result = runs
+  workdir = tmp_path / 'moved' / 'feature'
+  shutil.copytree(root / 'feature', workdir)
+  content = run_directory.read_result(workdir)
+  content['teacher']['path'] = '/gone/teacher'
+  run_directory.write_result(workdir, content)
+  with pytest.raises(
+    FileNotFoundError, match=r'teacher\.path=PATH, where it is'
+  ):
+    final_test.evaluate(workdir)
+  config = tiny.config()
+  config.teacher.path = str(root / 'teacher')
+  again = train.train_and_evaluate(config, workdir)
+  assert again['best'] == result['best']
+
+
 def test_files_of_a_run_that_do_not_agree_are_told(runs, tmp_path):
   root, result = runs
   workdir = tmp_path / 'feature'

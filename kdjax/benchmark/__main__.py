@@ -6,13 +6,13 @@ python -m kdjax.benchmark --config=configs/fkd.py
 import json
 import sys
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from kdjax import methods
 from kdjax.benchmark import compare
 from kdjax.system import atomic
-from kdjax.system.command import command, define_path
+from kdjax.system.command import command, define_path, start
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -66,4 +66,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('config')
-  app.run(main)
+  start(main)

@@ -20,9 +20,13 @@ from kdjax.data.stream import (
   open_split,
 )
 from kdjax.system import memory
+from kdjax.system.logs import logger
 
 # So many tell mean and standard deviation well enough.
 _MOMENT_IMAGES = 10_000
+# Such a share of images that occur twice is normal.
+_FEW_COPIES = 0.01
+_KEY_BYTES = 256
 
 
 class Dataset(NamedTuple):
@@ -136,6 +140,8 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     splits, indices = zip(*map(_decode, streams, origins), strict=True)
     summary = _summarise(splits, origins)
   train_split, validation_split, test_split = splits
+  if isinstance(train_split, Split) and isinstance(test_split, Split):
+    _warn_of_copies(config.name, train_split, test_split)
   return Dataset(
     config.name,
     train_split,
@@ -287,6 +293,52 @@ def _decode(stream: Stream, origin: _Origin | None) -> tuple[Split, np.ndarray]:
       f'none of {stream.size} images can be read: {arrays["unreadable"][0]}'
     )
   return Split(images[present], labels[present]), ids[present]
+
+
+def _warn_of_copies(name: str, train: Split, test: Split) -> None:
+  """Warns of test images that are trained on, and of two labels for one image.
+
+  Pixel by pixel the same, and more of them than one in a hundred: well-known
+  data sets have a few. Of splits in memory.
+  """
+  first: dict[bytes, int] = {}
+  differing = copies = 0
+  for index, key in enumerate(_keys(train.images)):
+    other = first.setdefault(key, index)
+    if (
+      train.labels[other] != train.labels[index]
+      and (train.images[other] == train.images[index]).all()
+    ):
+      differing += 1
+  for index, key in enumerate(_keys(test.images)):
+    copied = first.get(key)
+    if copied is not None and (
+      (train.images[copied] == test.images[index]).all()
+    ):
+      copies += 1
+  if copies > _FEW_COPIES * test.size:
+    logger.warning(
+      '%d of %d test images of %s are training images, pixel by pixel: what is '
+      'measured on them says little of others',
+      copies,
+      test.size,
+      name,
+    )
+  if differing > _FEW_COPIES * train.size:
+    logger.warning(
+      '%d of %d training images of %s have the same pixels as another one of '
+      'another class: are the labels those of the images?',
+      differing,
+      train.size,
+      name,
+    )
+
+
+def _keys(images: np.ndarray) -> Iterator[bytes]:
+  """Yields some pixels of each image, the same ones, to compare images by."""
+  pixels = images.reshape(len(images), -1)
+  for row in pixels[:, :: max(1, pixels.shape[1] // _KEY_BYTES)]:
+    yield row.tobytes()
 
 
 def _summarise(

@@ -35,9 +35,11 @@ def kind(outputs: np.ndarray) -> str | None:
     outputs: what a teacher gives for some images, floats `[N, classes]`.
 
   Returns:
-    `PROBABILITIES` if no value is negative and each row sums to one;
-    `LOG_PROBABILITIES` if this is so of their exponentials; `SIGMOIDS` if all
-    values are from 0 to 1 otherwise; else None.
+    `PROBABILITIES` if no value is negative and each row sums to one, or to
+    another constant, as percentages and numbers of 8 bits do (the logarithm of
+    a multiple is as good a logit); `LOG_PROBABILITIES` if the exponentials of
+    each row sum to one; `SIGMOIDS` if all values are from 0 to 1 otherwise;
+    else None.
   """
   if not outputs.size or outputs.shape[1] < 2 or not np.isfinite(outputs).all():
     return None
@@ -49,9 +51,25 @@ def kind(outputs: np.ndarray) -> str | None:
   lowest, highest = outputs.min(), outputs.max()
   if lowest >= 0 and highest <= 1 + _SUM_TOLERANCE and sum_to_one(outputs):
     return PROBABILITIES
+  if lowest >= 0 and _sum_alike(outputs):
+    return PROBABILITIES
   if highest <= _SUM_TOLERANCE and sum_to_one(np.exp(outputs[:_ROWS])):
     return LOG_PROBABILITIES
   return SIGMOIDS if lowest >= 0 and highest <= 1 else None
+
+
+def _sum_alike(values: np.ndarray) -> bool:
+  """Whether rows that differ have one sum, up to the rounding of integers."""
+  sums = values.sum(axis=1, dtype=np.float64)
+  total = np.median(sums)
+  tolerance = _SUM_TOLERANCE * total
+  if (values == np.round(values)).all():
+    tolerance = min(values.shape[1] / 2, 10 * tolerance)
+  return bool(
+    total > 0
+    and (values != values[0]).any()
+    and (np.abs(sums - total) <= tolerance).all()
+  )
 
 
 def log(found: str | None, what: str) -> None:

@@ -18,7 +18,7 @@ import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import flax
@@ -31,7 +31,7 @@ from kdjax import models
 from kdjax.models import features
 from kdjax.models.network import Network
 from kdjax.storage import card as card_lib
-from kdjax.storage import digests
+from kdjax.storage import digests, run_directory
 from kdjax.system import atomic, devices
 from kdjax.version import __version__
 
@@ -487,7 +487,7 @@ def describe_tree(path: _Path) -> dict[str, str]:
     OSError: it cannot be read now.
     ValueError: it is damaged.
   """
-  path = pathlib.Path(path).absolute()
+  path = _absolute(path)
   handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
   with _reading(path, own=is_network(path)):
     tree = handler.metadata(epath.Path(path)).tree
@@ -511,7 +511,7 @@ def read_tree(
     OSError: it cannot be read now.
     ValueError: it is damaged.
   """
-  path = pathlib.Path(path).absolute()
+  path = _absolute(path)
   metadata = {} if arrays is None else {_ARRAYS: arrays}
   return _read_state(path, lambda saved: saved, metadata, item='')
 
@@ -530,7 +530,7 @@ def read_arrays(path: _Path, names: Collection[str]) -> dict[str, np.ndarray]:
     OSError: it cannot be read now.
     ValueError: it is incomplete or damaged.
   """
-  path = pathlib.Path(path).absolute()
+  path = _absolute(path)
 
   def select(saved: Any) -> dict[str, Any]:
     leaves = {
@@ -559,7 +559,7 @@ def save_network(
   Raises:
     OSError: it exists, or cannot be written. Nothing is left.
   """
-  path = pathlib.Path(path).absolute()
+  path = _absolute(path)
   tree = {name: network.variables[name] for name in features.TRAINED}
   content = card_lib.seal(card, **{_ARRAYS: digests.describe(tree)})
   _ignore_late_callbacks()
@@ -648,7 +648,7 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
     raise ValueError(
       f"unknown checkpoint '{checkpoint}': expected 'best' or 'last'"
     )
-  path = pathlib.Path(path).absolute()
+  path = _absolute(path)
   if not path.exists():
     raise FileNotFoundError(f'there is no file or directory {path}')
   if _is_own_step(path):
@@ -662,8 +662,32 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
       f'no checkpoint of kdjax in {path}: expected a run directory, which '
       f'holds {_DIRECTORY}/STEP, or one such checkpoint'
     )
-  if checkpoint == 'last':
-    return root / str(max(steps))
+  found = max(steps) if checkpoint == 'last' else _find_best(root, steps)
+  _check_is_measured(path, checkpoint, found)
+  return root / str(found)
+
+
+def _check_is_measured(
+  workdir: pathlib.Path, checkpoint: str, found: int
+) -> None:
+  """Checks that what is found is what a finished run measured.
+
+  Raises:
+    FileNotFoundError: it is another one, so the right one is lost.
+  """
+  result = run_directory.read_result(workdir)
+  if result and (step := result[checkpoint]['step']) != found:
+    raise FileNotFoundError(
+      f'{checkpoint} checkpoint of the finished run in {workdir}: found that '
+      f'of step {found}, expected that of step {step}, which was measured: '
+      f'{_DIRECTORY}/{step} is missing, incomplete or damaged. Put a sound '
+      'copy back; or remove result.json and start the same command again, '
+      'which trains what is missing'
+    )
+
+
+def _find_best(root: pathlib.Path, steps: Sequence[int]) -> int:
+  """Finds the step with the best validation accuracy."""
   accuracies: dict[int, float | None] = {}
   damaged: list[DamagedError] = []
   for step in steps:
@@ -676,7 +700,20 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
     raise damaged[-1]
   for found in damaged:
     logger.warning('%s. The best is chosen of the others', found.reason)
-  return root / str(_best(accuracies))
+  return _best(accuracies)
+
+
+def _absolute(path: _Path) -> pathlib.Path:
+  """Makes a path absolute, and checks that Orbax can open it."""
+  absolute = pathlib.Path(path).absolute()
+  try:
+    str(absolute).encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f'{str(absolute)!a} is not UTF-8 text (or the locale is not), and Orbax '
+      'opens no other paths: rename it, or copy it to another place'
+    ) from error
+  return absolute
 
 
 def _steps(root: pathlib.Path) -> list[int]:

@@ -265,9 +265,15 @@ def _table(
 
 
 def _log(probabilities: np.ndarray) -> np.ndarray:
-  """Takes logarithms, that of the smallest positive number where one is 0."""
+  """Takes logarithms, that of the smallest positive number where one is 0.
+
+  Of integers 0 stands for all below one half.
+  """
   zero, one = probabilities.dtype.type(0), probabilities.dtype.type(1)
+  smallest = np.nextafter(zero, one)
+  if probabilities.max() > 1 and (probabilities == probabilities.round()).all():
+    smallest = one / 2
   return np.log(
-    np.maximum(probabilities, np.nextafter(zero, one)),
+    np.maximum(probabilities, smallest),
     dtype=np.promote_types(probabilities.dtype, np.float32),
   )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from kdjax.report import write
@@ -20,6 +20,7 @@ from kdjax.system.command import (
   default_workdir,
   define_path,
   define_processes,
+  start,
 )
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -79,4 +80,4 @@ def _report(
 
 if __name__ == '__main__':
   flags.mark_flag_as_required('config')
-  app.run(main)
+  start(main)

@@ -122,7 +122,14 @@ def check_name(path: pathlib.Path) -> None:
   Raises:
     ValueError: its name has an end of a line, a control character or bytes that
       are no text.
+    NotADirectoryError: it is a file, or in one.
   """
+  for each in (path, *path.parents):
+    if each.exists() and not each.is_dir():
+      raise NotADirectoryError(
+        f'the run directory is {path}, and {each} is a file: choose another '
+        '--workdir'
+      )
   if _UNTOLD.search(str(path)):
     raise ValueError(
       f'the run directory is {str(path)!a}: choose a --workdir without '

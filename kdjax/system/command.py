@@ -1,6 +1,7 @@
 """What all commands have in common."""
 
 import contextlib
+import difflib
 import errno
 import os
 import pathlib
@@ -8,7 +9,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -190,6 +191,83 @@ def _leave(message: str) -> NoReturn:
     # With it go all others, who may be about to say the same.
     time.sleep(_LAST_WORDS_SECONDS)
   os._exit(1)
+
+
+def start(main: Callable[[list[str]], None]) -> None:
+  """Reads the flags, a configuration among them, and runs a command.
+
+  Args:
+    main: the command, given what absl leaves of the command line.
+  """
+  app.run(main, flags_parser=_read_flags)
+
+
+def _read_flags(argv: list[str]) -> list[str]:
+  """Reads the flags, and names fields of a configuration that do not exist."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  # As ml_collections raises them; a configuration file may raise them, too.
+  except (AttributeError, KeyError):
+    unknown = _unknown_fields(argv)
+    if not unknown:
+      raise
+    sys.exit(escape.lines('\n'.join(f'error: {line}' for line in unknown)))
+
+
+def _unknown_fields(argv: Sequence[str]) -> list[str]:
+  """Describes the overrides of fields that a configuration does not have."""
+  words = ' '.join(argv[1:]).replace('=', ' ').split()
+  names = [word.lstrip('-') for word in words if word.startswith('-')]
+  file = words[[word.lstrip('-') for word in words].index('config') + 1]
+  flag: Any = flags.FLAGS['config']
+  config = flag.parser.parse(file).to_dict()
+  return [
+    message
+    for name in names
+    if name.startswith('config.')
+    and (message := describe_unknown(name.removeprefix('config.'), config))
+  ]
+
+
+def describe_unknown(field: str, config: Mapping[str, Any]) -> str | None:
+  """Says that a configuration has no such field, and which one may be meant.
+
+  Args:
+    field: the field's dotted name.
+    config: the configuration.
+
+  Returns:
+    One line; None if there is such a field.
+  """
+  section, path = config, 'config'
+  for part in field.split('.'):
+    if not isinstance(section, Mapping) or part not in section:
+      break
+    section, path = section[part], f'{path}.{part}'
+  else:
+    return None
+  fields = section if isinstance(section, Mapping) else {}
+  known = [*(f'{path}.{name}' for name in fields), *_all_fields(config)]
+  meant = [
+    name
+    for name in dict.fromkeys(known)
+    if (leaf := name.rpartition('.')[2]) == part
+    or part == ''.join(word[0] for word in leaf.split('_'))
+    or difflib.get_close_matches(part, [leaf], cutoff=0.75)
+  ]
+  hint = f'did you mean {" or ".join(meant[:3])}?' if meant else ''
+  return f'{path} has no field {part}: ' + (
+    hint or f'expected one of {", ".join(fields) or "none"}'
+  )
+
+
+def _all_fields(config: Mapping[str, Any], path: str = 'config') -> list[str]:
+  found = []
+  for name, value in config.items():
+    found.append(f'{path}.{name}')
+    if isinstance(value, Mapping):
+      found += _all_fields(value, f'{path}.{name}')
+  return found
 
 
 def default_workdir(mode: str | None = None) -> str:

@@ -22,7 +22,7 @@ from kdjax.system.logs import logger
 from kdjax.training import initial_weights as initial_lib
 from kdjax.training import state
 from kdjax.training.state import TrainState
-from kdjax.training.teacher import Teacher
+from kdjax.training.teacher import Teacher, images_of
 
 
 def check_suits(teacher: Teacher, dataset: data.Dataset) -> None:
@@ -71,11 +71,20 @@ def _check_suits(report: Mapping[str, Any], dataset: data.Dataset) -> None:
       '--config.teacher.head=fresh, config.teacher.train.epochs and '
       '.learning_rate as that file has them'
     )
-  for what, known, present in (
-    ('images of shape', report['image_shape'], dataset.image_shape),
-    ('images with channels', [len(report['mean'])], dataset.image_shape[-1:]),
-  ):
-    _check_known(report, what, known, present, dataset)
+  channels, expected = len(report['mean']), dataset.image_shape[-1]
+  if channels != expected:
+    raise ValueError(
+      f'the teacher in {report["path"]} takes {images_of(channels)} images, '
+      f'those of {dataset.name} are {images_of(expected)}: name a teacher of '
+      'such images (config.teacher.path), or convert the data set'
+    )
+  _check_known(
+    report,
+    'images of shape',
+    report['image_shape'],
+    dataset.image_shape,
+    dataset,
+  )
   _check_classes(report, dataset)
 
 

@@ -14,6 +14,7 @@ from kdjax.evaluation import metrics, predict
 from kdjax.models.network import Network
 from kdjax.storage import checkpoint, digests, run_directory
 from kdjax.training import teacher as teacher_lib
+from kdjax.training import teacher_checks
 from kdjax.training.shared import Session
 
 
@@ -137,6 +138,10 @@ def measure(
     measured['teacher']['test'] = metrics.classification(
       predictions['teacher'], predictions['labels']
     )
+    if teacher and teacher.logits:
+      teacher_checks.check_test_logits(
+        teacher, predictions['teacher'], predictions['labels']
+      )
   measured['student'] = {
     'parameters': optax.tree.size(network.variables['params'])
   }

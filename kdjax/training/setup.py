@@ -48,6 +48,11 @@ def resolve(
       'initial weights': initial and initial.report['digest'],
     }
   )
+  if not dataset.validation.size:
+    logger.info(
+      'there are no validation images (config.data.validation_fraction): the '
+      'last epoch counts as the best'
+    )
   method, hyperparameters = config_lib.build_method(config)
   plan = plan_lib.plan(config, dataset)
   model = models.build(

@@ -203,6 +203,12 @@ def _of_member(names: Sequence[str], index: int) -> list[str]:
 def _join(members: Sequence[Teacher], average: str) -> Teacher:
   """Makes one teacher of several."""
   reports = [member.report for member in members]
+  for index, report in enumerate(reports):
+    if report['digest'] in [each['digest'] for each in reports[:index]]:
+      raise ValueError(
+        f'config.teacher.ensemble has the network of {report["path"]} twice, '
+        'which would count double: name each member once'
+      )
 
   def common(key: str) -> Any:
     """Gives what all members say that say anything; None if they differ."""
@@ -274,6 +280,12 @@ def _report(
   }
 
 
+def images_of(channels: int) -> str:
+  """Names images by their number of channels."""
+  kinds = {1: 'grey (1 channel)', 3: 'colour (3 channels)'}
+  return kinds.get(channels, f'of {channels} channels')
+
+
 def _with_normalization(
   path: pathlib.Path,
   variables: Mapping[str, Any],
@@ -295,6 +307,12 @@ def _with_normalization(
     raise ValueError(
       f'{path} does not say how its images are normalised: set '
       'config.teacher.mean and config.teacher.std'
+    )
+  if not config.teacher.mean and assumed and len(mean) != channels:
+    raise ValueError(
+      f'the network in {path} takes {images_of(channels)} images, the data are '
+      f'{images_of(len(mean))}: name a teacher of such images '
+      '(config.teacher.path), or convert the data set'
     )
   if len(mean) != channels:
     raise ValueError(
@@ -325,20 +343,28 @@ def load_again(
     names: the features that will be wanted of it.
 
   Returns:
-    The teacher, from where it was, or from beside the run where both have been
-    moved together.
+    The teacher, from where it was; else from where the configuration says, or
+    from beside the run, where both have been moved together.
 
   Raises:
-    FileNotFoundError: there is no checkpoint.
+    FileNotFoundError: it is in none of these places.
     ValueError: it is not the one that the run had.
   """
   workdir = pathlib.Path(workdir).absolute()
 
   def load_one(report: Mapping[str, Any], names: Sequence[str]) -> Teacher:
-    path = pathlib.Path(report['path'])
-    if not path.exists():
-      path = workdir.parent / path.name
-    return load(path, config, names, report)
+    was = pathlib.Path(report['path'])
+    places = [was, workdir.parent / was.name]
+    if config.teacher.path:
+      places.insert(1, pathlib.Path(config.teacher.path))
+    for path in places:
+      if path.exists():
+        return load(path, config, names, report)
+    raise FileNotFoundError(
+      f'the teacher of {workdir} is not in {was} any more, nor beside the run: '
+      'put it back; or start kdjax.main once more for this run with '
+      '--config.teacher.path=PATH, where it is now'
+    )
 
   if members := trained_with.get('members'):
     teacher = _join(

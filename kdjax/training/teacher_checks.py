@@ -267,6 +267,27 @@ def check_knows(
     )
 
 
+def check_test_logits(
+  teacher: Teacher, logits: np.ndarray, labels: np.ndarray
+) -> None:
+  """Warns of precomputed logits that are not those of the test images.
+
+  Args:
+    teacher: the teacher.
+    logits: its logits of the test images, `[size, classes]`.
+    labels: the labels of these, `[size]`.
+  """
+  balanced, chance = balanced_accuracy(logits.argmax(axis=-1), labels)
+  if balanced < chance + _KNOWS * (1 - chance):
+    logger.warning(
+      'test_logits in %s classify %.1f %% of the test images as the mean over '
+      'classes, and guessing %.1f %%: are test_ids indices of these images?',
+      teacher.report['path'],
+      100 * balanced,
+      100 * chance,
+    )
+
+
 def _rows(size: int) -> np.ndarray:
   """Chooses examples from everywhere in a split, in random order."""
   count = min(_IMAGES, size)
@@ -360,7 +381,8 @@ def _candidates(
       "ImageNet's mean, of pixels from 0 to 255", IMAGENET.mean, (1 / 255,) * 3
     )
     candidates += [
-      _Candidate(one, stem, reversed=True) for one in (used, caffe)
+      _Candidate(caffe, stem),
+      *(_Candidate(one, stem, reversed=True) for one in (used, caffe)),
     ]
   return candidates[0], candidates[1:]
 

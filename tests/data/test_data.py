@@ -77,3 +77,33 @@ def test_nothing_left_to_train_on_is_an_error(monkeypatch):
   )
   with pytest.raises(ValueError, match='leaves none'):
     load(validation_fraction=0.95)
+
+
+def test_test_images_that_are_trained_on_are_warned_of(monkeypatch, caplog):
+  images = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 3), np.uint8)
+  labels = np.arange(200, dtype=np.int32) % 2
+  train = data.Split(images[:150], labels[:150])
+
+  def load_with(test, train=train):
+    source = sources.Source(train, train, test, ('a', 'b'))
+    monkeypatch.setattr(sources, 'load', lambda *_: source)
+    load()
+    return caplog.text
+
+  # One of fifty is less than what is normal.
+  assert not load_with(data.Split(images[150:], labels[150:]))
+  assert '10 of 50 test images of digits are training images' in load_with(
+    data.Split(images[140:190], labels[140:190])
+  )
+  caplog.clear()
+  # The first and the last pixel alone do not tell images apart.
+  near = images[100:150].copy()
+  near[:, 4, 4] += 1
+  assert not load_with(data.Split(near, labels[100:150]))
+  doubled = data.Split(
+    np.concatenate([images[:20], images[:20]]),
+    np.concatenate([labels[:20], 1 - labels[:20]]),
+  )
+  assert '20 of 40 training images of digits have the same pixels' in load_with(
+    data.Split(images[150:], labels[150:]), doubled
+  )

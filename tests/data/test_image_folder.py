@@ -263,3 +263,22 @@ def test_names_may_have_any_encoding(tmp_path):
   config = config_lib.default().data
   config.update(name='image_folder', data_dir=str(tmp_path), image_size=8)
   assert data.load(config).train.size
+
+
+def test_one_class_is_no_classifier(tmp_path):
+  """As where the folders of the classes are one level too deep."""
+  folder.write(tmp_path)
+  for split in ('train', 'validation', 'test'):
+    deep = tmp_path / 'deep' / split / 'images'
+    shutil.copytree(tmp_path / split, deep)
+  with pytest.raises(
+    ValueError, match=r'one folder, images: .*\(ant, bee, cow\) .*move them up'
+  ):
+    load(tmp_path / 'deep')
+  for split in ('train', 'validation', 'test'):
+    for name in ('bee', 'cow'):
+      shutil.rmtree(tmp_path / split / name)
+  with pytest.raises(
+    ValueError, match='one folder, ant: expected .* two class'
+  ):
+    load(tmp_path)

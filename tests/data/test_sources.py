@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from kdjax import data
 from kdjax.data import images as images_lib
 from kdjax.data import sources, stream
 from kdjax.data.sources import _cifar
+from kdjax.system import plugins
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / 'shared' / 'tensorflow_datasets'
@@ -662,3 +664,13 @@ def test_shared_cifar10_is_whole():
   means = source.test.images.mean(axis=(1, 2, 3))
   assert means.min() > 0
   assert len(np.unique(means)) > 9_000
+
+
+def test_a_data_set_of_one_class_is_refused(monkeypatch):
+  split = sources.Split(np.zeros((2, 1, 1, 1), np.uint8), np.zeros(2, np.int32))
+  found = sources.Source(split, None, split, ('only',))
+  monkeypatch.setattr(
+    plugins, 'module', lambda *_: types.SimpleNamespace(load=lambda _: found)
+  )
+  with pytest.raises(ValueError, match='digits has one class, only: expected'):
+    sources.load('digits', None)

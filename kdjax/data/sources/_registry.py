@@ -1,7 +1,7 @@
 """Data sets by name."""
 
 from kdjax.data.sources._base import Source
-from kdjax.system import plugins
+from kdjax.system import escape, plugins
 
 
 def names() -> tuple[str, ...]:
@@ -36,5 +36,12 @@ def load(name: str, data_dir: str | None) -> Source:
   """
   # Imported here: a source may need a library that the others do without.
   if name in names():
-    return plugins.module('kdjax.data.sources', name).load(data_dir)
-  return plugins.module('kdjax.data.sources', 'tfds').load(name, data_dir)
+    source = plugins.module('kdjax.data.sources', name).load(data_dir)
+  else:
+    source = plugins.module('kdjax.data.sources', 'tfds').load(name, data_dir)
+  if len(source.class_names) < 2:
+    raise ValueError(
+      f'{name} has one class, {escape.listed(source.class_names)}: expected '
+      'two or more to tell apart'
+    )
+  return source

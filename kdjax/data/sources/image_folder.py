@@ -241,6 +241,17 @@ def _classes(folder: str) -> tuple[str, ...]:
       )
   if not entries:
     raise ValueError(f'{folder} is empty; {_LAYOUT}')
+  if len(entries) == 1:
+    path = os.path.join(folder, entries[0][0])
+    inside = [name for name, is_folder in _entries(path) if is_folder]
+    hint = (
+      f'. If its folders ({_listed(inside)}) are the classes, move them up '
+      f'into {folder}'
+    )
+    raise ValueError(
+      f'{folder} has one folder, {entries[0][0]}: expected one for each of at '
+      f'least two classes{hint if inside else ""}'
+    )
   return tuple(name for name, _ in entries)
 
 
