@@ -27,12 +27,12 @@ REPORTED = """
 import jax, numpy as np
 from jax import lax
 import jax.numpy as jnp
-from kdjax import runtime
+from kdjax.system import xla
 
 rng = np.random.default_rng(0)
 
 def compare(function, expected, *arrays):
-  found = np.asarray(runtime.jit(function)(*arrays), np.float64)
+  found = np.asarray(xla.jit(function)(*arrays), np.float64)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 for dtype, rows in ((np.float32, 32_769), (np.float64, 16_385)):

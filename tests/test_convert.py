@@ -78,7 +78,7 @@ from absl import flags
 from absl.testing import flagsaver
 from kdjax import convert
 
-sound = convert.orbax.write
+sound = convert.to_orbax.write
 
 def damaging(path, network, card, platforms):
   fc = {**network.variables['params']['fc'], 'bias': np.ones(3, np.float32)}
@@ -87,7 +87,7 @@ def damaging(path, network, card, platforms):
   sound(path, network._replace(variables=variables), card, platforms)
 
 for writer, *argv in json.loads(sys.argv[1]):
-  convert.orbax.write = globals()[writer]
+  convert.to_orbax.write = globals()[writer]
   with flagsaver.flagsaver():
     try:
       convert.main(flags.FLAGS(['convert', *argv]))

@@ -31,7 +31,7 @@ from kdjax.storage import (
   run_directory,
   weights,
 )
-from kdjax.training import step, train
+from kdjax.training import train
 
 FORMATS = 'orbax', 'safetensors', 'stablehlo'
 
@@ -393,7 +393,7 @@ def test_another_network_is_not_taken_for_the_same(dtype):
 
 def test_a_prediction_changes_only_where_two_classes_are_as_likely(monkeypatch):
   expected = np.array([[0.52, 0.47, 0.01], [0.49, 0.50, 0.01]], np.float32)
-  monkeypatch.setattr(step, 'predict', lambda *_: np.log(expected))
+  monkeypatch.setattr(predict, 'predict_images', lambda *_: np.log(expected))
   images = np.zeros((2, 8, 8, 1), np.uint8)
 
   def compare(first, second):

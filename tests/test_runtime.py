@@ -16,10 +16,10 @@ from kdjax.system import xla
 CODE = """
 import json, sys
 import jax
-from kdjax import runtime
+from kdjax.system import xla
 
-runtime.setup()
-options = runtime.compiler_options()
+xla.setup()
+options = xla.compiler_options()
 f = jax.jit(lambda x: (x @ x).sum(), compiler_options=options)
 hits = []
 jax.monitoring.register_event_listener(

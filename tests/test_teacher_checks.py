@@ -36,7 +36,7 @@ LOGITS = np.random.default_rng(0).normal(0, 3, (50, 10))
     (100 * softmax(LOGITS), 'probabilities'),
     (np.round(255 * softmax(LOGITS)).astype(np.float16), 'probabilities'),
     (np.maximum(LOGITS, 0), None),
-    (np.ones((5, 10)), None),
+    (np.full((5, 10), 2.0), None),
     (np.log(softmax(LOGITS)).astype(np.float16), 'log-probabilities'),
     (1 / (1 + np.exp(-LOGITS)), 'values between 0 and 1'),
     (np.vstack([softmax(LOGITS), LOGITS]), None),

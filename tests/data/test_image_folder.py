@@ -279,6 +279,6 @@ def test_one_class_is_no_classifier(tmp_path):
     for name in ('bee', 'cow'):
       shutil.rmtree(tmp_path / split / name)
   with pytest.raises(
-    ValueError, match='one folder, ant: expected .* two class'
+    ValueError, match=r'one folder, ant: expected .* two clas'
   ):
     load(tmp_path)

@@ -135,12 +135,13 @@ def test_names_are_the_files_of_the_package():
 
 def test_a_new_file_is_a_new_data_set(monkeypatch, tmp_path):
   (tmp_path / 'brand_new.py').write_text(
-    'def load(data_dir):\n  return "read from", data_dir\n'
+    'import types\n\n\ndef load(data_dir):\n'
+    '  return types.SimpleNamespace(class_names=("a", "b"), path=data_dir)\n'
   )
   monkeypatch.setattr(sources, '__path__', [*sources.__path__, str(tmp_path)])
   assert 'brand_new' in sources.names()
   try:
-    assert sources.load('brand_new', 'here') == ('read from', 'here')
+    assert sources.load('brand_new', 'here').path == 'here'
   finally:
     sys.modules.pop('kdjax.data.sources.brand_new', None)
 

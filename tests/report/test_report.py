@@ -56,7 +56,7 @@ def run(*paths, **values):
 def process(monkeypatch):
   """Leaves the logger and the allocator of the tests' process alone."""
   monkeypatch.setattr('kdjax.system.command.logs.setup', lambda: None)
-  monkeypatch.setattr('kdjax.system.command.runtime.setup', lambda: None)
+  monkeypatch.setattr('kdjax.system.command.xla.setup', lambda: None)
 
 
 @pytest.fixture

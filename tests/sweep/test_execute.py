@@ -12,10 +12,10 @@ import tiny
 
 from kdjax import sweep
 from kdjax.storage import run_directory
-from kdjax.sweep import plan
+from kdjax.sweep import plan, progress
 from kdjax.sweep import run as sweep_lib
 from kdjax.sweep.progress import SweepLog
-from kdjax.system import lock, logs, signals
+from kdjax.system import lock, signals
 from kdjax.training import initial_weights, train
 
 T, ALPHA = 'method.response.temperature', 'method.response.alpha'
@@ -436,7 +436,7 @@ def test_a_teacher_that_fails_stops_the_sweep(tmp_path, monkeypatch):
 
 def test_time_left_is_told_by_the_runs_so_far(monkeypatch, caplog):
   now = iter([0.0, 100.0, 100.0, 110.0, 110.0, 120.0])
-  monkeypatch.setattr(logs.time, 'perf_counter', lambda: next(now))
+  monkeypatch.setattr(progress.time, 'perf_counter', lambda: next(now))
   with caplog.at_level('INFO', 'kdjax'), SweepLog(6) as log:
     log.skip()
     for name in ('a', 'b', 'c'):
