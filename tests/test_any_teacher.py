@@ -159,7 +159,7 @@ def test_probabilities_of_a_network_become_logits(root, session, saved, caplog):
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
   assert probabilities.report['digest'] != logits.report['digest']
   # Of a member, too.
-  _, found = load((root / 'orbax',) * 2, **ending)
+  _, found = load((root / 'orbax',), **ending)
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -142,6 +142,8 @@ def run(tmp_path_factory):
     {'labels': synthetic.LABELS, 'best': synthetic.logits(0, 1, 1, 1)},
   )
   result = run_directory.read_result(path)
+  for which in ('best', 'last'):
+    result[which]['step'] = 8
   run_directory.write_result(
     path, result | {'files': run_directory.digests_of_files(path)}
   )

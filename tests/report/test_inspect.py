@@ -36,7 +36,7 @@ def save_teacher(workdir, config):
   metadata = {
     'model': model,
     'normalization': {'mean': [0.5], 'std': [0.25]},
-    'step': 0,
+    'step': 40,
     'wall_time_s': 0.0,
     'validation_accuracy': None,
     'data_digest': dataset.digest,
@@ -44,7 +44,7 @@ def save_teacher(workdir, config):
     'image_shape': [8, 8, 1],
   }
   with checkpoint.Checkpoints(workdir, keep=1) as checkpoints:
-    checkpoints.save(state, metadata)
+    checkpoints.save(state.replace(step=jnp.int32(40)), metadata)
   synthetic.write_run(workdir)
 
 
