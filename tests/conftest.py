@@ -1,7 +1,9 @@
 import atexit
 import gc
+import importlib.metadata
 import logging
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -12,6 +14,16 @@ atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _CACHE)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+# With the older of two code generators jaxlib 0.10.2 compiles in a third of the
+# time. Others do not know the flag, and end the process where it is set.
+if importlib.metadata.version('jaxlib') == '0.10.2':
+  os.environ['XLA_FLAGS'] = ' '.join(
+    ('--xla_cpu_use_fusion_emitters=false', os.environ.get('XLA_FLAGS', ''))
+  )
+# Where the processes that tests start find the networks of tests.
+os.environ['PYTHONPATH'] = os.pathsep.join(
+  (str(pathlib.Path(__file__).parent), os.environ.get('PYTHONPATH', ''))
+)
 
 import jax
 import pytest
