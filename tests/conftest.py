@@ -2,6 +2,7 @@ import atexit
 import gc
 import logging
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -12,9 +13,16 @@ atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _CACHE)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+# Where the processes that tests start find the networks of tests.
+os.environ['PYTHONPATH'] = os.pathsep.join(
+  (str(pathlib.Path(__file__).parent), os.environ.get('PYTHONPATH', ''))
+)
 
 import jax
+import jaxlib
 import pytest
+
+from kdjax.system import xla
 
 # Tracing makes very many objects, and hardly any that refer to themselves.
 gc.set_threshold(100_000, 50, 100)
@@ -72,6 +80,38 @@ def own_cache(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
     yield
+
+
+# Files whose subject is what compiled programs compute. For the others jaxlib
+# 0.10.2 uses its older code generator, which takes two thirds of the time.
+_NUMBERS = {
+  'test_compiler.py',
+  'test_devices.py',
+  'test_losses.py',
+  'test_metrics.py',
+  'test_optimizer.py',
+  'test_runtime.py',
+  'test_step.py',
+  'test_sums.py',
+}
+
+
+@pytest.fixture(autouse=True, scope='module')
+def fast_compilation(request):
+  """Compiles what kdjax compiles in this process fast, not for speed."""
+  file = request.path
+  if (
+    jaxlib.__version__ != '0.10.2'
+    or file.name in _NUMBERS
+    or file.parent.name in ('methods', 'models')
+  ):
+    yield
+    return
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(xla._CPU_OPTIONS, 'xla_cpu_use_fusion_emitters', 'false')
+    xla.compiler_options.cache_clear()
+    yield
+  xla.compiler_options.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -49,10 +49,10 @@ def test_averages_are_validated_and_measured_beside_the_weights(run):
   assert [line.split('  ')[0] for line in tables.table(result).split('\n')][
     2:
   ] == [
-    'resnet10 (scratch), best epoch',
-    'resnet10 (scratch), best epoch, EMA',
-    'resnet10 (scratch), last epoch',
-    'resnet10 (scratch), last epoch, EMA',
+    f'{tiny.NETWORK} (scratch), best epoch',
+    f'{tiny.NETWORK} (scratch), best epoch, EMA',
+    f'{tiny.NETWORK} (scratch), last epoch',
+    f'{tiny.NETWORK} (scratch), last epoch, EMA',
   ]
   again, _ = final_test.evaluate(workdir)
   assert again == result

@@ -23,7 +23,10 @@ TOPOLOGIES = ('eight', 'processes')
 
 def start(workdir, count, *arguments):
   """Starts a process that simulates so many devices."""
-  flags = f'--xla_force_host_platform_device_count={count}'
+  flags = (
+    f'--xla_force_host_platform_device_count={count} '
+    f'{os.environ.get("XLA_FLAGS", "")}'
+  )
   return subprocess.Popen(
     [sys.executable, SCRIPT, workdir, *arguments],
     env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},

@@ -46,7 +46,8 @@ def test_a_run_leaves_what_it_promises(runs):
     'validation': 144,
     'test': 360,
   }
-  assert result['student']['model'] == result['teacher']['model'] == 'resnet10'
+  assert result['student']['model'] == tiny.NETWORK
+  assert result['teacher']['model'] == tiny.NETWORK
   assert result['student']['parameters'] < result['teacher']['parameters']
   assert (result['last']['step'], result['last']['epoch']) == (15, 3)
   for which in ('best', 'last'):

@@ -4,12 +4,15 @@ import ml_collections
 
 from kdjax import config as config_lib
 
-# The same as flags of a command.
+# Its training step compiles in half the time of a ResNet-10's.
+NETWORK = 'staged:network'
+
+# The same as `config`, as flags of a command.
 FLAGS = (
   '--config=configs/quickstart.py',
-  '--config.student.name=resnet10',
+  f'--config.student.name={NETWORK}',
   '--config.student.width=4',
-  '--config.teacher.name=resnet10',
+  f'--config.teacher.name={NETWORK}',
   '--config.teacher.width=8',
   '--config.data.train_limit=160',
   '--config.train.batch_size=32',
@@ -34,8 +37,8 @@ def config(method: str = 'feature') -> ml_collections.ConfigDict:
   """Five steps an epoch; a student of 15 steps and a teacher of 40."""
   config = config_lib.default()
   config.method.name = method
-  config.student.update(name='resnet10', width=4)
-  config.teacher.update(name='resnet10', width=8)
+  config.student.update(name=NETWORK, width=4)
+  config.teacher.update(name=NETWORK, width=8)
   config.data.update(name='digits', train_limit=160, crop_padding=1, flip=False)
   config.train.update(
     epochs=3, batch_size=32, optimizer='adamw', learning_rate=0.01

@@ -37,7 +37,6 @@ def config(method, workdir):
   config = tiny.config(method)
   # Adam would make a whole step of a gradient that is nothing but rounding.
   config.train.update(optimizer='sgd', learning_rate=0.05, epochs=2)
-  config.student.name = config.teacher.name = 'staged:network'
   # Checkpoints take time: one at the end is enough where none is continued.
   config.eval.every_epochs = 1 if method == CONTINUED else 2
   config.log.update(every_steps=1, tensorboard=False)
