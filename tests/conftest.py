@@ -108,7 +108,7 @@ def fast_compilation(request):
     yield
     return
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(xla._CPU_OPTIONS, 'xla_cpu_use_fusion_emitters', 'false')
+    patch.setitem(xla._CPU_OPTIONS, 'xla_cpu_use_fusion_emitters', 'False')
     xla.compiler_options.cache_clear()
     yield
   xla.compiler_options.cache_clear()

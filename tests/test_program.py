@@ -209,3 +209,37 @@ def test_operations_of_every_part_of_a_batch_are_counted():
     run = program_of(config)
     counted.append(run.flops_per_step(run.state_shapes()))
   assert counted[1] == pytest.approx(counted[0], rel=0.1)
+
+
+def test_only_equal_settings_share_a_program(tmp_path):
+  """A field that nobody thought of decides as well."""
+  session = shared.Session()
+
+  def shares(**changes):
+    program = session.program(
+      setup.resolve(
+        small(**{'method.name': 'scratch', 'train.new': 1} | changes),
+        tmp_path,
+        session,
+      )
+    )
+    return program._compiled
+
+  first = shares()
+  assert shares() is first
+  # Arguments of the program, and paths.
+  assert shares(seed=1) is first
+  assert shares(**{'teacher.path': 'elsewhere', 'data.data_dir': 'x'}) is first
+  assert shares(**{'train.new': 2}) is not first
+
+
+def test_hyperparameters_share_a_program_and_options_do_not(tmp_path):
+  session = shared.Session()
+
+  def key(**changes):
+    return setup.resolve(small(**changes), tmp_path, session).program_key()
+
+  method = {'method.name': 'response'}
+  assert key(**method) == key(**method, **{'method.response.temperature': 2.0})
+  method = {'method.name': 'feature'}
+  assert key(**method) != key(**method, **{'method.feature.reduction': 'sum'})
