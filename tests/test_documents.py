@@ -55,6 +55,7 @@ def world(tmp_path_factory):
   """Runs, exports and weights under the names that the documents use."""
   root = tmp_path_factory.mktemp('documents')
   config = tiny.config('scratch')
+  config.student.name = 'resnet10'
   config.train.epochs = 1
   for name in ('student', 'teacher'):
     train.train_and_evaluate(config, root / 'runs' / name)

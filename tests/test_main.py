@@ -19,7 +19,11 @@ SHARED = ROOT.parent / 'shared' / 'tensorflow_datasets'
 def undisturbed(tmp_path_factory):
   """One command from nothing to a distilled student."""
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
-  return workdir, run(*tiny.FLAGS, f'--workdir={workdir}')
+  networks = (
+    '--config.student.name=resnet10',
+    '--config.teacher.name=resnet10',
+  )
+  return workdir, run(*tiny.FLAGS, *networks, f'--workdir={workdir}')
 
 
 def test_one_command_gives_a_distilled_student_and_a_table(undisturbed):

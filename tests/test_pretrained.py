@@ -25,7 +25,7 @@ from kdjax.training.shared import Session
 def root(tmp_path_factory):
   """A teacher of the digits: a run, and files of its weights."""
   root = tmp_path_factory.mktemp('pretrained')
-  config = config_lib.teacher_run(tiny.config())
+  config = config_lib.teacher_run(tiny.resnet_config())
   config.log.tensorboard = False
   train.train_and_evaluate(config, root / 'run')
   _, variables = jax.device_get(checkpoint.restore(root / 'run'))
@@ -37,7 +37,7 @@ def root(tmp_path_factory):
 
 
 def short(method='feature', **teacher):
-  config = tiny.config(method)
+  config = tiny.resnet_config(method)
   config.train.max_steps = 2
   config.log.tensorboard = False
   config.teacher.update(teacher)
@@ -121,7 +121,7 @@ def test_a_teacher_that_knows_nothing_of_the_data_is_noticed(
 
 def test_normalization_is_taken_from_where_it_is_known(root):
   path = root / 'teacher.safetensors'
-  config = tiny.config()
+  config = tiny.resnet_config()
   with pytest.raises(ValueError, match='does not say how its images are norm'):
     teacher_lib.load(path, config)
   assumed = {'mean': [0.5], 'std': [0.25]}
@@ -148,7 +148,7 @@ def test_normalization_is_taken_from_where_it_is_known(root):
 
 
 def test_a_stem_that_weights_do_not_show_is_said(root):
-  path, config = root / 'teacher.safetensors', tiny.config()
+  path, config = root / 'teacher.safetensors', tiny.resnet_config()
   assumed = {'mean': [0.5], 'std': [0.25]}
   plain = teacher_lib.load(path, config, assumed=assumed)
   assert plain.assumed == ('normalization', 'stem')
@@ -170,7 +170,7 @@ def test_a_stem_that_weights_do_not_show_is_said(root):
 
 
 def test_a_student_may_have_a_max_pool_that_weights_do_not_show(root):
-  config = tiny.config()
+  config = tiny.resnet_config()
   config.teacher.update(
     path=str(root / 'headless'), head='fresh', stem='cifar_pool'
   )
@@ -186,7 +186,7 @@ def test_a_student_may_have_a_max_pool_that_weights_do_not_show(root):
 
 
 def test_classes_in_another_order_are_put_in_that_of_the_data(root, caplog):
-  path, config = root / 'run', tiny.config()
+  path, config = root / 'run', tiny.resnet_config()
   images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
   run = teacher_lib.load(path, config)
   names = [*'0123456798']
@@ -241,7 +241,9 @@ def test_a_thousand_classes_are_taken_for_imagenet(root, tmp_path):
     'conv1': {'kernel': np.repeat(kernel, 3, axis=2)},
   }
   weights.save(tmp_path / 'x.safetensors', variables | {'params': params}, {})
-  report = teacher_lib.load(tmp_path / 'x.safetensors', tiny.config()).report
+  report = teacher_lib.load(
+    tmp_path / 'x.safetensors', tiny.resnet_config()
+  ).report
   np.testing.assert_allclose(report['mean'], [0.485, 0.456, 0.406])
   np.testing.assert_allclose(report['std'], [0.229, 0.224, 0.225])
 
@@ -292,7 +294,7 @@ def test_a_teacher_with_a_fresh_head_is_trained_first(
   [('run', 'keep'), ('teacher.safetensors', 'fresh'), ('headless', 'fresh')],
 )
 def test_a_student_begins_with_what_it_is_given(root, tmp_path, source, head):
-  config = tiny.config('scratch')
+  config = tiny.resnet_config('scratch')
   config.student.update(
     name='', stem='', width=0, init_from=str(root / source), head=head
   )
@@ -325,7 +327,7 @@ def test_a_run_knows_by_content_what_it_began_with(root, tmp_path, monkeypatch):
   weights.save(other, variables | {'params': params}, {})
 
   def run(path, name='run'):
-    config = tiny.config('scratch')
+    config = tiny.resnet_config('scratch')
     config.student.update(name='', stem='', width=0, init_from=str(path))
     config.train.update(learning_rate=1e-7, max_steps=2)
     config.checkpoint.every_steps = 1
@@ -370,7 +372,7 @@ def test_a_run_knows_by_content_what_it_began_with(root, tmp_path, monkeypatch):
 
 
 def test_weights_that_do_not_fit_are_refused(root, tmp_path):
-  config = tiny.config('scratch')
+  config = tiny.resnet_config('scratch')
   config.student.init_from = str(root / 'run')
   with pytest.raises(ValueError, match=r'give --config\.student\.width=8'):
     train.train_and_evaluate(config, tmp_path / 'run')

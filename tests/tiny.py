@@ -46,3 +46,10 @@ def config(method: str = 'feature') -> ml_collections.ConfigDict:
   config.teacher.train.epochs = 8
   config.log.every_steps = 2
   return config
+
+
+def resnet_config(method: str = 'feature') -> ml_collections.ConfigDict:
+  """The same with ResNet-10s, where weights have the names of ResNets."""
+  resnets = config(method)
+  resnets.student.name = resnets.teacher.name = 'resnet10'
+  return resnets
