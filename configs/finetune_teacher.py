@@ -24,7 +24,7 @@ from kdjax import config as config_lib
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Gives the configuration."""
+  """Returns the configuration."""
   config = config_lib.default()
   config.student.update(name='', stem='', width=0, head='fresh')
   config.train.epochs = 5

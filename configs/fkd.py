@@ -19,7 +19,7 @@ from kdjax import config as config_lib
 
 
 def get_config(variant: str = 'mean') -> ml_collections.ConfigDict:
-  """Gives the configuration of one of the two published variants."""
+  """Returns the configuration of one of the two published variants."""
   config = config_lib.default()
   config.method.name = 'feature'
   if variant == 'mean':

@@ -21,7 +21,7 @@ from kdjax import config as config_lib
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Gives the configuration."""
+  """Returns the configuration."""
   config = config_lib.default()
   config.method.name = 'response'
   config.student.stem = 'imagenet'

@@ -13,7 +13,7 @@ from kdjax import config as config_lib
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Gives the configuration."""
+  """Returns the configuration."""
   config = config_lib.default()
   config.method.name = 'feature'
   config_lib.set_digits_recipe(config)

@@ -15,7 +15,7 @@ from kdjax import sweep
 
 
 def get_config(variant: str = 'comparison') -> ml_collections.ConfigDict:
-  """Gives the configuration of a comparison, or of the published tuning."""
+  """Returns the configuration of a comparison, or of the published tuning."""
   config = sweep.default()
   config_lib.set_digits_recipe(config.run)
   if variant == 'comparison':

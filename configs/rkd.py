@@ -17,7 +17,7 @@ from kdjax import config as config_lib
 
 
 def get_config(variant: str = 't2') -> ml_collections.ConfigDict:
-  """Gives the configuration of one of the two published variants."""
+  """Returns the configuration of one of the two published variants."""
   config = config_lib.default()
   config.method.name = 'response'
   if variant == 't2':

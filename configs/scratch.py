@@ -13,7 +13,7 @@ from kdjax import config as config_lib
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
-  """Gives the configuration, with the recipe of either published variant."""
+  """Returns the configuration, with the recipe of either published variant."""
   config = config_lib.default()
   if variant == 'adam':
     config_lib.set_adam_recipe(config)

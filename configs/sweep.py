@@ -41,7 +41,7 @@ from kdjax import sweep
 
 
 def get_config(variant: str = 'comparison') -> ml_collections.ConfigDict:
-  """Gives the configuration of a variant."""
+  """Returns the configuration of a variant."""
   config = sweep.default()
   method = config.run.method
   method.response.temperature = 2.0

@@ -12,5 +12,5 @@ from kdjax import config as config_lib
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Gives the configuration."""
+  """Returns the configuration."""
   return config_lib.teacher_run(config_lib.default())

@@ -25,7 +25,7 @@ _NETWORK = 'name', 'stem', 'width', 'dtype'
 
 
 def default() -> ConfigDict:
-  """Gives the configuration that the files in `configs/` start from.
+  """Returns the configuration that the files in `configs/` start from.
 
   A field under `teacher` that is None takes the student's value: the compute
   dtype and, where a teacher must be trained, the stem and most of the recipe
@@ -306,7 +306,7 @@ def has_logits(config: ConfigDict) -> bool:
 
 
 def model_arguments(config: ConfigDict, num_classes: int) -> dict[str, Any]:
-  """Gives the arguments that `kdjax.models.build` makes the student with.
+  """Returns the arguments that `kdjax.models.build` makes the student with.
 
   Args:
     config: a run's configuration.
@@ -339,7 +339,7 @@ def build_method(config: ConfigDict) -> tuple[methods.Method, dict[str, float]]:
 
 
 def short_names(fields: Sequence[str]) -> dict[str, str]:
-  """Gives each field the last part of its name, where only it ends so.
+  """Shortens names of fields to their last part, where that is unique.
 
   Args:
     fields: dotted names, such as `method.response.temperature`.
@@ -437,7 +437,7 @@ _CHECKS: dict[str, _Check] = {
 
 
 def normalize(config: ConfigDict) -> ConfigDict:
-  """Gives a configuration the form in which the rest of kdjax knows it.
+  """Normalizes the values of a configuration, such as lists and paths.
 
   A home directory (`~`) in a path is expanded, and text with commas in a tuple
   of names is several of them, unless it is the path of something as a whole:
@@ -501,7 +501,7 @@ def _check_fields(config: ConfigDict) -> None:
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
-  """Gives the value of each field of a configuration, by its dotted name."""
+  """Returns the value of each field of a configuration, by its dotted name."""
   found: dict[str, Any] = {}
   for key, value in config.items():
     if isinstance(value, ConfigDict):

@@ -121,7 +121,7 @@ def fast_compilation(request):
 
 @pytest.fixture(autouse=True)
 def own_logger():
-  """Gives each test the logger as it was before a command set it up."""
+  """Restores the logger after each test; commands set it up."""
   logger = logging.getLogger('kdjax')
   before = logger.level, logger.propagate, logger.handlers[:]
   yield

@@ -15,13 +15,13 @@ FOLDER = pathlib.Path(__file__).resolve().parents[1] / 'third_party' / 'pytorch'
 
 @functools.cache
 def losses() -> dict[str, np.ndarray]:
-  """Gives the arrays of losses.npz; third_party/README.md lists the keys."""
+  """Returns the arrays of losses.npz; third_party/README.md lists the keys."""
   return _load('losses.npz')
 
 
 @functools.cache
 def resnets() -> dict[str, np.ndarray]:
-  """Gives the arrays of resnets.npz; third_party/README.md lists the keys."""
+  """Returns the arrays of resnets.npz; third_party/README.md lists the keys."""
   return _load('resnets.npz')
 
 

@@ -72,7 +72,7 @@ def root(tmp_path_factory):
 
 
 def difference(run, other):
-  """Gives the largest difference of two runs' parameters, and their largest."""
+  """Returns the largest difference of two runs' parameters, and the scale."""
   ours, theirs = (
     jax.tree.leaves(checkpoint.restore(path, 'last').variables['params'])
     for path in (run, other)

@@ -85,7 +85,7 @@ def continued(workdir):
 
 
 def exchanged(session):
-  """Gives the collective operations in the step of the last run."""
+  """Returns the collective operations in the step of the last run."""
   _, program = session._kept['program']
   pattern = r' (all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?[(]'
   return sorted(set(re.findall(pattern, program._compiled[1].as_text())))

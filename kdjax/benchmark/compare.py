@@ -127,7 +127,7 @@ def run(
 def run_config(
   config: ml_collections.ConfigDict, mode: str
 ) -> ml_collections.ConfigDict:
-  """Gives the configuration of the run that a mode measures.
+  """Returns the configuration of the run that a mode measures.
 
   Args:
     config: configuration of a run.
@@ -203,7 +203,7 @@ def check_baseline(
 def pytorch_spec(
   config: ml_collections.ConfigDict, variant: str, ready: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Gives the argument of the PyTorch worker.
+  """Returns the argument of the PyTorch worker.
 
   Args:
     config: configuration of a mode's run.
@@ -306,7 +306,7 @@ def start(
 def alternate(
   workers: Mapping[str, Worker], seconds: float
 ) -> dict[str, dict[str, Any]]:
-  """Gives workers bursts of steps in turns.
+  """Has workers do bursts of steps in turns.
 
   Args:
     workers: workers that are ready, by name.

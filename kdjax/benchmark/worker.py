@@ -117,7 +117,7 @@ class Training:
     self._program.close()
 
   def description(self) -> dict[str, Any]:
-    """Gives what is known after the first step, as JSON has it."""
+    """Describes the run after its first step, for JSON."""
     device = jax.devices()[0]
     return {
       'versions': {
@@ -190,7 +190,7 @@ def _matmul_flops_per_s(dtype: str) -> float:
 
 
 def _peak_memory() -> int:
-  """Gives the most memory used, in bytes: the device's, or the process's."""
+  """Returns the peak memory in bytes: of the device, or of the process."""
   statistics = jax.devices()[0].memory_stats()
   if statistics:
     return statistics['peak_bytes_in_use']

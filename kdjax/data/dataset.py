@@ -226,7 +226,7 @@ def in_memory(split: Split | Stream) -> Split:
 
 
 def labels_of(split: Split | Stream, rows: np.ndarray) -> np.ndarray:
-  """Gives the labels of some rows of a split; a few, for a stream is read."""
+  """Returns the labels of some rows of a split; a few, for a stream is read."""
   return (
     split.labels[rows] if isinstance(split, Split) else split.batch(rows).labels
   )

@@ -56,7 +56,7 @@ class Feed:
     return self
 
   def __next__(self) -> tuple[jax.Array, jax.Array]:
-    """Gives the images and labels of a step, divided over the devices."""
+    """Returns the images and labels of a step, divided over the devices."""
     while len(self._ahead) <= _AHEAD:
       batch = next(self._batches, None)
       if batch is None:

@@ -443,7 +443,7 @@ def train_batches(
   random_resized_crop: float = 0.0,
   workers: int = 0,
 ) -> Batches:
-  """Gives the batches of training steps, before padded crops and flips.
+  """Reads the batches of training steps, before padded crops and flips.
 
   They hold what `kdjax.data.augment.train_batch` takes from a split in memory.
 
@@ -480,7 +480,7 @@ def eval_batches(
   batch_size: int,
   rows: np.ndarray | None = None,
 ) -> Batches:
-  """Gives every example of a split once, in order.
+  """Reads every example of a split once, in order.
 
   Args:
     stream: the split.

@@ -113,7 +113,7 @@ _Best = list[tuple[str, float]]
 
 
 def _best(student: Student, probabilities: np.ndarray, top: int) -> _Best:
-  """Gives the likeliest classes and their probabilities."""
+  """Returns the likeliest classes and their probabilities."""
   classes = np.argsort(-probabilities, kind='stable')[:top]
   names = student.class_names
   return [

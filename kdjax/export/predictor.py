@@ -181,7 +181,7 @@ def check_normalized(network: Network) -> None:
 
 
 def image_shape(card: Mapping[str, Any]) -> tuple[int, int, int]:
-  """Gives height, width and channels of a network's images.
+  """Returns height, width and channels of a network's images.
 
   Args:
     card: what is known of it.

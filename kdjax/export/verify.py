@@ -63,7 +63,7 @@ class Compared(NamedTuple):
 
 
 def tolerance(model: Any) -> float:
-  """Gives the difference that is rounding.
+  """Computes how large a difference still is rounding.
 
   Args:
     model: arguments of `kdjax.models.build`, as in a card.

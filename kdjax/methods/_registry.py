@@ -14,7 +14,7 @@ def names() -> list[str]:
 
 
 def defaults(name: str) -> dict[str, Any]:
-  """Gives the settings of a method, options and hyperparameters, by default.
+  """Returns the settings of a method, options and hyperparameters, by default.
 
   Args:
     name: one of `names()`.

@@ -72,7 +72,7 @@ class Ensemble(nn.Module):
 
 
 def member_name(index: int) -> str:
-  """Gives the name of a member, whose index is from 0."""
+  """Returns the name of a member, whose index is from 0."""
   return f'member{index + 1}'
 
 

@@ -212,7 +212,7 @@ def feature_names(
 def output_shapes(
   model: nn.Module, variables: Variables, images: Any, names: Sequence[str]
 ) -> Outputs:
-  """Gives the shapes and dtypes of what `forward` returns, computing nothing.
+  """Returns the shapes and dtypes of what `forward` returns, computing nothing.
 
   Args:
     model: a Flax module called as `model(images, train=…)`.

@@ -102,7 +102,7 @@ def _import(path: str) -> Callable[..., Any]:
 
 
 def _returned(path: str, function: types.FunctionType) -> Any:
-  """Gives what a function says that it returns."""
+  """Returns what a function says that it returns."""
   try:
     return typing.get_type_hints(function).get('return')
   # Annotations may be any expressions.

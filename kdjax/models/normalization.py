@@ -23,7 +23,7 @@ class Normalization(NamedTuple):
   std: tuple[float, ...]
 
   def flags(self) -> str:
-    """Gives the flags that set it for a teacher."""
+    """Returns the flags that set it for a teacher."""
     return (
       f'--config.teacher.mean={_listed(self.mean)} '
       f'--config.teacher.std={_listed(self.std)}'

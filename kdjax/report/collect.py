@@ -142,7 +142,7 @@ def read(paths: Iterable[pathlib.Path]) -> Comparison:
 
 
 def config_of(run: Run | Diverged) -> dict[str, Any]:
-  """Gives the content of a run's `config.json`."""
+  """Returns the content of a run's `config.json`."""
   return run.result['config'] if isinstance(run, Run) else run.config
 
 

@@ -540,7 +540,7 @@ def _figure(height: float) -> Figure:
 
 
 def _plain(axes: Axes) -> None:
-  """Gives axes a light grid and no frame at the top and the right."""
+  """Draws a light grid, and no frame at the top and the right."""
   axes.spines[['top', 'right']].set_visible(False)
   axes.grid(axis='y', color='0.88', linewidth=0.6)
   axes.set_axisbelow(True)
@@ -573,7 +573,7 @@ def _legend(figure: Figure, axes: Axes, title: str | None = None) -> None:
 
 
 def _series(index: int, count: int) -> dict[str, Any]:
-  """Gives marker and colour of one of several series, from dark to light."""
+  """Returns marker and colour of one of several series, from dark to light."""
   # Without the map's lightest end, which is hard to see on white.
   shade = matplotlib.colormaps[_MAP](0.8 * index / max(count - 1, 1))
   return {'color': shade, 'marker': _MARKERS[index % len(_MARKERS)]}
@@ -609,7 +609,7 @@ def _value_ticks(axes: Axes, values: np.ndarray) -> None:
 
 
 def _ink(image: AxesImage, value: float) -> str:
-  """Gives the colour of text that can be read on the shade of a value."""
+  """Returns the colour of text that can be read on the shade of a value."""
   red, green, blue, _ = image.to_rgba(np.asarray(value))
   return 'white' if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else 'black'
 
@@ -629,7 +629,7 @@ def _show_image(axes: Axes, image: np.ndarray) -> None:
 
 
 def _text_width(text: str) -> float:
-  """Gives the width of a line of text, in inches."""
+  """Returns the width of a line of text, in inches."""
   width, _, _ = textpath.text_to_path.get_text_width_height_descent(
     text, font_manager.FontProperties(size=_TEXT), ismath=False
   )
@@ -680,7 +680,7 @@ def _seeds(counts: Collection[int]) -> str:
 
 
 def _with_seeds(counts: Mapping[str, int]) -> tuple[str | None, list[str]]:
-  """Gives a legend's title and labels that say how many seeds each has."""
+  """Returns a legend's title and labels that say how many seeds each has."""
   if len(set(counts.values())) == 1:
     return _seeds(counts.values()), list(counts)
   return None, [
@@ -713,7 +713,7 @@ def _is_logarithmic(x: np.ndarray) -> bool:
 
 
 def _bars(std: np.ndarray) -> np.ndarray | None:
-  """Gives the lengths of error bars; None where there are none."""
+  """Returns the lengths of error bars; None where there are none."""
   return std if np.isfinite(std).any() else None
 
 

@@ -81,7 +81,7 @@ class Row(NamedTuple):
 
 
 def summarize(values: Sequence[float]) -> Summary:
-  """Gives the mean and the sample standard deviation of some values.
+  """Returns the mean and the sample standard deviation of some values.
 
   Args:
     values: one or more.
@@ -127,7 +127,7 @@ def gain(values: Sequence[float], baseline: Sequence[float]) -> Gain:
 def measure_run(
   run: collect.Run, teacher_logits: np.ndarray | None
 ) -> dict[str, float | None]:
-  """Gives the numbers of one run.
+  """Returns the numbers of one run.
 
   Args:
     run: the run.
@@ -190,7 +190,7 @@ def teacher_logits(comparison: collect.Comparison) -> np.ndarray | None:
 
 
 def rows(comparison: collect.Comparison) -> list[Row]:
-  """Gives the rows of the comparison's table.
+  """Returns the rows of the comparison's table.
 
   Args:
     comparison: the runs.
@@ -287,13 +287,13 @@ def validation_accuracies(group: collect.Group) -> list[float | None]:
 
 
 def validation_accuracy(group: collect.Group) -> float | None:
-  """Gives a group's mean validation accuracy at the best epochs, if it has."""
+  """Averages a group's validation accuracy at the best epochs, if known."""
   summary = _summarize_all(validation_accuracies(group))
   return summary and summary.mean
 
 
 def confusion(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
-  """Gives the share of each true class that is taken for each class.
+  """Returns the share of each true class that is taken for each class.
 
   Args:
     labels: class indices, integer `[N]`.

@@ -236,7 +236,7 @@ def footnotes(
 
 
 def comparison_csv(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
-  """Gives the numbers of each row, not rounded.
+  """Returns the unrounded numbers of each row.
 
   Args:
     comparison: the runs.
@@ -272,7 +272,7 @@ def comparison_csv(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
 
 
 def runs_csv(comparison: collect.Comparison) -> str:
-  """Gives the numbers of each run, not rounded.
+  """Returns the unrounded numbers of each run.
 
   Args:
     comparison: the runs.

@@ -21,7 +21,7 @@ _LARGEST = 2**31 - 1
 
 
 def seal(card: Mapping[str, Any], **content: Any) -> str:
-  """Gives the text of a card, with the SHA-256 of all of it.
+  """Returns the text of a card, with the SHA-256 of all of it.
 
   Args:
     card: the card.

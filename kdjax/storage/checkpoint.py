@@ -254,7 +254,7 @@ class Checkpoints:
     return None
 
   def validations(self) -> list[dict[str, Any]]:
-    """Gives what the validation of each sound checkpoint gave, as a log has it.
+    """Lists the validation metrics of each sound checkpoint.
 
     Returns:
       Of each that was validated `step`, `epoch`, `accuracy` and `loss`.
@@ -734,7 +734,7 @@ def _complete_steps(root: pathlib.Path) -> list[int]:
 
 
 def _best(accuracies: Mapping[int, float | None]) -> int:
-  """Gives the step of the best; where two are equally good, the later one."""
+  """Returns the step of the best; where two are equally good, the later one."""
 
   def rank(step: int) -> tuple[float, int]:
     accuracy = accuracies[step]
@@ -804,7 +804,7 @@ def _cannot_read(directory: pathlib.Path, cause: OSError) -> OSError:
 
 
 def _shorten(error: Exception) -> str:
-  """Gives how an error begins and ends; TensorStore's go on for pages."""
+  """Shortens an error to its ends; TensorStore's go on for pages."""
   text = ' '.join(str(error).split())
   return text if len(text) < 400 else f'{text[:200]} … {text[-200:]}'
 

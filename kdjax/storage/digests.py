@@ -13,7 +13,7 @@ SHA256 = 'sha256'
 
 
 def digest(tree: Any) -> str:
-  """Gives the SHA-256 of all arrays in a PyTree and of their places in it."""
+  """Returns the SHA-256 of all arrays in a PyTree and of their places in it."""
   state = hashlib.sha256()
   for name, leaf in _leaves(tree):
     state.update(f'{name} {leaf.dtype} {leaf.shape}\n'.encode())
@@ -41,7 +41,7 @@ def describe(tree: Any) -> dict[str, dict[str, Any]]:
 
 
 def of_json(content: Mapping[str, Any]) -> str:
-  """Gives the SHA-256 of JSON, however it is laid out in its file."""
+  """Returns the SHA-256 of JSON, however it is laid out in its file."""
   text = json.dumps(content, sort_keys=True, separators=(',', ':'))
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -58,7 +58,7 @@ def is_sealed(content: Mapping[str, Any]) -> bool:
 
 
 def _bytes(array: np.ndarray) -> memoryview:
-  """Gives the bytes of an array without a copy."""
+  """Returns the bytes of an array without a copy."""
   return array.reshape(-1).view(np.uint8).data
 
 

@@ -267,7 +267,7 @@ def _variables_among(
 
 
 def _beginning(name: str, root: str) -> str:
-  """Gives as much of a path as tells it from a prefix."""
+  """Cuts a path where it is known to differ from a prefix."""
   words, parts = name.split('/'), root.split('/')
   common = 0
   while words[common : common + 1] == parts[common : common + 1] != []:

@@ -185,7 +185,7 @@ def read(path: str | os.PathLike[str]) -> Logits:
 def _class_names(
   path: pathlib.Path, arrays: dict[str, np.ndarray], classes: int
 ) -> tuple[str, ...] | None:
-  """Gives the names of the classes, if the file has them."""
+  """Returns the names of the classes, if the file has them."""
   if _CLASS_NAMES not in arrays:
     return None
   names = arrays[_CLASS_NAMES]

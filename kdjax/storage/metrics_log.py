@@ -111,7 +111,7 @@ def _check_record(record: Mapping[str, Any]) -> None:
 
 
 def line(record: Mapping[str, Any], number: int) -> str:
-  """Gives the line that `_parse` reads."""
+  """Formats the line that `_parse` reads."""
   content = {**record, _LINE: number}
   line = {**content, _CRC: _checksum(content)}
   return json.dumps(line, allow_nan=False) + '\n'

@@ -340,7 +340,7 @@ def _describe(path: pathlib.Path, found: weights.Imported) -> dict[str, Any]:
 def _with_two_logits(
   found: weights.Imported, names: Sequence[str] | None
 ) -> weights.Imported:
-  """Gives a network with one logit, z, the two logits 0 and z.
+  """Turns a network with one logit z into one with two, 0 and z.
 
   Their softmax is the sigmoid of z, by which such a network is trained.
   """

@@ -23,12 +23,12 @@ Function = Callable[[np.ndarray], Any]
 
 
 def card_of(path: pathlib.Path) -> pathlib.Path:
-  """Gives the path of the card of a program's file."""
+  """Returns the path of the card of a program's file."""
   return path.with_name(f'{path.name}.json')
 
 
 def new_card_of(path: pathlib.Path) -> pathlib.Path:
-  """Gives the path of the card of a program's file that is being replaced.
+  """Returns the path of the card of a program's file that is being replaced.
 
   It is there before the file is, and until the card is: whichever of both files
   a process that is killed has replaced, the file has its card.

@@ -117,12 +117,12 @@ _FREE = (
 
 
 def as_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Gives a configuration as JSON has it (tuples become lists)."""
+  """Returns a configuration as JSON has it (tuples become lists)."""
   return json.loads(config.to_json())
 
 
 def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Gives the fields of a configuration that change what its run computes.
+  """Returns the fields of a configuration that change what its run computes.
 
   Args:
     config: a run's configuration, as in `config.json`.
@@ -375,7 +375,7 @@ def write_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
 
 
 def digests_of_files(workdir: pathlib.Path) -> dict[str, str]:
-  """Gives the SHA-256 of the files that a run leaves beside its result.
+  """Returns the SHA-256 of the files that a run leaves beside its result.
 
   Args:
     workdir: the run directory.

@@ -40,7 +40,7 @@ class Run(NamedTuple):
 
 
 def default() -> ml_collections.ConfigDict:
-  """Gives the configuration that sweeps start from.
+  """Returns the configuration that sweeps start from.
 
   Returns:
     A new configuration: `run`, that of the runs as in `kdjax.config.default`,
@@ -202,7 +202,7 @@ def _fields(stage: Mapping[str, Any]) -> list[str]:
 
 
 def _method_of(field: str) -> str | None:
-  """Gives the method that a field is a setting of; None if of none."""
+  """Returns the method that a field is a setting of; None if of none."""
   section, _, setting = field.partition('.')
   if section != 'method' or field == _METHOD:
     return None

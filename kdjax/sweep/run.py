@@ -184,7 +184,7 @@ def _describe(one: Run) -> dict[str, Any]:
 
 
 def _recorded(one: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
-  """Gives the record of a run that is done; None of one that is not."""
+  """Returns the record of a run that is done; None of one that is not."""
   record = _describe(one)
   if result := run_directory.read_result(workdir):
     return record | {
@@ -224,7 +224,7 @@ def _run(one: Run, workdir: pathlib.Path, session: Session) -> dict[str, Any]:
 
 
 def _choose(records: Sequence[Mapping[str, Any]]) -> dict[str, Settings]:
-  """Gives the settings of each method that do best on validation.
+  """Returns the settings of each method that do best on validation.
 
   Settings with a run that did not finish are never chosen.
   """

@@ -90,19 +90,19 @@ def is_first() -> bool:
 
 @functools.cache
 def mesh() -> Mesh:
-  """Gives the mesh of all devices of all processes, with one axis."""
+  """Returns the mesh of all devices of all processes, with one axis."""
   return jax.make_mesh(
     (jax.device_count(),), (_AXIS,), axis_types=(AxisType.Auto,)
   )
 
 
 def replicated() -> NamedSharding:
-  """Gives the sharding of an array that is whole on every device."""
+  """Returns the sharding of an array that is whole on every device."""
   return NamedSharding(mesh(), PartitionSpec())
 
 
 def sharded() -> NamedSharding:
-  """Gives the sharding of a batch, whose first axis is divided over devices."""
+  """Returns the sharding of a batch: its first axis is divided over devices."""
   return NamedSharding(mesh(), PartitionSpec(_AXIS))
 
 
@@ -149,7 +149,7 @@ def divide(batch: _T) -> _T:
 
 
 def local_rows(batch_size: int) -> np.ndarray:
-  """Gives the rows of a divided batch that are on this process's devices.
+  """Returns the rows of a divided batch that are on this process's devices.
 
   Args:
     batch_size: examples in the batch, a multiple of the number of devices.
@@ -294,7 +294,7 @@ def write_once(write: Callable[[], None], seen: Callable[[], Any]) -> None:
 
 
 def _from_all(text: str) -> list[str]:
-  """Gives every process the texts of all, in their order."""
+  """Gathers the texts of all processes, in their order, on each of them."""
   content = np.frombuffer(text.encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(content.size))
   padded = np.zeros(max(sizes.max(), 1), np.uint8)

@@ -20,7 +20,7 @@ _LIMITS = (
 
 
 def size(tree: Any) -> int:
-  """Gives the bytes of arrays, or of their shapes and dtypes.
+  """Returns the bytes of arrays, or of their shapes and dtypes.
 
   Args:
     tree: a PyTree of what has a `shape` and a `dtype`.
@@ -57,7 +57,7 @@ def check(needed: int, what: str, advice: str, *, host: bool = False) -> None:
 
 
 def _host() -> int | None:
-  """Gives the bytes that a process can still get; None if that is unknown."""
+  """Returns the bytes that a process can still get; None if that is unknown."""
   found: dict[str, int] = {}
   with contextlib.suppress(OSError, ValueError):
     for line in pathlib.Path('/proc/meminfo').read_text().splitlines():
@@ -74,7 +74,7 @@ def _host() -> int | None:
 
 
 def _device() -> int | None:
-  """Gives the bytes that are left on the first device of this process."""
+  """Returns the bytes that are left on the first device of this process."""
   statistics = jax.local_devices()[0].memory_stats() or {}
   if 'bytes_limit' not in statistics:
     return None

@@ -60,7 +60,7 @@ def setup() -> None:
 
 
 def return_memory() -> None:
-  """Gives freed memory back to the system, which `setup` has the process keep.
+  """Returns freed memory to the system, which `setup` has the process keep.
 
   For after a compilation, which takes much and needs none of it again.
   """
@@ -108,7 +108,7 @@ def missing_backend() -> str | None:
 
 
 def cache_directory(name: str) -> pathlib.Path | None:
-  """Gives a folder of kdjax's in the user's cache directory, and makes it.
+  """Makes a folder in the user's cache directory.
 
   Args:
     name: the folder's name.

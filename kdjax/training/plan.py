@@ -35,11 +35,11 @@ class Plan(NamedTuple):
   overlap: bool
 
   def epoch(self, steps_done: int) -> float:
-    """Gives the epochs that so many steps make."""
+    """Converts steps to epochs."""
     return steps_done / self.steps_per_epoch
 
   def next_dispatch(self, steps_done: int) -> int:
-    """Gives the number of steps to do at once after so many.
+    """Returns the number of steps of the next dispatch.
 
     They stay within one epoch, so that one order of examples serves, and end
     where the run does.
@@ -63,7 +63,7 @@ class Plan(NamedTuple):
       yield before, steps_done
 
   def dispatches(self, steps_done: int) -> set[int]:
-    """Gives the numbers of steps that are done at once from a step on.
+    """Lists the sizes of all dispatches from a step on.
 
     All whole epochs are divided alike, however many they are.
     """

@@ -40,7 +40,7 @@ _STUDENT_KEY, _METHOD_KEY, _DATA_KEY, _DROPOUT_KEY = range(4)
 
 
 def data_key(rng: jax.Array) -> jax.Array:
-  """Gives the key that orders and augments a run's data, from the run's key."""
+  """Derives the key that orders and augments a run's data."""
   return jax.random.fold_in(rng, _DATA_KEY)
 
 
@@ -53,7 +53,7 @@ def dropout_key(state: TrainState) -> jax.Array:
 def student_variables(
   state: TrainState, normalization: Mapping[str, jax.Array], ema: bool = False
 ) -> dict[str, Any]:
-  """Gives the variables of the student in a state.
+  """Returns the variables of the student in a state.
 
   Args:
     state: the state.

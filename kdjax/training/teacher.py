@@ -193,7 +193,7 @@ def _load_logits(
 
 
 def _of_member(names: Sequence[str], index: int) -> list[str]:
-  """Gives the features of one member, as it calls them itself."""
+  """Selects the features of one member, by its own names."""
   prefix = f'{ensemble.member_name(index)}/'
   return [
     name.removeprefix(prefix) for name in names if name.startswith(prefix)
@@ -211,7 +211,7 @@ def _join(members: Sequence[Teacher], average: str) -> Teacher:
       )
 
   def common(key: str) -> Any:
-    """Gives what all members say that say anything; None if they differ."""
+    """Returns the value on which all members agree; None if they differ."""
     known = [report[key] for report in reports if report[key] is not None]
     return known[0] if known and known.count(known[0]) == len(known) else None
 
@@ -241,7 +241,7 @@ def _join(members: Sequence[Teacher], average: str) -> Teacher:
 
 
 def _wall_time(path: pathlib.Path) -> float:
-  """Gives the seconds that a run took; it must have finished."""
+  """Returns the seconds that a finished run took."""
   last = checkpoint.read_metadata(path, 'last')
   if run_directory.read_result(path) is None:
     raise ValueError(

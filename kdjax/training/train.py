@@ -193,7 +193,7 @@ def _environment() -> dict[str, Any]:
 def _facts(
   config: ml_collections.ConfigDict, workdir: pathlib.Path
 ) -> dict[str, Any]:
-  """Gives what all processes of a run must have been started with."""
+  """Lists the settings that all processes of a run must share."""
   fields = flax.traverse_util.flatten_dict(
     run_directory.as_json(config), sep='.'
   )

@@ -223,7 +223,7 @@ class Training:
     self._sums.tolist()
 
   def peak_memory(self) -> int:
-    """Gives the most memory used, in bytes: the device's, or the process's."""
+    """Returns the peak memory in bytes: of the device, or of the process."""
     if self._device.type == 'cuda':
       return torch.cuda.max_memory_allocated()
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -231,7 +231,7 @@ class Training:
 
 
 def _channels(network: resnet.ResNet) -> list[int]:
-  """Gives the channels of each stage's output."""
+  """Returns the channels of each stage's output."""
   stages = (network.layer1, network.layer2, network.layer3, network.layer4)
   return [stage[-1].bn1.num_features * stage[-1].expansion for stage in stages]
 

@@ -54,7 +54,7 @@ class Files(Protocol):
     """Says which example that is, for messages."""
 
   def paths(self) -> tuple[str, Sequence[str]]:
-    """Gives a folder, and the paths in it of all files that hold examples."""
+    """Returns a folder, and the paths in it of all files that hold examples."""
 
 
 class Source(NamedTuple):

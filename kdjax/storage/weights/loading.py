@@ -262,7 +262,7 @@ def _reader(start: bytes) -> Any:
 
 
 def to_torchvision(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Gives a ResNet's weights torchvision's names and PyTorch's layouts.
+  """Renames a ResNet's weights as torchvision does, in PyTorch's layouts.
 
   Args:
     variables: `{'params': …, 'batch_stats': …}` of one of kdjax's ResNets,

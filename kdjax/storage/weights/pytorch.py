@@ -182,7 +182,7 @@ def _members(path: pathlib.Path) -> dict[str, zipfile.ZipInfo]:
 
 
 def _member(member: zipfile.ZipInfo, content: memoryview) -> memoryview:
-  """Gives the bytes of a member, once they are known to be sound."""
+  """Returns the bytes of a member, once they are known to be sound."""
   what = escape.listed([member.filename])
   if (
     member.compress_type != zipfile.ZIP_STORED

@@ -287,7 +287,7 @@ def _describe(
 
 
 def _choose(file: stored_tensors.Stored) -> tuple[_Part, list[str], list[str]]:
-  """Gives the network, other networks' prefixes, and those of the same."""
+  """Finds the network, the prefixes of other networks, and its own."""
   roots: dict[str, _Naming] = {}
   for naming in _NAMINGS:
     for name in file.tensors:
@@ -544,7 +544,7 @@ def _outside(
 def _check_dtypes(
   tensors: Mapping[str, stored_tensors.Tensor], original: Mapping[str, str]
 ) -> list[str]:
-  """Gives the dtypes that have to be converted."""
+  """Returns the dtypes that have to be converted."""
   dtypes = {name: tensor.dtype.name for name, tensor in tensors.items()}
   known = ('float32', 'float16', 'bfloat16', 'float64')
   if unknown := [
@@ -717,7 +717,7 @@ def to_flax(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def from_flax(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Gives arrays their canonical names and PyTorch's layouts.
+  """Renames arrays canonically, and brings them into PyTorch's layouts.
 
   Args:
     variables: `{'params': …, 'batch_stats': …}` of one of kdjax's ResNets;
@@ -753,7 +753,7 @@ _STATISTICS = {'running_mean': 'mean', 'running_var': 'var'}
 
 
 def _flax_path(name: str, rank: int) -> list[str]:
-  """Gives the collection and the path of a tensor."""
+  """Returns the collection and the path of a tensor."""
   *path, kind = name.split('.')
   if path[0].startswith('layer'):
     path[0] = path[0].replace('layer', 'stage')
@@ -767,7 +767,7 @@ def _flax_path(name: str, rank: int) -> list[str]:
 
 
 def _canonical(path: tuple[str, ...]) -> str:
-  """Gives the name of a tensor by its path, or the path itself."""
+  """Returns the name of a tensor by its path, or the path itself."""
   name = '.'.join(path)
   name = re.sub(
     r'^stage(\d+)\.block(\d+)\.',

@@ -399,7 +399,7 @@ class _Machine:
 
 
 def _call(machine: _Machine, name: str, arguments: tuple) -> Any:
-  """Gives what stands for the result of a function, which is not called."""
+  """Stands for the result of a function, which is not called."""
   machine.spend(len(arguments))
   machine.spend(sum(len(a) for a in arguments if isinstance(a, list | tuple)))
   if name == _ORDERED_DICT:
