@@ -74,9 +74,10 @@ class Program:
       dict(run.initial.variables)
     )
     self._train = _put(dataset.train, run.plan.batch_size)
-    self._train_batch = _make_train_batch(run)
+    train_batch = _make_train_batch(run)
+    self._train_batch = xla.jit(train_batch)
     self._create_state = _make_create_state(run, transformation)
-    self._run_steps = _make_run_steps(run, transformation, self._train_batch)
+    self._run_steps = _make_run_steps(run, transformation, train_batch)
     # Nearly all of a step is in the loop over the parts of a batch, which CPUs
     # do not have.
     on_cpu = jax.default_backend() == 'cpu'
@@ -91,7 +92,7 @@ class Program:
     self.compile_time_s = 0.0
     self._rng = _key(run.config.seed)
     self._epochs = Epochs(
-      run, self._rng, self._train, xla.jit(self._train_batch), self._teacher
+      run, self._rng, self._train, self._train_batch, self._teacher
     )
     cached = run.replay is not None
     self._arguments = (
