@@ -37,31 +37,32 @@ def pytest_addoption(parser):
     type=int,
     default=2,
     metavar='N',
-    help='how often tests/test_faults.py kills a run; half as often it damages '
-    'the newest checkpoint (default 2)',
+    help='how often tests/training/test_faults.py kills a run; half as often '
+    'it damages the newest checkpoint (default 2)',
   )
   parser.addoption(
     '--fuzz',
     type=int,
     default=1500,
     metavar='N',
-    help='how many damaged files tests/weights/test_hostile.py reads (default '
-    '1500)',
+    help='how many damaged files tests/storage/weights/test_hostile.py reads '
+    '(default 1500)',
   )
   parser.addoption(
     '--shapes',
     type=int,
     default=3,
     metavar='N',
-    help='how many random shapes tests/test_compiler.py compares of each '
-    'computation (default 3)',
+    help='how many random shapes tests/system/test_compiler.py compares of '
+    'each computation (default 3)',
   )
   parser.addoption(
     '--damages',
     type=int,
     default=60,
     metavar='N',
-    help='how often tests/test_damage.py damages a file of a run (default 60)',
+    help='how often tests/storage/test_damage.py damages a file of a run '
+    '(default 60)',
   )
 
 
@@ -89,13 +90,13 @@ _NUMBERS = {
   'test_devices.py',
   # Streams and data in memory come to the same bits, which a compiler need not
   # promise.
-  'test_feed.py',
+  'test_streams.py',
   'test_losses.py',
   'test_metrics.py',
   'test_optimizer.py',
-  'test_precomputed.py',
-  'test_replay.py',
-  'test_runtime.py',
+  'test_logits_file.py',
+  'test_teacher_logits.py',
+  'test_xla.py',
   'test_step.py',
   'test_sums.py',
 }

@@ -10,7 +10,7 @@ import sys
 import hostile
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 # What a file says beside its weights need not be true.
 HARMLESS = ('zip: a name that is a path', 'zip: paths')
 

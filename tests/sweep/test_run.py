@@ -162,7 +162,7 @@ def test_the_command_ends_with_tables_and_reports(swept, tmp_path):
   tests = pathlib.Path(__file__).parent
   file.write_text(
     f'import sys\nsys.path[:0] = {[str(tests), str(tests.parent)]}\n'
-    'from test_execute import small as get_config\n'
+    'from test_run import small as get_config\n'
   )
   # All of its runs are finished.
   done = command(f'--config={file}', f'--workdir={root}')
