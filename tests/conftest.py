@@ -49,6 +49,12 @@ def pytest_addoption(parser):
     '(default 1500)',
   )
   parser.addoption(
+    '--golden',
+    metavar='DIRECTORY',
+    help='files of reference values for tests/losses/test_golden.py instead of '
+    'those in third_party/golden',
+  )
+  parser.addoption(
     '--shapes',
     type=int,
     default=3,
@@ -91,6 +97,7 @@ _NUMBERS = {
   # Streams and data in memory come to the same bits, which a compiler need not
   # promise.
   'test_streams.py',
+  'test_golden.py',
   'test_losses.py',
   'test_metrics.py',
   'test_optimizer.py',

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 # Flax hands the layout over as a ConvDimensionNumbers of tuples (NHWC, HWIO).
-_NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
 # Largest map (height × width) for which k×k convolutions become one matrix
 # product. Up to 2×2, XLA's own kernel on CPU was 7 to 20 times slower.
@@ -73,7 +73,7 @@ def conv_general_dilated(
   )
   ordinary = (
     lhs.ndim == 4
-    and dimension_numbers == _NHWC
+    and dimension_numbers == NHWC
     and feature_group_count == 1
     and set(lhs_dilation or (1,)) | set(rhs_dilation or (1,)) == {1}
   )

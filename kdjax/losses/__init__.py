@@ -1,0 +1,116 @@
+"""Distillation losses: pure functions of arrays, one value per example.
+
+Notation: z_s and z_t are the logits of student and teacher, y the labels, C the
+number of classes, B the batch, T the temperature, p_T(z) = softmax(z / T),
+n(v) = v / max(‖v‖, 1e-12), log the natural logarithm. Every function returns
+float32 `[batch]`, so that the caller can mask and average; the batch mean is
+the published form. A loss of the whole batch gives each example its share, or
+the same value. Inputs are cast to float32 first; gradients stop at the teacher;
+nothing is broadcast; values and gradients stay finite wherever the mathematics
+allows it. Weights of the whole and the cross-entropy are the caller's.
+"""
+
+from kdjax.losses._arrays import match_sizes
+from kdjax.losses.features import (
+  at,
+  cat_kd,
+  feature_loss,
+  feature_mse,
+  hcl,
+  ickd,
+  nst,
+  ofd,
+  ofd_margin,
+  vid,
+  wkd_f,
+)
+from kdjax.losses.logits import (
+  abkd,
+  crld,
+  cross_entropy,
+  ctkd,
+  dist,
+  dkd,
+  gdkd,
+  kd,
+  mlkd,
+  nkd,
+  normkd,
+  ofa,
+  region_logits,
+  response_loss,
+  rld,
+  sdd,
+  skd,
+  standardize_logits,
+  temperature_kl,
+  ttm,
+  wkd_l,
+  wsld,
+  wttm,
+)
+from kdjax.losses.relations import (
+  CRD,
+  cc,
+  cc_pairs,
+  crd,
+  dcd,
+  itrd,
+  pkt,
+  rkd,
+  sp,
+  srd,
+)
+from kdjax.losses.self_taught import byot, pskd, tfkd, uskd
+
+__all__ = [
+  'CRD',
+  'abkd',
+  'at',
+  'byot',
+  'cat_kd',
+  'cc',
+  'cc_pairs',
+  'crd',
+  'crld',
+  'cross_entropy',
+  'ctkd',
+  'dcd',
+  'dist',
+  'dkd',
+  'feature_loss',
+  'feature_mse',
+  'gdkd',
+  'hcl',
+  'ickd',
+  'itrd',
+  'kd',
+  'match_sizes',
+  'mlkd',
+  'nkd',
+  'normkd',
+  'nst',
+  'ofa',
+  'ofd',
+  'ofd_margin',
+  'pkt',
+  'pskd',
+  'region_logits',
+  'response_loss',
+  'rkd',
+  'rld',
+  'sdd',
+  'skd',
+  'sp',
+  'srd',
+  'standardize_logits',
+  'temperature_kl',
+  'tfkd',
+  'ttm',
+  'uskd',
+  'vid',
+  'wkd_f',
+  'wkd_l',
+  'wsld',
+  'wttm',
+]

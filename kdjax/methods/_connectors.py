@@ -1,0 +1,230 @@
+"""Modules that a method trains beside the student, as functions of arrays.
+
+Parameters are dicts with the names and layouts of Flax. BatchNorm normalises by
+the statistics of the batch, with ε = 1e-5: a method's modules are never run in
+evaluation mode.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kdjax.models import cpu_conv, sums
+
+Params = dict[str, Any]
+
+# PyTorch's default for convolutions and dense layers: uniform in ±1/√fan_in.
+_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+def init_conv(
+  rng: jax.Array,
+  in_channels: int,
+  out_channels: int,
+  size: int = 1,
+  bias: bool = True,
+) -> Params:
+  """Initialises a convolution, as PyTorch does but for the bias, which is 0."""
+  kernel = _uniform(rng, (size, size, in_channels, out_channels))
+  return {'kernel': kernel} | (
+    {'bias': jnp.zeros(out_channels)} if bias else {}
+  )
+
+
+def conv(
+  params: Params,
+  x: jax.Array,
+  stride: int = 1,
+  padding: int = 0,
+) -> jax.Array:
+  """Applies a convolution with the bias that it has, in the dtype of `x`."""
+  kernel = params['kernel'].astype(x.dtype)
+  if kernel.shape[:2] == (1, 1) and stride == 1 and not padding:
+    x = cpu_conv.pointwise(x, kernel[0, 0])
+  else:
+    x = cpu_conv.conv_general_dilated(
+      x,
+      kernel,
+      (stride, stride),
+      [(padding, padding)] * 2,
+      dimension_numbers=cpu_conv.NHWC,
+    )
+  if 'bias' in params:
+    x = sums.add_bias(x, params['bias'].astype(x.dtype))
+  return x
+
+
+def init_dense(
+  rng: jax.Array, in_channels: int, out_channels: int, bias: bool = True
+) -> Params:
+  """Initialises a dense layer, as PyTorch does but for the bias, which is 0."""
+  return {'kernel': _uniform(rng, (in_channels, out_channels))} | (
+    {'bias': jnp.zeros(out_channels)} if bias else {}
+  )
+
+
+def dense(params: Params, x: jax.Array) -> jax.Array:
+  """Applies a dense layer to `[batch, in_channels]`, in float32."""
+  x = jnp.matmul(
+    x.astype(jnp.float32),
+    params['kernel'],
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  return x + params['bias'] if 'bias' in params else x
+
+
+def init_batch_norm(channels: int) -> Params:
+  """Initialises a BatchNorm: scale 1 and bias 0."""
+  return {'scale': jnp.ones(channels), 'bias': jnp.zeros(channels)}
+
+
+def batch_norm(params: Params, x: jax.Array) -> jax.Array:
+  """Normalises each channel by the batch's statistics, in float32."""
+  x = x.astype(jnp.float32)
+  axes = range(x.ndim - 1)
+  centered = x - x.mean(axis=axes)
+  variance = jnp.square(centered).mean(axis=axes)
+  scale = params['scale'] * jax.lax.rsqrt(variance + 1e-5)
+  return centered * scale + params['bias']
+
+
+def pool(x: jax.Array) -> jax.Array:
+  """Averages a map over its positions, `[batch, channels]` float32.
+
+  Of a ResNet's last stage it is the input of the last layer.
+  """
+  return x.astype(jnp.float32).mean(axis=range(1, x.ndim - 1))
+
+
+def init_regressor(
+  rng: jax.Array, student: Sequence[int], teacher: Sequence[int]
+) -> Params:
+  """Initialises FitNet's regressor of a student's map to the teacher's shape.
+
+  Raises:
+    ValueError: the student's map is smaller than the teacher's.
+  """
+  ours, theirs = student[1], teacher[1]
+  if student[1:3] == teacher[1:3]:
+    size = 1
+  elif ours == 2 * theirs:
+    size = 3
+  elif ours > theirs:
+    size = 1 + ours - theirs
+  else:
+    raise ValueError(
+      f'the map of the student has shape {tuple(student)}, that of the teacher '
+      f'{tuple(teacher)}: the student must not be the smaller one. Give both '
+      'networks the same stem, or pair other features'
+    )
+  return {
+    'conv': init_conv(rng, student[-1], teacher[-1], size),
+    'bn': init_batch_norm(teacher[-1]),
+  }
+
+
+def regress(params: Params, x: jax.Array, height: int) -> jax.Array:
+  """Applies FitNet's regressor, ReLU(BN(conv(x))), to a map of that height."""
+  halves = x.shape[1] == 2 * height
+  x = conv(
+    params['conv'], x, stride=2 if halves else 1, padding=1 if halves else 0
+  )
+  return jax.nn.relu(batch_norm(params['bn'], x))
+
+
+def init_projector(
+  rng: jax.Array, in_channels: int, out_channels: int
+) -> Params:
+  """Initialises SimKD's projector: 1×1, 3×3, 1×1 with BatchNorms."""
+  middle = out_channels // 2
+  sizes = [(in_channels, middle, 1), (middle, middle, 3)]
+  sizes.append((middle, out_channels, 1))
+  params: Params = {}
+  for index, (source, target, size) in enumerate(sizes, start=1):
+    key = jax.random.fold_in(rng, index)
+    params[f'conv{index}'] = init_conv(key, source, target, size, bias=False)
+    params[f'bn{index}'] = init_batch_norm(target)
+  return params
+
+
+def project(params: Params, x: jax.Array) -> jax.Array:
+  """Applies SimKD's projector."""
+  for index in (1, 2, 3):
+    kernel = params[f'conv{index}']['kernel']
+    x = conv(params[f'conv{index}'], x, padding=kernel.shape[0] // 2)
+    x = jax.nn.relu(batch_norm(params[f'bn{index}'], x))
+  return x
+
+
+def init_gaussian(
+  rng: jax.Array, in_channels: int, out_channels: int
+) -> Params:
+  """Initialises VID's mean, three 1×1 convolutions, and log-variances of 5."""
+  keys = jax.random.split(rng, 3)
+  channels = (in_channels, out_channels, out_channels, out_channels)
+  return {
+    f'conv{i + 1}': init_conv(keys[i], channels[i], channels[i + 1], bias=False)
+    for i in range(3)
+  } | {'log_scale': jnp.full(out_channels, math.log(math.expm1(5 - 1e-5)))}
+
+
+def gaussian(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Applies VID's modules: mean and variance of the teacher's feature."""
+  x = jax.nn.relu(conv(params['conv1'], x))
+  x = jax.nn.relu(conv(params['conv2'], x))
+  variance = jax.nn.softplus(params['log_scale']) + 1e-5
+  return conv(params['conv3'], x), variance
+
+
+def init_fusion(
+  rng: jax.Array, student: Sequence[Any], teacher: Sequence[Any]
+) -> Params:
+  """Initialises ReviewKD's modules; level 1 is the shallowest."""
+  middle = min(512, student[-1].shape[-1])
+  params: Params = {}
+  for index, (ours, theirs) in enumerate(
+    zip(student, teacher, strict=True), start=1
+  ):
+    keys = jax.random.split(jax.random.fold_in(rng, index), 3)
+    level = {
+      'conv1': init_conv(keys[0], ours.shape[-1], middle, bias=False),
+      'bn1': init_batch_norm(middle),
+      'conv2': init_conv(keys[1], middle, theirs.shape[-1], 3, bias=False),
+      'bn2': init_batch_norm(theirs.shape[-1]),
+    }
+    if index < len(student):
+      level['att'] = init_conv(keys[2], 2 * middle, 2)
+    params[f'abf{index}'] = level
+  return params
+
+
+def fuse(params: Params, levels: Sequence[jax.Array]) -> list[jax.Array]:
+  """Applies ReviewKD's attention-based fusion, the deepest level first.
+
+  Args:
+    params: as `init_fusion` makes them.
+    levels: the student's maps, the shallowest first.
+
+  Returns:
+    A map of the teacher's channels for each level, in the same order.
+  """
+  outputs: list[jax.Array] = []
+  below = None
+  for index in range(len(levels), 0, -1):
+    level, x = params[f'abf{index}'], levels[index - 1]
+    x = batch_norm(level['bn1'], conv(level['conv1'], x))
+    if below is not None:
+      y = jax.image.resize(below, x.shape, 'nearest')
+      weights = jax.nn.sigmoid(
+        conv(level['att'], jnp.concatenate([x, y], axis=-1))
+      )
+      x = x * weights[..., :1] + y * weights[..., 1:]
+    below = x
+    outputs.insert(
+      0, batch_norm(level['bn2'], conv(level['conv2'], x, padding=1))
+    )
+  return outputs
