@@ -204,6 +204,7 @@ def start(main: Callable[[list[str]], None]) -> None:
 
 def _read_flags(argv: list[str]) -> list[str]:
   """Reads the flags, and names fields of a configuration that do not exist."""
+  argv = _find_configuration(argv)
   try:
     return app.parse_flags_with_usage(argv)
   # As ml_collections raises them; a configuration file may raise them, too.
@@ -212,6 +213,43 @@ def _read_flags(argv: list[str]) -> list[str]:
     if not unknown:
       raise
     sys.exit(escape.lines('\n'.join(f'error: {line}' for line in unknown)))
+
+
+def _find_configuration(argv: Sequence[str]) -> list[str]:
+  """Replaces the name of a configuration that comes with kdjax by its path."""
+  found = list(argv)
+  for i, word in enumerate(argv):
+    flag, equals, value = word.partition('=')
+    if flag in ('--config', '-config'):
+      if equals:
+        found[i] = f'{flag}={_packaged(value)}'
+      elif i + 1 < len(argv):
+        found[i + 1] = _packaged(argv[i + 1])
+  return found
+
+
+def _packaged(file: str) -> str:
+  """Finds `NAME`, `NAME.py` or `configs/NAME.py` among those of kdjax."""
+  path, colon, variant = file.partition(':')
+  if os.path.exists(path):
+    return file
+  package = pathlib.Path(__file__).parents[1]
+  # In an installed package, and in a checkout.
+  known = {
+    config.stem: config
+    for folder in (package.parent / 'configs', package / 'configs')
+    for config in sorted(folder.glob('*.py'))
+  }
+  folder, name = os.path.split(path)
+  name = name.removesuffix('.py')
+  if folder not in ('', 'configs') or name not in known:
+    sys.exit(
+      escape.lines(
+        f'error: --config is {file}: there is no such file; expected a file, '
+        f'or one of {", ".join(known)}'
+      )
+    )
+  return f'{known[name]}{colon}{variant}'
 
 
 def _unknown_fields(argv: Sequence[str]) -> list[str]:

@@ -1,9 +1,13 @@
 """What all commands do with paths and errors."""
 
+import pathlib
+
 import pytest
 from absl import flags
 
 from kdjax.system import command
+
+CONFIGS = pathlib.Path(command.__file__).parents[2] / 'configs'
 
 
 def test_a_home_directory_in_a_flag_is_expanded(monkeypatch):
@@ -53,3 +57,41 @@ def test_a_field_that_does_not_exist_is_named_with_what_is_meant(
     'train': {'learning_rate': 1.0, 'epochs': 2},
   }
   assert command.describe_unknown(field, config) == expected
+
+
+@pytest.mark.parametrize(
+  'value', ['quickstart', 'quickstart.py', 'configs/quickstart.py']
+)
+@pytest.mark.parametrize('variant', ['', ':tuning'])
+def test_a_configuration_of_kdjax_is_found_by_its_name(
+  value, variant, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  file = f'{CONFIGS / "quickstart.py"}{variant}'
+  value += variant
+  find = command._find_configuration
+  assert find(['main', f'--config={value}']) == ['main', f'--config={file}']
+  assert find(['main', '--config', value]) == ['main', '--config', file]
+  # Not what has another meaning.
+  others = ['main', f'--workdir={value}', value, '--config.seed=1', '--config']
+  assert find(others) == others
+
+
+def test_a_file_goes_before_a_configuration_of_kdjax(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'quickstart.py').touch()
+  argv = ['main', '--config=quickstart.py:tuning']
+  assert command._find_configuration(argv) == argv
+
+
+@pytest.mark.parametrize('value', ['quikstart:x', 'elsewhere/quickstart.py'])
+def test_a_configuration_that_does_not_exist_is_refused(
+  value, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(SystemExit) as caught:
+    command._find_configuration(['main', f'--config={value}'])
+  message = str(caught.value)
+  assert f'--config is {value}: there is no such file' in message
+  assert 'fkd' in message
+  assert 'quickstart_sweep' in message
