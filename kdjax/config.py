@@ -43,6 +43,11 @@ def default() -> ConfigDict:
   config.method = ConfigDict({'name': 'scratch'})
   for name in methods.names():
     config.method[name] = methods.defaults(name)
+  # Hyperparameters that change over the epochs, each 'NAME=KIND:EPOCHS', such
+  # as 'weight=linear:20'; KIND:EPOCHS is linear:N, cosine:N or decay:A:B.
+  config.method.schedule = ()
+  # Settings of a method of your own, whose name is an import path.
+  config.method.custom = ConfigDict()
 
   # The model that is trained and kept.
   config.student = ConfigDict(
@@ -335,7 +340,16 @@ def build_method(config: ConfigDict) -> tuple[methods.Method, dict[str, float]]:
     ValueError: as `kdjax.methods.build`.
   """
   name = config.method.name
-  return methods.build(name, config.method[name])
+  return methods.build(name, config.method[method_section(name)])
+
+
+def method_section(name: str) -> str:
+  """Returns the section of `config.method` with the settings of a method.
+
+  Args:
+    name: the method's name, or its import path.
+  """
+  return 'custom' if ':' in name else name
 
 
 def short_names(fields: Sequence[str]) -> dict[str, str]:
@@ -528,7 +542,8 @@ def validate(config: ConfigDict) -> None:
     )
   _check_fields(config)
   name = config.method.name
-  methods.build(name, config.method.get(name, {}))
+  method, _ = methods.build(name, config.method.get(method_section(name), {}))
+  methods.schedule(config.method.schedule, list(method.hyperparameters))
   student, teacher = config.student, config.teacher
   if not (student.name and student.stem and student.width) and not (
     student.init_from

@@ -18,18 +18,20 @@ class Convolution(nn.Module):
   expansion = 1
 
   @nn.compact
-  def __call__(self, x, train):
+  def __call__(self, x, train, name_sum=lambda x: x):
     return nn.relu(
-      resnet._conv_norm(
-        x,
-        self.width,
-        (3, 3),
-        strides=self.stride,
-        padding=1,
-        name='conv1',
-        train=train,
-        folded=self.folded,
-        dtype=self.dtype,
+      name_sum(
+        resnet._conv_norm(
+          x,
+          self.width,
+          (3, 3),
+          strides=self.stride,
+          padding=1,
+          name='conv1',
+          train=train,
+          folded=self.folded,
+          dtype=self.dtype,
+        )
       )
     )
 

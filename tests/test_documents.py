@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-import kdjax
-from kdjax import models
+from kdjax import models, testing
 from kdjax.export import write
 from kdjax.storage import weights
 from kdjax.system import command
@@ -85,10 +84,11 @@ def test_a_block_of_python_runs(block, world, monkeypatch):
     assert names['get_config']().stages
   if 'logit_mse' in names:
     method = names['logit_mse']()
-    per_example, _ = method.loss(
-      {}, {}, *[kdjax.Outputs(np.ones((4, 3)) * each, {}) for each in (1, 3)], 0
-    )
-    np.testing.assert_allclose(per_example, 4)
+    variables, batch = testing.make_problem(method)
+    found = method.loss(variables, batch).per_example
+    difference = batch.student.logits - batch.teacher.logits
+    np.testing.assert_allclose(found, (difference**2).mean(1), rtol=1e-5)
+    testing.check_method(method)
   if 'gradients' in names:
     leaves = jax.tree.leaves(names['gradients'])
     assert all(np.isfinite(leaf).all() for leaf in leaves)

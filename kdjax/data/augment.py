@@ -93,7 +93,7 @@ def train_batch(
   *,
   batch_size: int,
   augmentation: Augmentation,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Takes the batch of a training step from a data set on the device.
 
   The last `size mod batch_size` positions of an epoch are not used, so that
@@ -109,12 +109,11 @@ def train_batch(
     augmentation: what is done to each image.
 
   Returns:
-    Images, uint8 `[batch_size, height, width, channels]`, and labels
-    `[batch_size]`.
+    Images, uint8 `[batch_size, height, width, channels]`, labels `[batch_size]`
+    and the index of each example, `[batch_size]`.
   """
   steps_per_epoch = order.shape[0] // batch_size
-  first = step % steps_per_epoch * batch_size
-  indices = jax.lax.dynamic_slice(order, (first,), (batch_size,))
+  indices = batch_indices(step, order, batch_size)
   batch = augment_batch(
     key,
     step,
@@ -122,7 +121,24 @@ def train_batch(
     steps_per_epoch=steps_per_epoch,
     augmentation=augmentation,
   )
-  return batch, labels[indices]
+  return batch, labels[indices], indices
+
+
+def batch_indices(
+  step: jax.Array, order: jax.Array, batch_size: int
+) -> jax.Array:
+  """Takes the indices of a step's examples from the order of its epoch.
+
+  Args:
+    step: number of the step in the run, from 0.
+    order: `epoch_order` of the step's epoch, `[size]`.
+    batch_size: examples in the batch, at most `size`.
+
+  Returns:
+    Index of each example, int32 `[batch_size]`.
+  """
+  first = step % (order.shape[0] // batch_size) * batch_size
+  return jax.lax.dynamic_slice(order, (first,), (batch_size,))
 
 
 def augment_batch(

@@ -5,14 +5,30 @@ tuples of names) and returns a `Method`; its traced hyperparameters, with their
 defaults and ranges, are in the Method.
 """
 
-from kdjax.methods._base import Hyperparameter, Method, no_parameters
+from kdjax.methods._base import (
+  Batch,
+  Hyperparameter,
+  Loss,
+  Method,
+  Setup,
+  Variables,
+  classes,
+  no_variables,
+)
 from kdjax.methods._registry import build, defaults, names
+from kdjax.methods._schedule import schedule
 
 __all__ = [
+  'Batch',
   'Hyperparameter',
+  'Loss',
   'Method',
+  'Setup',
+  'Variables',
   'build',
+  'classes',
   'defaults',
   'names',
-  'no_parameters',
+  'no_variables',
+  'schedule',
 ]

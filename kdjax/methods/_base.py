@@ -3,13 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from kdjax.models.features import Outputs
-
-Parameters = Any
-Hyperparameters = Mapping[str, jax.typing.ArrayLike]
-Metrics = dict[str, jax.Array]
 
 
 class Hyperparameter(NamedTuple):
@@ -22,41 +20,125 @@ class Hyperparameter(NamedTuple):
   """
 
   default: float
-  low: float
-  high: float
+  low: float = 0.0
+  high: float = 1e6
 
 
-def no_parameters(
-  rng: jax.Array, student: Outputs, teacher: Outputs | None
-) -> Parameters:
-  """The `init` of a method that trains nothing of its own."""
-  del rng, student, teacher
-  return {}
+class Setup(NamedTuple):
+  """What `Method.init` may know; of arrays the shapes and dtypes only.
+
+  Attributes:
+    student: the student's outputs for a batch.
+    teacher: the teacher's; None where there is none.
+    model: the student's model.
+    images: a batch of images, `[batch, height, width, channels]`.
+    num_examples: number of training examples.
+    num_classes: number of classes.
+  """
+
+  student: Outputs
+  teacher: Any
+  model: nn.Module
+  images: jax.ShapeDtypeStruct
+  num_examples: int
+  num_classes: int
+
+
+class Batch(NamedTuple):
+  """What `Method.loss` may read.
+
+  Attributes:
+    student: the student's outputs; rows of several views follow one another.
+    teacher: the teacher's, without gradient; None where there is none.
+    labels: class indices `[batch]`, or probabilities `[batch, classes]`.
+    images: the student's normalised images, `[batch, height, width, channels]`.
+    ids: index of each example in the training split, int32 `[batch]`.
+    epoch: epochs done, a float32 scalar; 2.5 is the middle of the third.
+    rng: a key for this step alone.
+    hyperparameters: the method's hyperparameters, scalars by name.
+  """
+
+  student: Outputs
+  teacher: Any
+  labels: jax.Array
+  images: jax.Array
+  ids: jax.Array
+  epoch: jax.Array
+  rng: jax.Array
+  hyperparameters: Mapping[str, jax.Array]
+
+
+class Variables(NamedTuple):
+  """What a method keeps beside the student; never exported with it.
+
+  Attributes:
+    params: trained with the student, such as connectors.
+    state: all else that changes, such as memory banks; saved with the run.
+  """
+
+  params: Any = {}
+  state: Any = {}
+
+
+class Loss(NamedTuple):
+  """What `Method.loss` returns.
+
+  Attributes:
+    per_example: the loss, float32 `[batch]`; its mean is minimised.
+    metrics: arrays `[batch]` by name, of which the means are logged.
+    state: the method's state after the batch; None leaves it as it is.
+  """
+
+  per_example: jax.Array
+  metrics: Mapping[str, jax.Array] = {}
+  state: Any = None
+
+
+def no_variables(rng: jax.Array, setup: Setup) -> Variables:
+  """The `init` of a method that keeps nothing of its own."""
+  del rng, setup
+  return Variables()
 
 
 class Method(NamedTuple):
   """A distillation method, in the spirit of `optax.GradientTransformation`.
 
   Attributes:
-    student_features: names of the student's modules whose outputs it wants.
-    teacher_features: names of the teacher's modules whose outputs it wants.
-    needs_teacher: whether it reads the teacher at all.
+    loss: `loss(variables, batch)`, a pure function.
+    init: `init(rng, setup)`, the method's variables before the first step.
+    teacher: None; 'frozen' for a network that was trained before; 'ema' for the
+      moving averages of the student itself.
+    student_features: names of the student's modules whose outputs it wants, or
+      of parameters, such as 'fc/kernel'.
+    teacher_features: the same of the teacher.
     hyperparameters: the scalars of its loss, by name.
-    init: `init(rng, student, teacher)` makes the method's own trained
-      parameters, such as connectors, from the shapes of both networks' Outputs
-      (the teacher's is None where none is needed). `{}` when there are none.
-    loss: `loss(parameters, hyperparameters, student, teacher, labels)` gives
-      the loss of each example, float32 `[batch]`, and a dict of metrics, each
-      `[batch]`. Labels are class indices `[batch]` or probabilities
-      `[batch, classes]`. It is pure, and independent of the batch's order.
+    batch_level: whether an example's loss depends on the others of its batch,
+      so that gradient accumulation would change it.
   """
 
-  student_features: tuple[str, ...]
-  teacher_features: tuple[str, ...]
-  needs_teacher: bool
-  hyperparameters: Mapping[str, Hyperparameter]
-  init: Callable[[jax.Array, Outputs, Outputs | None], Parameters]
-  loss: Callable[
-    [Parameters, Hyperparameters, Outputs, Outputs | None, jax.Array],
-    tuple[jax.Array, Metrics],
-  ]
+  loss: Callable[[Variables, Batch], Loss]
+  init: Callable[[jax.Array, Setup], Variables] = no_variables
+  teacher: str | None = 'frozen'
+  student_features: tuple[str, ...] = ()
+  teacher_features: tuple[str, ...] = ()
+  hyperparameters: Mapping[str, Hyperparameter] = {}
+  batch_level: bool = False
+
+  @property
+  def needs_teacher(self) -> bool:
+    """Whether it needs a network that was trained before."""
+    return self.teacher == 'frozen'
+
+
+def classes(labels: jax.Array) -> jax.Array:
+  """Returns the class of each example, the most probable of soft labels.
+
+  Args:
+    labels: class indices `[batch]`, or probabilities `[batch, classes]`.
+
+  Returns:
+    Class indices, int32 `[batch]`.
+  """
+  if jnp.issubdtype(labels.dtype, jnp.integer):
+    return labels
+  return labels.argmax(axis=-1)

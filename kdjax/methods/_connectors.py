@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kdjax.methods._base import Setup
 from kdjax.models import cpu_conv, sums
 
 Params = dict[str, Any]
@@ -228,3 +229,24 @@ def fuse(params: Params, levels: Sequence[jax.Array]) -> list[jax.Array]:
       0, batch_norm(level['bn2'], conv(level['conv2'], x, padding=1))
     )
   return outputs
+
+
+def check_maps(setup: Setup, ours: str, theirs: str, equal: bool) -> None:
+  """Checks that two features are maps, and of one size where they must be.
+
+  Raises:
+    ValueError: they are not.
+  """
+  source = setup.student.features[ours].shape
+  target = setup.teacher.features[theirs].shape
+  if len(source) != 4 or len(target) != 4:
+    raise ValueError(
+      f'{ours} of the student has shape {source}, {theirs} of the teacher '
+      f'{target}: expected maps, [batch, height, width, channels]'
+    )
+  if equal and source[:-1] != target[:-1]:
+    raise ValueError(
+      f'{ours} of the student has shape {source}, {theirs} of the teacher '
+      f'{target}: expected maps of one size. Give both networks the same stem, '
+      'or pair other features'
+    )

@@ -1,6 +1,8 @@
 """Distillation methods by name."""
 
+import importlib
 import inspect
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -53,25 +55,25 @@ def build(
   Raises:
     ValueError: the name or a setting is unknown, or a value out of range.
   """
-  known = defaults(name)
+  usual = defaults(name)
   settings = settings or {}
-  unknown = settings.keys() - known.keys()
+  factory = _factory(name)
+  options = {
+    option: settings.get(option, usual[option])
+    for option in inspect.signature(factory).parameters
+  }
+  method = factory(**options)
+  # Options may decide what hyperparameters there are.
+  known = [*options, *method.hyperparameters]
+  unknown = settings.keys() - usual.keys() - set(known)
   if unknown:
     raise ValueError(
       f"method '{name}' has no setting {', '.join(sorted(unknown))}; it has "
       f'{", ".join(known) or "none"}'
     )
-  settings = known | dict(settings)
-  factory = _factory(name)
-  method = factory(
-    **{
-      option: settings[option]
-      for option in inspect.signature(factory).parameters
-    }
-  )
   hyperparameters = {}
-  for scalar, (_, low, high) in method.hyperparameters.items():
-    value = float(settings[scalar])
+  for scalar, (default, low, high) in method.hyperparameters.items():
+    value = float(settings.get(scalar, default))
     if not (low <= value <= high and float32.holds(value)):
       raise ValueError(
         f'{name}.{scalar} is {value}: expected a value from {low} to {high} '
@@ -82,8 +84,35 @@ def build(
 
 
 def _factory(name: str) -> Callable[..., Method]:
+  if ':' in name:
+    return _imported(name)
   if name not in names():
     raise ValueError(
-      f"unknown method '{name}': expected one of {', '.join(names())}"
+      f"unknown method '{name}': expected one of {', '.join(names())}, or an "
+      'import path, package.module:function'
     )
   return getattr(plugins.module('kdjax.methods', name), name)
+
+
+def _imported(path: str) -> Callable[..., Method]:
+  """Imports a method of the user's.
+
+  Raises:
+    ValueError: it cannot be imported, or is no function that makes a Method.
+  """
+  module, _, attribute = path.partition(':')
+  try:
+    factory = operator.attrgetter(attribute)(importlib.import_module(module))
+    made = factory()
+  # Importing runs code that may raise anything.
+  except Exception as error:
+    raise ValueError(
+      f"the method '{path}' cannot be imported and made "
+      f'({type(error).__name__}: {error}): expected package.module:function, '
+      'found by Python from where it was started, or on its path (PYTHONPATH)'
+    ) from error
+  if not isinstance(made, Method):
+    raise ValueError(
+      f"'{path}' returns {type(made).__name__}: expected a kdjax.methods.Method"
+    )
+  return factory

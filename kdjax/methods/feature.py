@@ -3,19 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from kdjax import losses
+from kdjax.methods import _connectors
 from kdjax.methods._base import (
+  Batch,
   Hyperparameter,
-  Hyperparameters,
+  Loss,
   Method,
-  Metrics,
-  Parameters,
+  Setup,
+  Variables,
 )
-from kdjax.models import cpu_conv, sums
 from kdjax.models.features import Outputs
 
 _STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
@@ -59,61 +58,52 @@ def feature(
 
   pairs = pair(student_features, teacher_features)
 
-  def init(
-    rng: jax.Array, student: Outputs, teacher: Outputs | None
-  ) -> Parameters:
-    assert teacher is not None
+  def init(rng: jax.Array, setup: Setup) -> Variables:
     connectors = {}
-    for index, (name, (student_name, teacher_name)) in enumerate(pairs.items()):
-      source = student.features[student_name].shape
-      target = teacher.features[teacher_name].shape
+    for index, (name, (ours, theirs)) in enumerate(pairs.items()):
+      source = setup.student.features[ours].shape
+      target = setup.teacher.features[theirs].shape
       if source[:-1] != target[:-1]:
         raise ValueError(
-          f'{student_name} of the student has shape {source}, {teacher_name} '
+          f'{ours} of the student has shape {source}, {theirs} '
           f'of the teacher {target}: a 1×1 connector changes channels only. '
           'Give both networks the same stem, or pair other features'
         )
-      connectors[name] = _init_connector(
+      connectors[name] = _connectors.init_conv(
         jax.random.fold_in(rng, index), source[-1], target[-1]
       )
-    return connectors
+    return Variables(connectors)
 
-  def loss(
-    parameters: Parameters,
-    hyperparameters: Hyperparameters,
-    student: Outputs,
-    teacher: Outputs | None,
-    labels: jax.Array,
-  ) -> tuple[jax.Array, Metrics]:
-    assert teacher is not None
-    connected = connect_all(parameters, pairs, student)
+  def loss(variables: Variables, batch: Batch) -> Loss:
+    connected = connect_all(variables.params, pairs, batch.student)
     targets = {
-      name: teacher.features[target] for name, (_, target) in pairs.items()
+      name: batch.teacher.features[target]
+      for name, (_, target) in pairs.items()
     }
+    logits = batch.student.logits
     per_example = losses.feature_loss(
-      student.logits,
+      logits,
       connected,
       targets,
-      labels,
+      batch.labels,
       reduction=reduction,
-      **hyperparameters,
+      **batch.hyperparameters,
     )
     # XLA computes what the loss and its metrics share once.
-    metrics = {'cross_entropy': losses.cross_entropy(student.logits, labels)}
+    metrics = {'cross_entropy': losses.cross_entropy(logits, batch.labels)}
     for name, source in connected.items():
       metrics[f'feature_mse/{name}'] = losses.feature_mse(source, targets[name])
-    return per_example, metrics
+    return Loss(per_example, metrics)
 
   return Method(
+    loss,
+    init,
     student_features=tuple(student_features),
     teacher_features=tuple(teacher_features),
-    needs_teacher=True,
     hyperparameters={
-      'ce_weight': Hyperparameter(0.3, 0.0, 1e6),
-      'feature_weight': Hyperparameter(0.7, 0.0, 1e6),
+      'ce_weight': Hyperparameter(0.3),
+      'feature_weight': Hyperparameter(0.7),
     },
-    init=init,
-    loss=loss,
   )
 
 
@@ -156,34 +146,6 @@ def connect_all(
     `[batch, height, width, channels of the teacher]`.
   """
   return {
-    name: connect(connectors[name], student.features[source])
+    name: _connectors.conv(connectors[name], student.features[source])
     for name, (source, _) in pairs.items()
-  }
-
-
-def connect(connector: Any, x: jax.Array) -> jax.Array:
-  """Applies a connector, a 1×1 convolution with bias.
-
-  Args:
-    connector: `kernel` `[1, 1, in_channels, out_channels]` and `bias`
-      `[out_channels]`.
-    x: a feature map `[batch, height, width, in_channels]`.
-
-  Returns:
-    `[batch, height, width, out_channels]`, in the dtype of `x`.
-  """
-  kernel = connector['kernel'][0, 0].astype(x.dtype)
-  return sums.add_bias(
-    cpu_conv.pointwise(x, kernel), connector['bias'].astype(x.dtype)
-  )
-
-
-def _init_connector(
-  rng: jax.Array, in_channels: int, out_channels: int
-) -> dict[str, jax.Array]:
-  # PyTorch's default for convolutions: uniform within ±1/√fan_in.
-  initializer = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-  return {
-    'kernel': initializer(rng, (1, 1, in_channels, out_channels)),
-    'bias': jnp.zeros(out_channels),
   }

@@ -1,16 +1,7 @@
 """No distillation: cross-entropy alone, the baseline of every comparison."""
 
-import jax
-
 from kdjax import losses
-from kdjax.methods._base import (
-  Hyperparameters,
-  Method,
-  Metrics,
-  Parameters,
-  no_parameters,
-)
-from kdjax.models.features import Outputs
+from kdjax.methods._base import Batch, Loss, Method, Variables
 
 
 def scratch() -> Method:
@@ -20,21 +11,8 @@ def scratch() -> Method:
     A Method whose loss is `kdjax.losses.cross_entropy`.
   """
 
-  def loss(
-    parameters: Parameters,
-    hyperparameters: Hyperparameters,
-    student: Outputs,
-    teacher: Outputs | None,
-    labels: jax.Array,
-  ) -> tuple[jax.Array, Metrics]:
-    del parameters, hyperparameters, teacher
-    return losses.cross_entropy(student.logits, labels), {}
+  def loss(variables: Variables, batch: Batch) -> Loss:
+    del variables
+    return Loss(losses.cross_entropy(batch.student.logits, batch.labels))
 
-  return Method(
-    student_features=(),
-    teacher_features=(),
-    needs_teacher=False,
-    hyperparameters={},
-    init=no_parameters,
-    loss=loss,
-  )
+  return Method(loss, teacher=None)

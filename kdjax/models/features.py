@@ -129,7 +129,8 @@ def forward(
       from 0 to 255 and are normalised first; with `adaptation`, the model's
       outputs are made logits (see `to_logits`).
     images: `[batch, height, width, channels]`.
-    names: paths of the modules to capture: `stage1`, `stage1/block2/conv1`, ….
+    names: paths of the modules to capture: `stage1`, `stage1/block2/conv1`, …;
+      or of parameters: `fc/kernel`, ….
     train: whether batch statistics are used and their running means updated.
     rngs: keys for what is random in the model, such as `dropout`, by name.
 
@@ -173,6 +174,7 @@ def forward(
     for name in names
     if f'{name}/__call__' in captured
   }
+  features |= _named_params(collections, set(names) - features.keys())
   missing = [name for name in names if name not in features]
   if missing:
     raise ValueError(
@@ -183,6 +185,18 @@ def forward(
   return Outputs(to_logits(logits, adaptation), features), changed.get(
     'batch_stats', batch_stats
   )
+
+
+def _named_params(
+  collections: Variables, names: set[str]
+) -> dict[str, jax.Array]:
+  """Returns those of the names that are paths of parameters."""
+  if not names:
+    return {}
+  params = flax.traverse_util.flatten_dict(
+    flax.core.unfreeze(collections.get('params', {})), sep='/'
+  )
+  return {name: params[name] for name in names if name in params}
 
 
 def feature_names(

@@ -72,6 +72,22 @@ def _conv_norm(
   )(x)
 
 
+_Identity = Callable[[jax.Array], jax.Array]
+
+
+class Preactivation(nn.Module):
+  """The identity, so that what a stage's last ReLU is given has a name."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns `x`."""
+    return x
+
+
+def _unnamed(x: jax.Array) -> jax.Array:
+  return x
+
+
 class BasicBlock(nn.Module):
   """Two 3×3 convolutions and a shortcut, the block of ResNet-18 and -34.
 
@@ -89,7 +105,9 @@ class BasicBlock(nn.Module):
   expansion = 1
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, train: bool, name_sum: _Identity = _unnamed
+  ) -> jax.Array:
     """Maps `[batch, H, W, C]` to `[batch, H/stride, W/stride, width]`."""
     conv_norm = functools.partial(
       _conv_norm, train=train, folded=self.folded, dtype=self.dtype
@@ -99,7 +117,7 @@ class BasicBlock(nn.Module):
     )
     y = nn.relu(conv3x3(x, strides=self.stride, name='conv1'))
     y = conv3x3(y, scale_init=nn.initializers.zeros, name='conv2')
-    return nn.relu(y + _shortcut(x, y, self.stride, conv_norm))
+    return nn.relu(name_sum(y + _shortcut(x, y, self.stride, conv_norm)))
 
 
 class Bottleneck(nn.Module):
@@ -119,7 +137,9 @@ class Bottleneck(nn.Module):
   expansion = 4
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, train: bool, name_sum: _Identity = _unnamed
+  ) -> jax.Array:
     """Maps `[batch, H, W, C]` to `[batch, H/stride, W/stride, 4·width]`."""
     conv_norm = functools.partial(
       _conv_norm, train=train, folded=self.folded, dtype=self.dtype
@@ -137,7 +157,7 @@ class Bottleneck(nn.Module):
       scale_init=nn.initializers.zeros,
       name='conv3',
     )
-    return nn.relu(y + _shortcut(x, y, self.stride, conv_norm))
+    return nn.relu(name_sum(y + _shortcut(x, y, self.stride, conv_norm)))
 
 
 def _shortcut(
@@ -153,6 +173,8 @@ def _shortcut(
 
 class Stage(nn.Module):
   """Blocks that work at one resolution (conv2_x … conv5_x in the paper).
+
+  The module `preact` gives what the last ReLU is given.
 
   Attributes:
     block: class of the blocks.
@@ -173,6 +195,7 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """Maps `[batch, H, W, C]` to `[batch, H/stride, W/stride, channels]`."""
+    preactivation = Preactivation(name='preact')
     for i in range(self.size):
       x = self.block(
         self.width,
@@ -180,7 +203,7 @@ class Stage(nn.Module):
         dtype=self.dtype,
         folded=self.folded,
         name=f'block{i + 1}',
-      )(x, train)
+      )(x, train, preactivation if i == self.size - 1 else _unnamed)
     return x
 
 
@@ -301,7 +324,8 @@ class ResNet(nn.Module):
     stats = flax.traverse_util.flatten_dict(variables['batch_stats'], sep='/')
     norms = {path.rpartition('/')[0] for path in stats}
     convs = {norm: norm.replace('bn', 'conv') for norm in norms}
-    if not set(names).isdisjoint((*convs.keys(), *convs.values())):
+    parents = {name.rpartition('/')[0] for name in names}
+    if not parents.union(names).isdisjoint((*convs.keys(), *convs.values())):
       return self, variables
     for bn, conv_name in convs.items():
       kernel, scale, bias, mean, var = (

@@ -457,7 +457,9 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
   flat: dict[str, Any] = {}
   # Settings of the methods that are not used do not matter either.
   method = config['method']
-  used = {key: method[key] for key in ('name', method['name']) if key in method}
+  section = 'custom' if ':' in method['name'] else method['name']
+  keys = 'name', 'schedule', section
+  used = {key: method[key] for key in keys if key in method}
   config = {**config, 'method': used}
   if not methods.build(method['name'])[0].needs_teacher:
     del config['teacher']

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kdjax import data, models
+from kdjax import data, methods, models
 from kdjax.data import augment
 from kdjax.models import features
 from kdjax.models.network import Network
@@ -239,6 +239,7 @@ def _make_create_state(
       ema=run.config.train.ema_decay > 0,
       initial=initial,
       num_classes=len(run.dataset.class_names),
+      num_examples=run.dataset.train.size,
     )
 
   # It runs once: on CPU, optimising its random numbers takes several times
@@ -257,15 +258,17 @@ def _make_train_batch(run: Run) -> TrainBatch:
     run.config.data.crop_padding, run.config.data.flip
   )
   plan = run.plan
+  streamed = isinstance(run.dataset.train, data.Stream)
 
   def train_batch(
     key: jax.Array,
     number: jax.Array,
-    order: jax.Array | None,
+    order: jax.Array,
     images: jax.Array,
     labels: jax.Array,
-  ) -> tuple[jax.Array, jax.Array]:
-    if order is None:
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    if streamed:
+      ids = augment.batch_indices(number, order, plan.batch_size)
       images = augment.augment_batch(
         key,
         number,
@@ -274,7 +277,7 @@ def _make_train_batch(run: Run) -> TrainBatch:
         augmentation=augmentation,
       )
     else:
-      images, labels = augment.train_batch(
+      images, labels, ids = augment.train_batch(
         key,
         number,
         order,
@@ -283,7 +286,7 @@ def _make_train_batch(run: Run) -> TrainBatch:
         batch_size=plan.batch_size,
         augmentation=augmentation,
       )
-    return devices.divide((images, labels))
+    return devices.divide((images, labels, ids))
 
   return train_batch
 
@@ -309,6 +312,9 @@ def _make_run_steps(
     ),
   )
   steps_per_epoch = run.plan.steps_per_epoch
+  scheduled = methods.schedule(
+    run.config.method.schedule, list(run.hyperparameters)
+  )
 
   @functools.partial(
     xla.jit,
@@ -327,9 +333,10 @@ def _make_run_steps(
     steps: int,
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     def run_step(state: TrainState, _: None) -> tuple[TrainState, step.Metrics]:
-      images, labels = train_batch(
+      images, labels, ids = train_batch(
         state_lib.data_key(state.rng), state.step, epoch.order, *train
       )
+      epochs_done = state.step / steps_per_epoch
       teacher: Any = teacher_variables
       if epoch.teacher_logits is not None:
         logits = devices.divide(
@@ -338,7 +345,15 @@ def _make_run_steps(
         teacher = features.Outputs(logits, {})
       return train_step(
         state,
-        step.Inputs(images, labels, normalization, teacher, hyperparameters),
+        step.Inputs(
+          images,
+          labels,
+          ids,
+          epochs_done,
+          normalization,
+          teacher,
+          scheduled(hyperparameters, epochs_done),
+        ),
       )
 
     if steps > 1:

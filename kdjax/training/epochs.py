@@ -17,22 +17,21 @@ from kdjax.system import devices
 from kdjax.training import state as state_lib
 from kdjax.training.run import Run
 
-# Images and labels of a batch, from the key of the data, the number of the
-# step, the order of the epoch and the training split.
-TrainBatch = Callable[..., tuple[jax.Array, jax.Array]]
+# Images, labels and indices of a batch, from the key of the data, the number of
+# the step, the order of the epoch and the training split, or its batch.
+TrainBatch = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
 
 class Epoch(NamedTuple):
   """What the steps of one epoch share.
 
   Attributes:
-    order: index of the example at each position, int32 `[size]`; None where
-      batches come from a stream.
+    order: index of the example at each position, int32 `[size]`.
     teacher_logits: `[steps, batch, classes]`, where they are replayed or
       precomputed.
   """
 
-  order: jax.Array | None
+  order: jax.Array
   teacher_logits: jax.Array | None
 
 
@@ -74,7 +73,6 @@ class Epochs:
 
   def shapes(self) -> Epoch:
     """Describes the shapes and dtypes of an epoch, reading nothing."""
-    order: Any = None
     logits: Any = None
     if self.gives_logits:
       logits = jax.ShapeDtypeStruct(
@@ -87,8 +85,9 @@ class Epochs:
         # Else XLA might divide them as it divides the batch.
         sharding=devices.replicated(),
       )
-    if not self._stream:
-      order = jax.ShapeDtypeStruct((self._run.dataset.train.size,), jnp.int32)
+    order: Any = jax.ShapeDtypeStruct(
+      (self._run.dataset.train.size,), jnp.int32
+    )
     return Epoch(order, logits)
 
   def next(self, steps_done: int) -> tuple[Epoch, tuple[Any, ...]]:
@@ -131,23 +130,18 @@ class Epochs:
     )
 
   def _begin(self, number: int) -> Epoch:
-    order = None
-    if self.gives_logits or not self._stream:
-      order = augment.epoch_order(
-        self._key, number, self._run.dataset.train.size
-      )
-    in_memory = None if self._stream else order
+    order = augment.epoch_order(self._key, number, self._run.dataset.train.size)
     if not self.gives_logits:
-      return Epoch(in_memory, None)
+      return Epoch(order, None)
     if self._precomputed is not None:
       shape = self._plan.steps_per_epoch, self._plan.batch_size
       rows = jax.device_get(order)[: math.prod(shape)]
       logits = self._precomputed[rows].reshape(*shape, -1)
     else:
       logits = self._cached(number, order)
-    return Epoch(in_memory, devices.replicate(logits))
+    return Epoch(order, devices.replicate(logits))
 
-  def _cached(self, number: int, order: jax.Array | None) -> np.ndarray:
+  def _cached(self, number: int, order: jax.Array) -> np.ndarray:
     """Reads the teacher's logits of an epoch, or computes and keeps them."""
     replay, teacher = self._run.replay, self._teacher
     assert replay is not None
@@ -173,9 +167,7 @@ class Epochs:
     logits[:steps] = kept[:steps]
     return logits
 
-  def _images(
-    self, order: jax.Array | None, steps: range
-  ) -> Iterator[jax.Array]:
+  def _images(self, order: jax.Array, steps: range) -> Iterator[jax.Array]:
     """Yields the images of some steps of an epoch."""
     if not self._stream:
       for step in steps:
@@ -184,4 +176,4 @@ class Epochs:
     # Worker processes take longer to start than one batch to read.
     with self._open(steps, workers=0 if len(steps) == 1 else None) as batches:
       for step, batch in zip(steps, batches, strict=True):
-        yield self._train_batch(self._key, step, None, *batch)[0]
+        yield self._train_batch(self._key, step, order, *batch)[0]

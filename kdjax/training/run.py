@@ -66,11 +66,11 @@ class Run(NamedTuple):
       are arguments of the programs, and for paths, in whose place the digest
       of what lies there stands.
     """
-    name = self.config.method.name
+    name = config_lib.method_section(self.config.method.name)
     settings = settings_of(self.config)
     del settings['seed']
     for scalar in self.hyperparameters:
-      del settings[f'method.{name}.{scalar}']
+      settings.pop(f'method.{name}.{scalar}', None)
     return json.dumps(
       {
         'config': settings,

@@ -5,7 +5,7 @@ import pathlib
 import ml_collections
 
 from kdjax import config as config_lib
-from kdjax import models
+from kdjax import methods, models
 from kdjax.storage import checkpoint, run_directory
 from kdjax.system import devices
 from kdjax.system.logs import logger
@@ -54,6 +54,7 @@ def resolve(
       'last epoch counts as the best'
     )
   method, hyperparameters = config_lib.build_method(config)
+  _check_method(config, method)
   plan = plan_lib.plan(config, dataset)
   model = models.build(
     **config_lib.model_arguments(config, len(dataset.class_names))
@@ -64,6 +65,28 @@ def resolve(
   return Run(
     config, workdir, dataset, method, hyperparameters, model, plan, initial
   )
+
+
+def _check_method(
+  config: ml_collections.ConfigDict, method: methods.Method
+) -> None:
+  """Checks that the recipe suits the method.
+
+  Raises:
+    ValueError: it does not.
+  """
+  name, settings = config.method.name, config.train
+  if method.batch_level and settings.accumulate > 1:
+    raise ValueError(
+      f'config.train.accumulate is {settings.accumulate}, and the loss of '
+      f'{name} compares the examples of a batch, which gradient accumulation '
+      'would divide: set it to 1'
+    )
+  if method.teacher == 'ema' and not settings.ema_decay:
+    raise ValueError(
+      f'config.train.ema_decay is 0, and the teacher of {name} is the moving '
+      'average of the student: set it, to 0.999 for instance'
+    )
 
 
 def complete(

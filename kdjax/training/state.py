@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kdjax.methods import Method
+from kdjax.methods import Method, Setup
 from kdjax.models import features
 from kdjax.models.network import Network
 
@@ -21,6 +21,7 @@ class TrainState(flax.struct.PyTreeNode):
     step: number of steps done, int32 scalar.
     params: `student`, the student's parameters, and `method`, the method's own.
     batch_stats: the student's BatchNorm statistics.
+    method_state: what the method keeps beside its parameters.
     opt_state: the optimiser's state.
     rng: the run's key, the same throughout.
     ema: moving averages of the student's `params` and `batch_stats`; empty if
@@ -30,13 +31,14 @@ class TrainState(flax.struct.PyTreeNode):
   step: jax.Array
   params: dict[str, Any]
   batch_stats: Any
+  method_state: Any
   opt_state: optax.OptState
   rng: jax.Array
   ema: dict[str, Any]
 
 
 # What a run's key is folded with, so that no two uses draw the same numbers.
-_STUDENT_KEY, _METHOD_KEY, _DATA_KEY, _DROPOUT_KEY = range(4)
+_STUDENT_KEY, _METHOD_KEY, _DATA_KEY, _DROPOUT_KEY, _LOSS_KEY = range(5)
 
 
 def data_key(rng: jax.Array) -> jax.Array:
@@ -47,6 +49,12 @@ def data_key(rng: jax.Array) -> jax.Array:
 def dropout_key(state: TrainState) -> jax.Array:
   """Derives the key of the dropout of a state's next step."""
   key = jax.random.fold_in(state.rng, _DROPOUT_KEY)
+  return jax.random.fold_in(key, state.step)
+
+
+def loss_key(state: TrainState) -> jax.Array:
+  """Derives the key that the method draws with in a state's next step."""
+  key = jax.random.fold_in(state.rng, _LOSS_KEY)
   return jax.random.fold_in(key, state.step)
 
 
@@ -79,6 +87,7 @@ def create_state(
   ema: bool = False,
   initial: Mapping[str, Any] | None = None,
   num_classes: int | None = None,
+  num_examples: int = 0,
 ) -> TrainState:
   """Makes the state that a run starts from.
 
@@ -94,6 +103,8 @@ def create_state(
     initial: what the student begins with, `params` and `batch_stats`; random
       where it lacks something.
     num_classes: number of logits that both networks must give; by default any.
+    num_examples: number of training examples, for a method that keeps something
+      of each.
 
   Returns:
     The state at step 0.
@@ -127,16 +138,27 @@ def create_state(
       raise ValueError(
         f'the {who} gives {count} logits, and there are {num_classes} classes'
       )
-  params = {
-    'student': variables['params'],
-    'method': method.init(
-      jax.random.fold_in(rng, _METHOD_KEY), student_shapes, teacher_shapes
+  if method.teacher == 'ema':
+    teacher_shapes = features.output_shapes(
+      student, variables, images, method.teacher_features
+    )
+  own = method.init(
+    jax.random.fold_in(rng, _METHOD_KEY),
+    Setup(
+      student_shapes,
+      teacher_shapes,
+      student,
+      images,
+      num_examples,
+      student_shapes.logits.shape[-1],
     ),
-  }
+  )
+  params = {'student': variables['params'], 'method': own.params}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     batch_stats=variables['batch_stats'],
+    method_state=own.state,
     opt_state=optimizer.init(params),
     rng=rng,
     ema=student_collections(params, variables['batch_stats']) if ema else {},

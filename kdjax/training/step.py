@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kdjax.methods import Method
+from kdjax.methods import Batch, Method, Variables
 from kdjax.models import features, sums
 from kdjax.training import state as state_lib
 from kdjax.training.state import TrainState
@@ -27,6 +27,8 @@ class Inputs(NamedTuple):
   Attributes:
     images: pixels from 0 to 255, `[batch, height, width, channels]`.
     labels: class indices, `[batch]`.
+    ids: index of each example in the training split, `[batch]`.
+    epoch: epochs done, a float32 scalar.
     normalization: `mean` and `std` of the student's images, `[channels]`.
     teacher: the teacher's variables, and it runs in evaluation mode without
       being changed; or its `Outputs` for these images, where they are known
@@ -36,6 +38,8 @@ class Inputs(NamedTuple):
 
   images: jax.Array
   labels: jax.Array
+  ids: jax.Array
+  epoch: jax.Array
   normalization: Any
   teacher: Any
   hyperparameters: Any
@@ -65,9 +69,26 @@ _PLAIN = Options()
 
 TrainStep = Callable[[TrainState, Inputs], tuple[TrainState, Metrics]]
 
-# From a state, a batch and the key of its dropout: gradients of the mean loss
-# by `params`, the BatchNorm statistics after the batch, and its metrics.
-_Gradients = Callable[[TrainState, Inputs, jax.Array], tuple[Any, Any, Metrics]]
+
+class _Keys(NamedTuple):
+  """What a batch draws random numbers with."""
+
+  dropout: jax.Array
+  loss: jax.Array
+
+
+class _Changed(NamedTuple):
+  """What a batch changes beside the parameters."""
+
+  batch_stats: Any
+  method_state: Any
+
+
+# From a state, a batch and its keys: gradients of the mean loss by `params`,
+# what else is changed, and the metrics.
+_Gradients = Callable[
+  [TrainState, Inputs, _Keys], tuple[Any, _Changed, Metrics]
+]
 
 
 def make_train_step(
@@ -114,10 +135,18 @@ def _make_gradients(
   """Makes the function that computes the gradients of a batch."""
 
   def gradients(
-    state: TrainState, inputs: Inputs, dropout_key: jax.Array
-  ) -> tuple[Any, Any, Metrics]:
+    state: TrainState, inputs: Inputs, keys: _Keys
+  ) -> tuple[Any, _Changed, Metrics]:
     state_lib.check_teacher(method, inputs.teacher is not None)
-    teacher_outputs = _teach(teacher, method, inputs)
+    if method.teacher == 'ema':
+      variables = state_lib.student_variables(
+        state, inputs.normalization, ema=True
+      )
+      teacher_outputs = _teach(
+        student, method, inputs._replace(teacher=variables)
+      )
+    else:
+      teacher_outputs = _teach(teacher, method, inputs)
 
     def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, Any]:
       outputs, batch_stats = features.forward(
@@ -128,20 +157,36 @@ def _make_gradients(
         inputs.images,
         names=method.student_features,
         train=True,
-        rngs={'dropout': dropout_key},
+        rngs={'dropout': keys.dropout},
       )
-      per_example, metrics = method.loss(
-        params['method'],
-        inputs.hyperparameters,
-        outputs,
-        teacher_outputs,
-        _smooth(inputs.labels, outputs.logits.shape[-1], label_smoothing),
+      labels = _smooth(inputs.labels, outputs.logits.shape[-1], label_smoothing)
+      result = method.loss(
+        Variables(params['method'], state.method_state),
+        Batch(
+          student=outputs,
+          teacher=teacher_outputs,
+          labels=labels,
+          images=features.normalize(inputs.images, **inputs.normalization),
+          ids=inputs.ids,
+          epoch=inputs.epoch,
+          rng=keys.loss,
+          hyperparameters=inputs.hyperparameters,
+        ),
       )
-      return per_example.mean(), (outputs.logits, batch_stats, metrics)
+      method_state = (
+        state.method_state if result.state is None else result.state
+      )
+      changed = _Changed(batch_stats, method_state)
+      return result.per_example.mean(), (
+        outputs.logits,
+        changed,
+        result.metrics,
+      )
 
-    (loss, (logits, batch_stats, metrics)), gradients = jax.value_and_grad(
+    (loss, (logits, changed, metrics)), gradients = jax.value_and_grad(
       loss_fn, has_aux=True
     )(state.params)
+    changed = jax.lax.stop_gradient(changed)
     predictions = logits.argmax(axis=-1)
     metrics = {
       'loss': loss,
@@ -152,7 +197,7 @@ def _make_gradients(
       metrics['teacher_agreement'] = (
         predictions == teacher_outputs.logits.argmax(axis=-1)
       ).mean()
-    return gradients, batch_stats, metrics
+    return gradients, changed, metrics
 
   return gradients
 
@@ -183,14 +228,17 @@ def _update_with(
   def train_step(
     state: TrainState, inputs: Inputs
   ) -> tuple[TrainState, Metrics]:
-    found, batch_stats, metrics = gradients(
-      state, inputs, state_lib.dropout_key(state)
+    found, changed, metrics = gradients(
+      state,
+      inputs,
+      _Keys(state_lib.dropout_key(state), state_lib.loss_key(state)),
     )
     updates, opt_state = optimizer.update(found, state.opt_state, state.params)
     new = state.replace(
       step=state.step + 1,
       params=optax.apply_updates(state.params, updates),
-      batch_stats=batch_stats,
+      batch_stats=changed.batch_stats,
+      method_state=changed.method_state,
       opt_state=opt_state,
     )
     return new, metrics | {'gradient_norm': _norm(found)}
@@ -214,10 +262,15 @@ def accumulate_gradients(gradients: _Gradients, count: int) -> _Gradients:
   """
 
   def accumulated(
-    state: TrainState, inputs: Inputs, dropout_key: jax.Array
-  ) -> tuple[Any, Any, Metrics]:
+    state: TrainState, inputs: Inputs, keys: _Keys
+  ) -> tuple[Any, _Changed, Metrics]:
     known = isinstance(inputs.teacher, features.Outputs)
-    batch = inputs.images, inputs.labels, inputs.teacher if known else None
+    batch = (
+      inputs.images,
+      inputs.labels,
+      inputs.ids,
+      inputs.teacher if known else None,
+    )
     # With such rows a microbatch is spread over devices as the batch is.
     microbatches = jax.tree.map(
       lambda rows: rows.reshape(-1, count, *rows.shape[1:]).swapaxes(0, 1),
@@ -225,32 +278,35 @@ def accumulate_gradients(gradients: _Gradients, count: int) -> _Gradients:
     )
 
     def add(
-      done: tuple[Any, Any], microbatch: tuple[jax.Array, Any]
-    ) -> tuple[tuple[Any, Any], Metrics]:
-      total, batch_stats = done
+      done: tuple[Any, _Changed], microbatch: tuple[jax.Array, Any]
+    ) -> tuple[tuple[Any, _Changed], Metrics]:
+      total, changed = done
       # A forward pass needs nothing of the gradient before it: it could begin
       # before those activations are gone.
-      total, (index, (images, labels, teacher)) = jax.lax.optimization_barrier(
-        (total, microbatch)
+      total, (index, (images, labels, ids, teacher)) = (
+        jax.lax.optimization_barrier((total, microbatch))
       )
-      part = inputs._replace(images=images, labels=labels)
-      found, batch_stats, metrics = gradients(
-        state.replace(batch_stats=batch_stats),
+      part = inputs._replace(images=images, labels=labels, ids=ids)
+      found, changed, metrics = gradients(
+        state.replace(**changed._asdict()),
         part._replace(teacher=teacher) if known else part,
-        jax.random.fold_in(dropout_key, index),
+        _Keys(*(jax.random.fold_in(key, index) for key in keys)),
       )
-      return (optax.tree.add(total, found), batch_stats), metrics
+      return (optax.tree.add(total, found), changed), metrics
 
-    (total, batch_stats), metrics = jax.lax.scan(
+    (total, changed), metrics = jax.lax.scan(
       add,
-      (optax.tree.zeros_like(state.params), state.batch_stats),
+      (
+        optax.tree.zeros_like(state.params),
+        _Changed(state.batch_stats, state.method_state),
+      ),
       (jnp.arange(count), microbatches),
       # On CPU convolutions in a loop lose their parallel kernels.
       unroll=jax.default_backend() == 'cpu',
     )
     return (
       optax.tree.scale(1 / count, total),
-      batch_stats,
+      changed,
       jax.tree.map(lambda values: values.mean(axis=0), metrics),
     )
 

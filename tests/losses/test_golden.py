@@ -1,7 +1,7 @@
 """The losses against the values of third_party/golden.
 
 `python -m pytest tests/losses/test_golden.py --golden=DIRECTORY` runs other
-files of the same format. third_party/README.md describes it, and the tolerances.
+files of the same format, which third_party/README.md describes.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from kdjax import losses
+from kdjax import losses, methods
 from kdjax.methods import _connectors as connectors
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / 'third_party' / 'golden'
@@ -149,8 +149,6 @@ def skd(inputs, params, hp):
 
 @method
 def ctkd(inputs, params, hp):
-  if 'ramp_epochs' in hp:
-    pytest.skip('a schedule: see tests/training/test_schedules.py')
   loss = losses.ctkd(
     *logits(inputs), params['theta'], hp['lambda'], hp['t_start'], hp['t_end']
   )
@@ -353,8 +351,6 @@ def vid(inputs, params, hp):
 
 @method
 def reviewkd(inputs, params, hp):
-  if 'warmup_epochs' in hp:
-    pytest.skip('a schedule: see tests/training/test_schedules.py')
   students, teachers = stages(inputs, 'level')
   return losses.hcl(connectors.fuse(params, students), teachers)
 
@@ -521,11 +517,25 @@ def as_arrays(tree):
   return jax.tree.map(jnp.asarray, tree)
 
 
+def check_schedule(groups):
+  """Compares the factor of a hyperparameter; epochs count from 1."""
+  epochs, ((key, number),) = groups['in']['epoch'], groups['hp'].items()
+  kind = {'ramp_epochs': 'cosine', 'warmup_epochs': 'linear'}[key]
+  change = methods.schedule([f'x={kind}:{number}'], ['x'])
+  (expected,) = groups['out'].values()
+  for epoch, factor in zip(epochs, expected, strict=True):
+    found = change({'x': jnp.float32(1)}, jnp.float32(epoch - 1))['x']
+    np.testing.assert_allclose(found, factor, atol=1e-6)
+
+
 def test_golden(case):
   file, name = case
   if file.stem not in METHODS:
     pytest.skip(f'kdjax has no {file.stem}')
   groups = load(file, name)
+  if name == 'schedule':
+    check_schedule(groups)
+    return
   inputs, params = groups.get('in', {}), groups.get('param', {})
   expected, checks = groups['out'], groups.get('check', {})
   hp = {

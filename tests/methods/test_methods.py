@@ -3,17 +3,16 @@
 A new method in kdjax/methods/ is covered by the first part as it is.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import reference
+import tiny
 
-from kdjax import losses, methods, models
-from kdjax.methods.feature import connect
+from kdjax import losses, methods, models, testing
+from kdjax.methods._connectors import conv as connect
 from kdjax.models import features
 from kdjax.models.features import Outputs
 from kdjax.models.network import Network
@@ -22,176 +21,165 @@ from kdjax.training import state
 BATCH, CLASSES = 6, 10
 RNG = jax.random.key(0)
 LABELS = jnp.array([0, 3, 9, 3, 1, 7], jnp.int32)
-
-# Methods touch arrays only, so they need no help with dtypes.
-pytestmark = pytest.mark.usefixtures('strict_dtypes')
-
-each_method = pytest.mark.parametrize('name', methods.names())
-
-
-@pytest.fixture
-def strict_dtypes():
-  with jax.numpy_dtype_promotion('strict'):
-    yield
-
-
-@functools.cache
-def problem(name, dtype=jnp.float32):
-  """A method with its defaults, and arguments for its loss."""
-  method, hyperparameters = methods.build(name)
-  rng = np.random.default_rng(0)
-
-  def outputs(names, channels):
-    def normal(*shape):
-      return rng.normal(size=shape)
-
-    return Outputs(
-      jnp.asarray(3 * normal(BATCH, CLASSES), jnp.float32),
-      {
-        name: jnp.asarray(normal(BATCH, 4, 2, channels * (i + 1)), dtype)
-        for i, name in enumerate(names)
-      },
-    )
-
-  student = outputs(method.student_features, 3)
-  teacher = (
-    outputs(method.teacher_features, 5) if method.needs_teacher else None
-  )
-  # As in training: made from shapes alone.
-  parameters = method.init(
-    RNG, jax.eval_shape(lambda: student), jax.eval_shape(lambda: teacher)
-  )
-  hyperparameters = {k: jnp.float32(v) for k, v in hyperparameters.items()}
-  return method, (parameters, hyperparameters, student, teacher)
+TWO = ('stage1', 'stage2')
+BEFORE = ('stage1/preact', 'stage2/preact')
+# Smaller than the defaults, which say what suits a ResNet-50.
+SETTINGS = {
+  **{
+    name: {'student_features': TWO, 'teacher_features': TWO}
+    for name in ('at', 'feature', 'nst', 'vid')
+  },
+  'byot': {'features': ('stage2',), 'last': 'stage3'},
+  'crd': {'negatives': 8, 'channels': 16},
+  'dml': {'network': tiny.NETWORK, 'width': 4},
+  'ofd': {
+    'student_features': BEFORE,
+    'teacher_features': BEFORE,
+    'teacher_norms': ('stage1/block1/bn2', 'stage2/block1/bn2'),
+  },
+  'reviewkd': {'student_features': TWO, 'teacher_features': BEFORE},
+}
 
 
-def assert_trees_close(found, expected, **tolerance):
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, **tolerance), found, expected
-  )
+@pytest.mark.parametrize('name', methods.names())
+def test_every_method_keeps_the_contract(name):
+  method, _ = methods.build(name, SETTINGS.get(name))
+  testing.check_method(method)
 
 
-# What every method must do
-
-
-@each_method
-def test_loss_and_metrics_are_finite_and_per_example(name):
-  method, arguments = problem(name)
-  loss, metrics = method.loss(*arguments, LABELS)
-  for key, values in {'loss': loss, **metrics}.items():
-    assert values.shape == (BATCH,), key
-    assert values.dtype == jnp.float32, key
-    assert jnp.isfinite(values).all(), key
-
-
-@each_method
-def test_bfloat16_features_give_float32_losses(name):
-  method, arguments = problem(name, jnp.bfloat16)
-  loss, metrics = method.loss(*arguments, LABELS)
-  for key, values in {'loss': loss, **metrics}.items():
-    assert values.dtype == jnp.float32, key
-  expected, _ = method.loss(*problem(name)[1], LABELS)
-  np.testing.assert_allclose(loss, expected, rtol=0.02)
-
-
-@each_method
-def test_the_student_learns_and_the_teacher_does_not(name):
-  method, (parameters, hyperparameters, student, teacher) = problem(name)
-
-  @jax.jit
-  @functools.partial(jax.grad, argnums=(0, 1, 2))
-  def gradients(parameters, student, teacher):
-    loss, _ = method.loss(parameters, hyperparameters, student, teacher, LABELS)
-    return loss.mean()
-
-  to_parameters, to_student, to_teacher = gradients(
-    parameters, student, teacher
-  )
-  # Logits, each feature that the method asked for, each of its parameters.
-  leaves = jax.tree.leaves((to_parameters, to_student))
-  assert len(leaves) >= 1 + len(method.student_features)
-  for leaf in leaves:
-    assert jnp.isfinite(leaf).all()
-    assert jnp.abs(leaf).max() > 0
-  for leaf in jax.tree.leaves(to_teacher):
-    np.testing.assert_array_equal(leaf, jnp.zeros_like(leaf))
-
-
-@each_method
-def test_jit_equals_eager(name):
-  method, arguments = problem(name)
-  assert_trees_close(
-    jax.jit(method.loss)(*arguments, LABELS),
-    method.loss(*arguments, LABELS),
-    rtol=1e-5,
-    atol=1e-6,
-  )
-
-
-@each_method
-def test_other_hyperparameters_need_no_second_trace(name):
-  method, (parameters, hyperparameters, *outputs) = problem(name)
-  traces = []
-
-  @jax.jit
-  def loss(hyperparameters):
-    traces.append(1)
-    return method.loss(parameters, hyperparameters, *outputs, LABELS)[0]
-
-  reference_loss = loss(hyperparameters)
-  for key, (default, low, high) in method.hyperparameters.items():
-    for value in {low, high} - {default}:
-      changed = loss({**hyperparameters, key: jnp.float32(value)})
-      assert jnp.isfinite(changed).all(), (key, value)
-      assert (changed != reference_loss).any(), f'{key} changes nothing'
-  assert len(traces) == 1
-
-
-@each_method
-def test_permuting_the_batch_permutes_the_loss(name):
-  method, (parameters, hyperparameters, student, teacher) = problem(name)
-  order = np.array([3, 0, 5, 1, 4, 2])
-  permuted = jax.tree.map(lambda x: x[order], (student, teacher, LABELS))
-  loss = jax.jit(method.loss)
-  assert_trees_close(
-    loss(parameters, hyperparameters, *permuted),
-    jax.tree.map(
-      lambda x: x[order],
-      loss(parameters, hyperparameters, student, teacher, LABELS),
+def loss_of(method, params, hyperparameters, student, teacher, labels):
+  """What a method's loss returns, per example and as metrics."""
+  count = len(labels)
+  loss, metrics, _ = method.loss(
+    methods.Variables(params),
+    methods.Batch(
+      student,
+      teacher,
+      labels,
+      images=jnp.zeros((count, 8, 8, 3)),
+      ids=jnp.arange(count),
+      epoch=jnp.float32(0),
+      rng=RNG,
+      hyperparameters=hyperparameters,
     ),
-    rtol=1e-5,
-    atol=1e-6,
+  )
+  return loss, metrics
+
+
+def init(method, student, teacher):
+  setup = methods.Setup(student, teacher, None, None, 0, CLASSES)
+  return method.init(RNG, setup).params
+
+
+# What the conformance test finds
+
+
+def with_loss(change):
+  method, _ = methods.build('kd')
+  return method._replace(
+    loss=lambda variables, batch: change(method.loss(variables, batch), batch)
   )
 
 
-@each_method
-def test_labels_may_be_probabilities(name):
-  method, arguments = problem(name)
-  one_hot = jax.nn.one_hot(LABELS, CLASSES)
-  hard, soft, smooth = (
-    method.loss(*arguments, labels)
-    for labels in (LABELS, one_hot, optax.smooth_labels(one_hot, 0.1))
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (
+      lambda result, _: result.per_example,
+      'loss returns .*expected a kdjax.methods.Loss',
+    ),
+    (
+      lambda result, _: result._replace(per_example=result.per_example.mean()),
+      r'the loss has shape \(\): expected one value per example',
+    ),
+    (
+      lambda result, _: result._replace(
+        per_example=result.per_example.astype(jnp.bfloat16)
+      ),
+      'the loss is bfloat16: expected float32',
+    ),
+    (
+      lambda result, _: result._replace(
+        per_example=jax.lax.stop_gradient(result.per_example)
+      ),
+      'the student has no gradient',
+    ),
+    (
+      lambda result, batch: result._replace(
+        per_example=result.per_example * jnp.arange(len(batch.ids))
+      ),
+      'in another order the examples have other losses',
+    ),
+    (
+      lambda result, batch: result._replace(
+        per_example=result.per_example + (batch.labels.ndim == 2)
+      ),
+      'probabilities of 0 and 1 as labels give another loss',
+    ),
+    (
+      lambda result, batch: result._replace(
+        per_example=result.per_example
+        + jnp.log(jax.nn.softmax(batch.student.logits)).mean(axis=-1)
+      ),
+      'with logits of ±1e4 the loss or a gradient is not finite',
+    ),
+    (
+      lambda result, _: result._replace(state={'new': jnp.zeros(3)}),
+      'loss returns a state of .*expected the shapes and dtypes of init',
+    ),
+    (
+      lambda result, _: result._replace(metrics={'x': jnp.zeros(())}),
+      r"the metric 'x' has shape \(\)",
+    ),
+  ],
+)
+def test_a_broken_method_is_described(change, message):
+  with pytest.raises(AssertionError, match=message):
+    testing.check_method(with_loss(change))
+
+
+@pytest.mark.parametrize(
+  ('hyperparameter', 'message'),
+  [
+    ((2.0, 0.0, 1.0), 'the default of extra is 2.0: expected from 0.0 to 1.0'),
+    ((0.5, 0.0, 1.0), 'another extra changes nothing'),
+  ],
+)
+def test_a_useless_hyperparameter_is_described(hyperparameter, message):
+  method, _ = methods.build('scratch')
+  method = method._replace(
+    hyperparameters={'extra': methods.Hyperparameter(*hyperparameter)}
   )
-  assert_trees_close(soft, hard, rtol=1e-5, atol=1e-6)
-  assert jnp.isfinite(smooth[0]).all()
-  assert (smooth[0] != hard[0]).any()
+  with pytest.raises(AssertionError, match=message):
+    testing.check_method(method)
 
 
-@each_method
-def test_defaults_are_settings_within_their_ranges(name):
-  defaults = methods.defaults(name)
-  method, hyperparameters = methods.build(name, defaults)
-  assert hyperparameters.keys() == method.hyperparameters.keys()
-  assert hyperparameters.keys() <= defaults.keys()
-  for key, (default, low, high) in method.hyperparameters.items():
-    assert low <= default <= high, key
-    assert hyperparameters[key] == default, key
+# Methods of the user's
 
 
-@each_method
-def test_features_are_wanted_of_a_teacher_only_if_it_needs_one(name):
-  method, _ = methods.build(name)
-  assert method.needs_teacher or not method.teacher_features
+def test_a_method_by_import_path(tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / 'my_methods.py').write_text(
+    'from kdjax import methods\n'
+    'def half(*, name="kd"):\n'
+    '  return methods.build(name)[0]\n'
+    'def nothing():\n'
+    '  return 3\n'
+  )
+  assert methods.defaults('my_methods:half') == {
+    'name': 'kd',
+    **methods.defaults('kd'),
+  }
+  _, values = methods.build('my_methods:half', {'temperature': 2.0})
+  assert values['temperature'] == 2.0
+  testing.check_method('my_methods:half')
+  for path, message in (
+    ('my_methods:gone', "'my_methods:gone' cannot be imported"),
+    ('gone:half', "'gone:half' cannot be imported"),
+    ('my_methods:nothing', "'my_methods:nothing' returns int: expected"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      methods.build(path)
 
 
 # Names and settings
@@ -274,11 +262,13 @@ def test_feature_options_that_do_not_fit_are_refused(settings, message):
 
 
 def test_scratch_is_cross_entropy_and_needs_no_teacher():
-  method, arguments = problem('scratch')
-  loss, _ = method.loss(*arguments, LABELS)
+  method, _ = methods.build('scratch')
+  _, batch = testing.make_problem(method)
   np.testing.assert_array_equal(
-    loss, losses.cross_entropy(arguments[2].logits, LABELS)
+    method.loss(methods.Variables(), batch).per_example,
+    losses.cross_entropy(batch.student.logits, batch.labels),
   )
+  assert method.teacher is None
   assert not method.needs_teacher
 
 
@@ -299,8 +289,13 @@ def test_response_is_the_published_loss(temperature, alpha):
     jnp.asarray(arrays[f'response/8x10/{key}'])
     for key in ('student_logits', 'teacher_logits', 'labels')
   )
-  loss, metrics = method.loss(
-    {}, hyperparameters, Outputs(student, {}), Outputs(teacher, {}), labels
+  loss, metrics = loss_of(
+    method,
+    {},
+    hyperparameters,
+    Outputs(student, {}),
+    Outputs(teacher, {}),
+    labels,
   )
   i = arrays['response/temperatures'].tolist().index(temperature)
   j = arrays['response/alphas'].tolist().index(alpha)
@@ -371,8 +366,8 @@ def test_feature_is_the_published_loss(ce_weight, feature_weight, reduction):
     }
     for stage, x in student.features.items()
   }
-  loss, metrics = method.loss(
-    identities, hyperparameters, student, teacher, labels
+  loss, metrics = loss_of(
+    method, identities, hyperparameters, student, teacher, labels
   )
   np.testing.assert_allclose(
     loss.mean(), arrays[f'feature/{reduction}/loss/float64'], rtol=1e-5
@@ -411,10 +406,12 @@ def test_feature_compares_connected_features_of_other_names():
   teacher = Outputs(
     normal(6, 10), {'x': normal(6, 2, 2, 9), 'y': normal(6, 4, 4, 7)}
   )
-  parameters = method.init(RNG, student, teacher)
+  parameters = init(method, student, teacher)
   assert parameters['b->y']['kernel'].shape == (1, 1, 5, 7)
   assert parameters['a->x']['kernel'].shape == (1, 1, 3, 9)
-  loss, _ = method.loss(parameters, hyperparameters, student, teacher, LABELS)
+  loss, _ = loss_of(
+    method, parameters, hyperparameters, student, teacher, LABELS
+  )
   expected = 0.0
   for ours, theirs in [('b', 'y'), ('a', 'x')]:
     connector = parameters[f'{ours}->{theirs}']
@@ -436,7 +433,7 @@ def test_a_student_feature_may_imitate_two_teacher_features():
     jnp.zeros((6, 10)),
     {'x': jnp.ones((6, 2, 2, 4)), 'y': jnp.ones((6, 2, 2, 4))},
   )
-  parameters = method.init(RNG, student, teacher)
+  parameters = init(method, student, teacher)
   assert len(jax.tree.leaves(parameters)) == 4
 
 
@@ -448,8 +445,8 @@ def test_connectors_start_as_in_pytorch_and_differ_from_each_other():
   names = method.student_features
   student = Outputs(None, {name: jnp.zeros((2, 1, 1, 64)) for name in names})
   teacher = Outputs(None, {name: jnp.zeros((2, 1, 1, 256)) for name in names})
-  parameters = method.init(RNG, student, teacher)
-  again = method.init(RNG, student, teacher)
+  parameters = init(method, student, teacher)
+  again = init(method, student, teacher)
   jax.tree.map(np.testing.assert_array_equal, parameters, again)
   bound = 1 / np.sqrt(64)
   for connector in parameters.values():

@@ -14,7 +14,7 @@ import tiny
 from kdjax import config as config_lib
 from kdjax import data, methods, models
 from kdjax.evaluation import predict
-from kdjax.methods import feature
+from kdjax.methods import _connectors
 from kdjax.models import features
 from kdjax.report import collect, feature_maps
 from kdjax.storage import checkpoint, digests
@@ -109,7 +109,7 @@ def test_maps_are_channel_means_of_the_connected_student_and_the_teacher(run):
   ):
     student, teacher = maps[pair]
     assert student.shape == teacher.shape == (size, size)
-    expected = feature.connect(connectors[pair], ours[source])
+    expected = _connectors.conv(connectors[pair], ours[source])
     assert expected.shape == theirs[target].shape
     np.testing.assert_allclose(
       student, np.mean(expected[0], axis=-1), rtol=1e-4, atol=1e-5

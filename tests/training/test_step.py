@@ -50,7 +50,14 @@ def step_of(*arguments, teacher=None, **options):
   train_step = step.make_train_step(
     *arguments, teacher, step.Options(**options)
   )
-  return lambda state, *inputs: train_step(state, step.Inputs(*inputs))
+
+  def run(state, images, labels, *rest):
+    ids = jnp.arange(len(labels))
+    return train_step(
+      state, step.Inputs(images, labels, ids, jnp.float32(0), *rest)
+    )
+
+  return run
 
 
 @functools.cache

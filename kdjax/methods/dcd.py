@@ -1,0 +1,64 @@
+"""Discriminative and consistent distillation."""
+
+from typing import Any
+
+import jax
+
+from kdjax import losses
+from kdjax.methods import _connectors
+from kdjax.methods._base import Batch, Method, Setup, Variables
+from kdjax.methods._weighted import weighted
+
+
+def dcd(
+  *,
+  student_feature: str = 'stage4',
+  teacher_feature: str = 'stage4',
+  channels: int = 128,
+) -> Method:
+  """Trains on w_ce · cross-entropy + w · a contrast within the batch.
+
+  Giakoumoglou and Stathaki, 2024, https://arxiv.org/abs/2407.11802; see
+  `kdjax.losses.dcd`. Linear embeddings of both networks, a scale and an offset
+  are trained.
+
+  Args:
+    student_feature: name of the student's map, whose mean is compared.
+    teacher_feature: name of the teacher's.
+    channels: size of both embeddings.
+  """
+
+  def init(rng: jax.Array, setup: Setup) -> Variables:
+    source = setup.student.features[student_feature].shape[-1]
+    target = setup.teacher.features[teacher_feature].shape[-1]
+    keys = jax.random.split(rng)
+    return Variables(
+      {
+        'student': _connectors.init_dense(keys[0], source, channels),
+        'teacher': _connectors.init_dense(keys[1], target, channels),
+        'log_scale': jax.numpy.zeros(()),
+        'offset': jax.numpy.zeros(()),
+      }
+    )
+
+  def term(params: Any, batch: Batch, **values: Any) -> jax.Array:
+    student = _connectors.pool(batch.student.features[student_feature])
+    teacher = _connectors.pool(batch.teacher.features[teacher_feature])
+    return losses.dcd(
+      _connectors.dense(params['student'], student),
+      _connectors.dense(params['teacher'], teacher),
+      params['log_scale'],
+      params['offset'],
+      **values,
+    )
+
+  return weighted(
+    'dcd',
+    term,
+    init=init,
+    weight=1.0,
+    hyperparameters={'alpha': 0.5},
+    student_features=(student_feature,),
+    teacher_features=(teacher_feature,),
+    batch_level=True,
+  )

@@ -1,0 +1,305 @@
+"""Checks of a distillation method, for methods of your own.
+
+from kdjax import testing
+
+testing.check_method(crd())
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax import methods, models
+from kdjax.methods import Batch, Method, Setup, Variables
+from kdjax.models import features
+
+_BATCH, _CLASSES, _EXAMPLES = 6, 7, 20
+_LABELS = (0, 3, 4, 3, 1, 6)
+
+
+def check_method(method: Method | str) -> None:
+  """Checks that a method keeps the contract of `kdjax.methods.Method`.
+
+  It is given random outputs of the shapes that two small ResNets give.
+
+  Args:
+    method: the method, or its name.
+
+  Raises:
+    AssertionError: it does not; the message says in what.
+    ValueError: the name is unknown, or a feature that it wants does not exist.
+  """
+  if isinstance(method, str):
+    method, _ = methods.build(method)
+  variables, batch = make_problem(method)
+  assert _equal(variables, make_problem(method)[0]), (
+    'init gives other variables for the same key'
+  )
+  run = _compile(method)
+  result, _ = run(variables, batch)
+  _check_values(result, batch)
+  _check_state(variables, result)
+  if result.state is not None:
+    variables = variables._replace(state=result.state)
+  _check_gradients(run, variables, batch)
+  _check_hyperparameters(method, run, variables, batch)
+  _check_order(method, run, variables, batch)
+  _check_labels(run, variables, batch)
+  _check_extremes(method, run, variables, batch)
+
+
+def make_problem(
+  method: Method, size: int = _BATCH, num_classes: int = _CLASSES
+) -> tuple[Variables, Batch]:
+  """Makes variables and a batch for a method, from two small ResNets.
+
+  Args:
+    method: the method.
+    size: number of examples.
+    num_classes: number of classes.
+
+  Returns:
+    What `method.loss` takes.
+  """
+  student, teacher = (
+    _outputs(width, size, num_classes, names, seed)
+    for width, names, seed in (
+      (4, method.student_features, 1),
+      (8, method.teacher_features, 2),
+    )
+  )
+  has_teacher = method.teacher is not None
+  if method.teacher == 'ema':
+    teacher = _outputs(4, size, num_classes, method.teacher_features, 2)
+  shapes = jax.eval_shape(lambda: (student, teacher))
+  setup = Setup(
+    shapes[0],
+    shapes[1] if has_teacher else None,
+    _network(4, num_classes),
+    jax.ShapeDtypeStruct((size, 16, 16, 3), jnp.float32),
+    _EXAMPLES,
+    num_classes,
+  )
+  variables = method.init(jax.random.key(0), setup)
+  batch = Batch(
+    student=student,
+    teacher=teacher if has_teacher else None,
+    labels=jnp.asarray(_LABELS[:size]) % num_classes,
+    images=_images(size),
+    ids=jnp.arange(size) + 3,
+    epoch=jnp.float32(1.5),
+    rng=jax.random.key(5),
+    hyperparameters={
+      name: jnp.float32(one.default)
+      for name, one in method.hyperparameters.items()
+    },
+  )
+  return variables, batch
+
+
+@functools.cache
+def _network(width: int, num_classes: int) -> nn.Module:
+  return models.build(
+    'resnet10', num_classes=num_classes, stem='cifar', width=width
+  )
+
+
+def _images(size: int) -> jax.Array:
+  return jax.random.normal(jax.random.key(3), (size, 16, 16, 3))
+
+
+@functools.cache
+def _outputs(
+  width: int, size: int, num_classes: int, names: tuple[str, ...], seed: int
+) -> features.Outputs:
+  """Makes random outputs of the shapes that a network gives."""
+  model = _network(width, num_classes)
+  images = jax.ShapeDtypeStruct((size, 16, 16, 3), jnp.float32)
+  variables = jax.eval_shape(
+    lambda rng: features.init(model, rng, images), jax.random.key(0)
+  )
+  shapes = features.output_shapes(model, variables, images, names)
+  rng = np.random.default_rng(seed)
+
+  def draw(shape: Any) -> jax.Array:
+    return jnp.asarray(rng.normal(size=shape.shape), shape.dtype)
+
+  return features.Outputs(
+    2 * draw(shapes.logits),
+    {name: draw(shape) for name, shape in shapes.features.items()},
+  )
+
+
+# Of variables and a batch: the loss, and the gradients of its mean for the
+# parameters, the student's logits and its features.
+_Run = Callable[[Variables, Batch], tuple[methods.Loss, Any]]
+
+
+def _compile(method: Method) -> _Run:
+  @jax.jit
+  def run(variables: Variables, batch: Batch) -> tuple[methods.Loss, Any]:
+    def mean(params: Any, student: Any) -> tuple[jax.Array, methods.Loss]:
+      result = method.loss(
+        variables._replace(params=params), batch._replace(student=student)
+      )
+      assert isinstance(result, methods.Loss), (
+        f'loss returns {type(result).__name__}: expected a kdjax.methods.Loss'
+      )
+      return result.per_example.mean(), result
+
+    gradients, result = jax.grad(mean, argnums=(0, 1), has_aux=True)(
+      variables.params, batch.student
+    )
+    return result, gradients
+
+  return run
+
+
+def _check_values(result: methods.Loss, batch: Batch) -> None:
+  values = {
+    'the loss': result.per_example,
+    **{f"the metric '{name}'": one for name, one in result.metrics.items()},
+  }
+  for name, value in values.items():
+    assert value.shape == batch.ids.shape, (
+      f'{name} has shape {value.shape}: expected one value per example, '
+      f'{batch.ids.shape}'
+    )
+    assert value.dtype == jnp.float32, (
+      f'{name} is {value.dtype}: expected float32'
+    )
+    assert np.isfinite(value).all(), f'{name} is not finite: {value}'
+
+
+def _check_state(variables: Variables, result: methods.Loss) -> None:
+  if result.state is None:
+    return
+  before, after = (
+    jax.tree.map(lambda x: (jnp.shape(x), jnp.asarray(x).dtype), state)
+    for state in (variables.state, result.state)
+  )
+  assert before == after, (
+    f'loss returns a state of {after}: expected the shapes and dtypes of init, '
+    f'{before}'
+  )
+
+
+def _check_gradients(run: _Run, variables: Variables, batch: Batch) -> None:
+  _, (to_params, to_student) = run(variables, batch)
+  assert _finite(to_params), 'a gradient of the parameters is not finite'
+  assert _finite(to_student), 'a gradient of the student is not finite'
+  assert any(np.any(leaf) for leaf in jax.tree.leaves(to_student)), (
+    'the student has no gradient'
+  )
+
+
+def _check_hyperparameters(
+  method: Method, run: _Run, variables: Variables, batch: Batch
+) -> None:
+  usual = run(variables, batch)
+  traces = run._cache_size()  # type: ignore[attr-defined]
+  for name, (default, low, high) in method.hyperparameters.items():
+    assert low <= default <= high, (
+      f'the default of {name} is {default}: expected from {low} to {high}'
+    )
+    differs = False
+    for value in {low, high, min(2 * default + 0.25, high)} - {default}:
+      values = {**batch.hyperparameters, name: jnp.float32(value)}
+      changed = run(variables, batch._replace(hyperparameters=values))
+      assert np.isfinite(changed[0].per_example).all(), (
+        f'with {name} = {value} the loss is not finite'
+      )
+      differs |= not _equal(changed, usual)
+    assert differs, f'another {name} changes nothing'
+  assert run._cache_size() == traces, (  # type: ignore[attr-defined]
+    'another hyperparameter traces the loss again'
+  )
+
+
+def _check_order(
+  method: Method, run: _Run, variables: Variables, batch: Batch
+) -> None:
+  order = np.random.default_rng(0).permutation(len(batch.ids))
+  permuted = batch._replace(
+    student=_rows(batch.student, order),
+    teacher=_rows(batch.teacher, order),
+    labels=batch.labels[order],
+    images=batch.images[order],
+    ids=batch.ids[order],
+  )
+  found = run(variables, permuted)[0].per_example
+  expected = run(variables, batch)[0].per_example[order]
+  if method.batch_level:
+    found, expected = found.mean(), expected.mean()
+  assert np.allclose(found, expected, rtol=1e-3, atol=1e-4), (
+    'in another order the examples have other losses'
+  )
+
+
+def _rows(outputs: Any, order: np.ndarray) -> Any:
+  if outputs is None:
+    return None
+  return features.Outputs(
+    outputs.logits[order],
+    {
+      # A parameter has no batch.
+      name: x
+      if '/' in name and name.split('/')[-1] in _PARAMETERS
+      else x[order]
+      for name, x in outputs.features.items()
+    },
+  )
+
+
+_PARAMETERS = 'kernel', 'bias', 'scale'
+
+
+def _check_labels(run: _Run, variables: Variables, batch: Batch) -> None:
+  one_hot = jax.nn.one_hot(batch.labels, batch.student.logits.shape[-1])
+  soft = run(variables, batch._replace(labels=one_hot))[0].per_example
+  hard = run(variables, batch)[0].per_example
+  assert np.allclose(soft, hard, rtol=1e-4, atol=1e-5), (
+    'probabilities of 0 and 1 as labels give another loss than class indices'
+  )
+
+
+def _check_extremes(
+  method: Method, run: _Run, variables: Variables, batch: Batch
+) -> None:
+  cases = {'logits of ±1e4': (variables, _large(batch))}
+  for name, size, num_classes in (
+    ('a batch of one', 1, _CLASSES),
+    ('two classes', _BATCH, 2),
+  ):
+    # A method may refuse it, in words.
+    with contextlib.suppress(ValueError):
+      cases[name] = make_problem(method, size, num_classes)
+  for name, arguments in cases.items():
+    result, gradients = run(*arguments)
+    assert _finite((result.per_example, gradients)), (
+      f'with {name} the loss or a gradient is not finite'
+    )
+
+
+def _finite(tree: Any) -> bool:
+  return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+
+
+def _large(batch: Batch) -> Batch:
+  def enlarge(outputs: Any) -> Any:
+    return outputs and outputs._replace(logits=1e4 * jnp.sign(outputs.logits))
+
+  return batch._replace(
+    student=enlarge(batch.student), teacher=enlarge(batch.teacher)
+  )
+
+
+def _equal(first: Any, second: Any) -> bool:
+  same = jax.tree.map(lambda a, b: bool((a == b).all()), first, second)
+  return all(jax.tree.leaves(same))
