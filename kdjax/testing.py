@@ -18,6 +18,7 @@ import numpy as np
 from kdjax import methods, models
 from kdjax.methods import Batch, Method, Setup, Variables
 from kdjax.models import features
+from kdjax.system import xla
 
 _BATCH, _CLASSES, _EXAMPLES = 6, 7, 20
 _LABELS = (0, 3, 4, 3, 1, 6)
@@ -142,7 +143,7 @@ _Run = Callable[[Variables, Batch], tuple[methods.Loss, Any]]
 
 
 def _compile(method: Method) -> _Run:
-  @jax.jit
+  @xla.jit
   def run(variables: Variables, batch: Batch) -> tuple[methods.Loss, Any]:
     def mean(params: Any, student: Any) -> tuple[jax.Array, methods.Loss]:
       result = method.loss(

@@ -23,6 +23,25 @@ FLAGS = (
 )
 
 
+# Settings of methods, smaller than the defaults, which suit a ResNet-50.
+_TWO = ('stage1', 'stage2')
+_BEFORE = ('stage1/preact', 'stage2/preact')
+SETTINGS = {
+  **{
+    name: {'student_features': _TWO, 'teacher_features': _TWO}
+    for name in ('at', 'feature', 'nst', 'vid')
+  },
+  'byot': {'features': ('stage2',), 'last': 'stage3'},
+  'crd': {'negatives': 8, 'channels': 16},
+  'dml': {'network': NETWORK, 'width': 4},
+  'ofd': {
+    'student_features': _BEFORE,
+    'teacher_features': _BEFORE,
+    'teacher_norms': ('stage1/block1/bn2', 'stage2/block1/bn2'),
+  },
+  'reviewkd': {'student_features': _TWO, 'teacher_features': _BEFORE},
+}
+
 # A network alone: arguments of kdjax.models.build.
 MODEL = {
   'name': 'resnet10',

@@ -472,7 +472,10 @@ def _distances_and_angles(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   )
   distances = jnp.where(jnp.eye(len(x), dtype=bool), 0.0, distances)
   mean = distances.sum() / max(count, 1)
-  distances = distances / (mean if count else 1.0)
+  # Element by element: XLA would multiply by the reciprocal of a scalar, and
+  # distances that are all equal would not become 1.
+  means = jnp.full_like(distances, mean if count else 1.0)
+  distances = distances / jax.lax.optimization_barrier(means)
   directions = _arrays.unit(differences)
   angles = jnp.einsum(
     'ijc,ikc->ijk',

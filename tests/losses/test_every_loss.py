@@ -13,6 +13,7 @@ import pytest
 from jax.test_util import check_grads
 
 from kdjax import losses
+from kdjax.system import xla
 
 BATCH, CLASSES, CHANNELS = 4, 5, 6
 LABELS = jnp.array([0, 3, 1, 3])
@@ -168,8 +169,8 @@ def test_every_public_loss_is_here():
 @functools.cache
 def compiled(name):
   loss, (student, teacher) = CASES[name]
-  value = jax.jit(loss)(student, teacher)
-  gradients = jax.jit(jax.grad(lambda s, t: loss(s, t).mean(), argnums=(0, 1)))(
+  value = xla.jit(loss)(student, teacher)
+  gradients = xla.jit(jax.grad(lambda s, t: loss(s, t).mean(), argnums=(0, 1)))(
     student, teacher
   )
   return value, gradients
@@ -259,7 +260,7 @@ def test_constant_inputs_give_no_nan(name, fill):
   loss, (student, teacher) = CASES[name]
   constant = jnp.full_like(student, fill)
 
-  @jax.jit
+  @xla.jit
   def run(student):
     return jax.value_and_grad(lambda s: loss(s, teacher).mean())(student)
 

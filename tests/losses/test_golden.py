@@ -4,6 +4,7 @@
 files of the same format, which third_party/README.md describes.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import traverse_util
 
 from kdjax import losses, methods
 from kdjax.methods import _connectors as connectors
+from kdjax.system import xla
+from kdjax.training.dot import dot
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / 'third_party' / 'golden'
 
@@ -517,6 +521,40 @@ def as_arrays(tree):
   return jax.tree.map(jnp.asarray, tree)
 
 
+def check_dot(groups):
+  """Compares parameters after each step."""
+  inputs, expected, hp = groups['in'], groups['out'], groups['hp']
+  names = [key.removeprefix('param_') for key in inputs if 'param_' in key]
+  params = {name: jnp.asarray(inputs[f'param_{name}']) for name in names}
+  optimizer = dot(**{key: float(value) for key, value in hp.items()})
+  state = optimizer.init(params)
+
+  @jax.jit
+  def step(ce, kd, state, params):
+    updates, state = optimizer.update(ce, state, params, kd_gradients=kd)
+    return optax.apply_updates(params, updates), state
+
+  for number in range(len(expected[f'param_{names[0]}'])):
+    ce, kd = (
+      {
+        name: jnp.asarray(gradient[number])
+        if (gradient := inputs.get(f'grad_{kind}_{name}')) is not None
+        else None
+        for name in names
+      }
+      for kind in ('ce', 'kd')
+    )
+    params, state = step(ce, kd, state, params)
+    for name in names:
+      np.testing.assert_allclose(
+        params[name],
+        expected[f'param_{name}'][number],
+        rtol=2e-5,
+        atol=1e-6,
+        err_msg=f'{name}, step {number}',
+      )
+
+
 def check_schedule(groups):
   """Compares the factor of a hyperparameter; epochs count from 1."""
   epochs, ((key, number),) = groups['in']['epoch'], groups['hp'].items()
@@ -530,6 +568,9 @@ def check_schedule(groups):
 
 def test_golden(case):
   file, name = case
+  if file.stem == 'dot':
+    check_dot(load(file, name))
+    return
   if file.stem not in METHODS:
     pytest.skip(f'kdjax has no {file.stem}')
   groups = load(file, name)
@@ -549,15 +590,14 @@ def test_golden(case):
   }
   rest = as_arrays({k: v for k, v in inputs.items() if k not in trained})
 
-  @jax.jit
+  @xla.jit
+  @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
   def compute(trained, params):
     result = METHODS[file.stem](trained | rest, params, hp)
     loss, outputs = result if isinstance(result, tuple) else (result, {})
     return loss.mean(), {'per_example': loss, **outputs}
 
-  (loss, outputs), gradients = jax.value_and_grad(
-    compute, argnums=(0, 1), has_aux=True
-  )(as_arrays(trained), as_arrays(params))
+  (loss, outputs), gradients = compute(as_arrays(trained), as_arrays(params))
 
   relative = 5e-4 if 'extreme' in name else 2e-5
   target = float(expected['loss'])

@@ -21,29 +21,11 @@ from kdjax.training import state
 BATCH, CLASSES = 6, 10
 RNG = jax.random.key(0)
 LABELS = jnp.array([0, 3, 9, 3, 1, 7], jnp.int32)
-TWO = ('stage1', 'stage2')
-BEFORE = ('stage1/preact', 'stage2/preact')
-# Smaller than the defaults, which say what suits a ResNet-50.
-SETTINGS = {
-  **{
-    name: {'student_features': TWO, 'teacher_features': TWO}
-    for name in ('at', 'feature', 'nst', 'vid')
-  },
-  'byot': {'features': ('stage2',), 'last': 'stage3'},
-  'crd': {'negatives': 8, 'channels': 16},
-  'dml': {'network': tiny.NETWORK, 'width': 4},
-  'ofd': {
-    'student_features': BEFORE,
-    'teacher_features': BEFORE,
-    'teacher_norms': ('stage1/block1/bn2', 'stage2/block1/bn2'),
-  },
-  'reviewkd': {'student_features': TWO, 'teacher_features': BEFORE},
-}
 
 
 @pytest.mark.parametrize('name', methods.names())
 def test_every_method_keeps_the_contract(name):
-  method, _ = methods.build(name, SETTINGS.get(name))
+  method, _ = methods.build(name, tiny.SETTINGS.get(name))
   testing.check_method(method)
 
 

@@ -28,7 +28,7 @@ def test_a_schedule_multiplies_its_hyperparameter(text, epochs_done, expected):
   ('text', 'message'),
   [
     ('weight', 'names no value'),
-    ('beta=linear:20', "is of beta, which the method .* it has weight"),
+    ('beta=linear:20', 'is of beta, which the method .* it has weight'),
     ('weight=step:20', "'step:20' is unknown: expected NAME=KIND:EPOCHS"),
     ('weight=linear', "'linear' is unknown"),
     ('weight=linear:0', "'linear:0' is unknown"),

@@ -1,0 +1,53 @@
+"""Every method trains: on the digits, with a tiny pair."""
+
+import json
+
+import pytest
+import tiny
+
+from kdjax import methods
+from kdjax.training import train
+from kdjax.training.shared import Session
+
+# One of each kind; the others take minutes together.
+QUICK = ('at', 'crd', 'ema_teacher', 'pskd', 'srd', 'sdd')
+
+
+@pytest.fixture(scope='module')
+def shared(tmp_path_factory):
+  """Where all runs lie, beside one teacher."""
+  return tmp_path_factory.mktemp('methods'), Session()
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in methods.names()
+  ],
+)
+def test_the_loss_falls_and_the_student_beats_chance(name, shared):
+  root, session = shared
+  config = tiny.config(name)
+  for key, value in {
+    **tiny.SETTINGS.get(name, {}),
+    **({'teacher_norms': NORMS} if name == 'ofd' else {}),
+  }.items():
+    config.method[name][key] = value
+  config.student.width = 8
+  config.train.ema_decay = 0.9
+  config.log.every_steps = 5
+  train.train_and_evaluate(config, root / name, session)
+  lines = (root / name / 'metrics.jsonl').read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  losses = [record['loss'] for record in records if 'loss' in record]
+  assert losses[-1] < losses[0]
+  accuracies = [
+    record['validation_accuracy']
+    for record in records
+    if 'validation_accuracy' in record
+  ]
+  assert max(accuracies) > 0.2
+
+
+NORMS = ('stage1/block1/bn1', 'stage2/block1/bn1')
