@@ -250,3 +250,25 @@ def check_maps(setup: Setup, ours: str, theirs: str, equal: bool) -> None:
       f'{target}: expected maps of one size. Give both networks the same stem, '
       'or pair other features'
     )
+
+
+def pair(
+  student_features: Sequence[str], teacher_features: Sequence[str]
+) -> dict[str, tuple[str, str]]:
+  """Names the pairs of features that the method compares.
+
+  Args:
+    student_features: names of the student's features.
+    teacher_features: names of the teacher's, in the same order.
+
+  Returns:
+    The student's and the teacher's feature of each pair. A pair of two features
+    of one name has that name, another is called `STUDENT->TEACHER`.
+  """
+  return {
+    student if student == teacher else f'{student}->{teacher}': (
+      student,
+      teacher,
+    )
+    for student, teacher in zip(student_features, teacher_features, strict=True)
+  }

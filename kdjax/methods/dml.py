@@ -13,7 +13,7 @@ from kdjax.methods._base import (
   Variables,
 )
 from kdjax.methods._weighted import temperature
-from kdjax.models import features
+from kdjax.models.features import forward, init
 
 
 def dml(
@@ -36,14 +36,14 @@ def dml(
       network, num_classes=num_classes, stem=stem, width=width
     )
 
-  def init(rng: jax.Array, setup: Setup) -> Variables:
+  def init_second(rng: jax.Array, setup: Setup) -> Variables:
     model = build(setup.num_classes)
-    variables = features.init(model, rng, setup.images)
+    variables = init(model, rng, setup.images)
     return Variables(variables['params'], variables['batch_stats'])
 
   def loss(variables: Variables, batch: Batch) -> Loss:
     values = batch.hyperparameters
-    other, stats = features.forward(
+    other, stats = forward(
       build(batch.student.logits.shape[-1]),
       {'params': variables.params, 'batch_stats': variables.state},
       batch.images,
@@ -64,7 +64,7 @@ def dml(
 
   return Method(
     loss,
-    init,
+    init_second,
     teacher=None,
     hyperparameters={
       'weight': Hyperparameter(1.0),

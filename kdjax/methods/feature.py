@@ -1,6 +1,6 @@
 """Feature-based distillation: the student's stages imitate the teacher's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from kdjax.methods._base import (
   Setup,
   Variables,
 )
+from kdjax.methods._connectors import pair
 from kdjax.models.features import Outputs
 
 _STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
@@ -105,28 +106,6 @@ def feature(
       'feature_weight': Hyperparameter(0.7),
     },
   )
-
-
-def pair(
-  student_features: Sequence[str], teacher_features: Sequence[str]
-) -> dict[str, tuple[str, str]]:
-  """Names the pairs of features that the method compares.
-
-  Args:
-    student_features: names of the student's features.
-    teacher_features: names of the teacher's, in the same order.
-
-  Returns:
-    The student's and the teacher's feature of each pair. A pair of two features
-    of one name has that name, another is called `STUDENT->TEACHER`.
-  """
-  return {
-    student if student == teacher else f'{student}->{teacher}': (
-      student,
-      teacher,
-    )
-    for student, teacher in zip(student_features, teacher_features, strict=True)
-  }
 
 
 def connect_all(

@@ -9,7 +9,6 @@ from kdjax import losses
 from kdjax.methods import _connectors
 from kdjax.methods._base import Batch, Method, Setup, Variables
 from kdjax.methods._weighted import weighted
-from kdjax.methods.feature import pair
 
 _STAGES = ('stage1', 'stage2', 'stage3', 'stage4')
 
@@ -28,7 +27,7 @@ def vid(
     student_features: names of the student's maps.
     teacher_features: names of the teacher's, in the same order.
   """
-  pairs = pair(student_features, teacher_features)
+  pairs = _connectors.pair(student_features, teacher_features)
 
   def init(rng: jax.Array, setup: Setup) -> Variables:
     params = {}
