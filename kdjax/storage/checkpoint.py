@@ -19,7 +19,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, cast, NamedTuple, TypeVar
 
 import flax
 import jax
@@ -853,8 +853,18 @@ def _restore_state(
     ),
     like,
   )
+  path = directory / 'state'
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
   with _reading(directory), ocp.StandardCheckpointer() as checkpointer:
-    state = checkpointer.restore(directory / 'state', abstract)
+    saved = handler.metadata(epath.Path(path)).tree
+    fields = {
+      name: getattr(abstract, name) for name in saved if hasattr(abstract, name)
+    }
+    if len(fields) == len(saved):
+      # A field without arrays may be missing in a checkpoint of before.
+      state = cast(Any, like).replace(**checkpointer.restore(path, fields))
+    else:
+      state = checkpointer.restore(path, abstract)
   _verify(state, metadata, directory)
   return state
 

@@ -64,6 +64,7 @@ def save_run(path, network, **metadata):
     step=jnp.int32(1),
     params={'student': student, 'method': {}},
     batch_stats=network.variables['batch_stats'],
+    method_state={},
     opt_state=(),
     rng=jax.random.key(0),
     ema=None,

@@ -215,8 +215,8 @@ def test_orbax_alone_reads_it(tmp_path, state, written_by):
   assert '(3, 3, 1, 4)' in done.stdout
   assert f'{total:.3f}'[:5] in done.stdout
   assert (
-    "['batch_stats', 'ema', 'opt_state', 'params', 'rng', 'step']"
-    in done.stdout
+    "['batch_stats', 'ema', 'method_state', 'opt_state', 'params', 'rng', "
+    "'step']" in done.stdout
   )
   assert "'name': 'resnet10'" in done.stdout
 

@@ -76,7 +76,7 @@ def disk(monkeypatch):
 
 
 def state(step):
-  return TrainState(np.int32(step), {}, {}, (), None, {})
+  return TrainState(np.int32(step), {}, {}, {}, (), None, {})
 
 
 def train(workdir, keep, stop_at=None):
