@@ -19,7 +19,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, cast, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import flax
 import jax
