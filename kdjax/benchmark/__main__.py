@@ -9,7 +9,6 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from kdjax import methods
 from kdjax.benchmark import compare
 from kdjax.system import atomic
 from kdjax.system.command import command, define_path, start
@@ -23,7 +22,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _MODES = flags.DEFINE_list(
   'modes',
-  methods.names(),
+  ['feature', 'response', 'scratch'],
   f'What to measure: methods, or {compare.TEACHER} for the training of the '
   'teacher itself.',
 )
