@@ -53,7 +53,7 @@ def fields_of(kind, root):
 def resident_batch(split, step):
   """What the training step takes from data in memory."""
   order = augment.epoch_order(KEY, step // (split.size // BATCH), split.size)
-  return augment.train_batch(
+  images, labels, _ = augment.train_batch(
     KEY,
     np.int32(step),
     order,
@@ -61,6 +61,7 @@ def resident_batch(split, step):
     batch_size=BATCH,
     augmentation=augment.Augmentation(),
   )
+  return images, labels
 
 
 @pytest.mark.parametrize('kind', ['digits', 'resized digits', 'folder'])

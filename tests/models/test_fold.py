@@ -147,7 +147,7 @@ def test_every_name_that_does_not_prevent_it_means_the_same(block):
   kept = [
     name for name in names if models.fold(model, variables, (name,))[0].folded
   ]
-  assert len(kept) == 10  # 4 stages, 5 blocks, fc.
+  assert len(kept) == 14  # 4 stages, 4 sums before a ReLU, 5 blocks, fc.
   expected, _ = outputs_of(model, variables, kept)
   found, _ = outputs_of(*models.fold(model, variables, kept), kept)
   for name in kept:
