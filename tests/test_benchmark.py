@@ -284,7 +284,7 @@ def without_pytorch(folder):
 @pytest.mark.parametrize(
   ('flags', 'messages'),
   [
-    (('--modes=scratch,nonsense',), ['nonsense', 'expected some of feature']),
+    (('--modes=scratch,nonsense',), ['nonsense', 'expected some of abkd']),
     (('--config.train.epochs=0',), ['config.train.epochs is 0']),
     (
       ('--config.data.name=nonsense', '--modes=scratch'),

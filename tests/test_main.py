@@ -106,7 +106,7 @@ def test_mode_and_variant_choose_the_method_and_the_directory(tmp_path):
     ((), 'config'),
     (('--config=configs/nowhere.py',), 'nowhere.py'),
     (('--config=configs/fkd.py:nonsense',), "unknown variant 'nonsense'"),
-    (('--config=configs/fkd.py', '--mode=nonsense'), 'feature|response'),
+    (('--config=configs/fkd.py', '--mode=nonsense'), 'feature|fitnet'),
     (
       ('--config=configs/quickstart.py', '--config.train.epochs=0'),
       'error: config.train.epochs is 0: expected from 1 to 1,000,000',

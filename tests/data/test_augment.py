@@ -17,7 +17,7 @@ CROP_AND_FLIP = augment.Augmentation(crop_padding=2, flip=True)
 
 
 def take(step, order, batch_size, augmentation):
-  return augment.train_batch(
+  images, labels, _ = augment.train_batch(
     KEY,
     step,
     order,
@@ -26,6 +26,7 @@ def take(step, order, batch_size, augmentation):
     batch_size=batch_size,
     augmentation=augmentation,
   )
+  return images, labels
 
 
 # Once for all epochs.
@@ -122,3 +123,19 @@ def test_augmentation_changes_from_epoch_to_epoch():
   )
   assert not np.array_equal(first, second)
   assert len({np.asarray(x).tobytes() for x in first}) > 1
+
+
+def test_the_ids_of_a_batch_are_the_examples_in_it():
+  order = augment.epoch_order(KEY, 0, SIZE)
+  arguments = KEY, jnp.int32(1), order
+  _, labels, ids = augment.train_batch(
+    *arguments,
+    jnp.asarray(IMAGES),
+    jnp.arange(SIZE),
+    batch_size=4,
+    augmentation=augment.Augmentation(),
+  )
+  np.testing.assert_array_equal(ids, labels)
+  np.testing.assert_array_equal(
+    ids, augment.batch_indices(jnp.int32(1), order, 4)
+  )

@@ -150,7 +150,13 @@ def test_it_teaches_and_is_not_taught(networks):
   def gradient(variables):
     def loss(variables):
       inputs = step.Inputs(
-        PIXELS, labels, normalization, variables, hyperparameters
+        PIXELS,
+        labels,
+        jnp.arange(4),
+        jnp.zeros(()),
+        normalization,
+        variables,
+        hyperparameters,
       )
       return train_step(state, inputs)[1]['loss']
 

@@ -186,7 +186,7 @@ def a_convolution(rng, dtype):
 
   def apply(x, kernel):
     return cpu_conv.conv_general_dilated(
-      x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=cpu_conv._NHWC
+      x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=cpu_conv.NHWC
     )
 
   wide_x, wide_kernel = wide(x, kernel)
