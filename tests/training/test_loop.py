@@ -275,7 +275,7 @@ def test_a_full_disk_is_told_of_and_costs_nothing(
   meanwhile(7, fill)
   try:
     # What TensorStore says of a short write differs with where it falls.
-    with pytest.raises(OSError, match='File too large|OUT_OF_RANGE') as error:
+    with pytest.raises(OSError, match=r'File too large|OUT_OF_RANGE') as error:
       start(tmp_path)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
