@@ -78,8 +78,29 @@ def default() -> ConfigDict:
       'data_dir': '',
       'validation_fraction': 0.1,  # of train, where the set has no such split
       'train_limit': 0,  # use only so many training images; 0 for all
+      'train_fraction': 1.0,  # use this share of each class's training images
+      # Share of each class's training images whose label is used; the others
+      # have the teacher alone. The cross-entropy of an image without a label
+      # is 0, and the mean is that of all images.
+      'label_fraction': 1.0,
+      # Share of the training labels that are those of another class, each as
+      # likely (symmetric noise). Validation and test labels stay right.
+      'label_noise': 0.0,
+      # Draws which images, labels and wrong labels these three are.
+      'subset_seed': 0,
       'crop_padding': 4,  # pixels added on each side before a random crop
       'flip': True,  # mirror half of the training images
+      # Change each training image by one random operation of random strength
+      # (TrivialAugment, https://arxiv.org/abs/2103.10158).
+      'trivial_augment': False,
+      'cutout': 0,  # pixels on a side of a black square; 0 for none
+      # α of the Beta distribution of the share that images are averaged in, and
+      # their labels too (mixup, https://arxiv.org/abs/1710.09412); 0 for none.
+      'mixup': 0.0,
+      # The same of the area that stays when a rectangle of another image covers
+      # the rest (CutMix, https://arxiv.org/abs/1905.04899). With both, each
+      # image has one of them.
+      'cutmix': 0.0,
       # Pixels on a side that images are resized to; 0 leaves them as they are,
       # then all must have one size. The centre of an image is taken.
       'image_size': 0,
@@ -381,6 +402,7 @@ _MOST = 2**31 - 1
 _NUMBER_OR_ZERO = _range(0, _MOST)
 _POSITIVE = _range(1, _MOST)
 _FRACTION = (lambda value: 0 <= value < 1, 'from 0 to less than 1')
+_SHARE = (lambda value: 0 < value <= 1, 'above 0, to 1')
 _AMOUNT = (lambda value: value >= 0, '0 or more')
 # Of a number that says nothing else; as a rule it counts something.
 _INTEGER = _NUMBER_OR_ZERO
@@ -404,7 +426,13 @@ _CHECKS: dict[str, _Check] = {
   'student.head': _HEAD,
   'data.validation_fraction': _FRACTION,
   'data.train_limit': _NUMBER_OR_ZERO,
+  'data.train_fraction': _SHARE,
+  'data.label_fraction': _SHARE,
+  'data.label_noise': _FRACTION,
   'data.crop_padding': _range(0, 16_384),
+  'data.cutout': _range(0, 16_384),
+  'data.mixup': _range(0, 1000),
+  'data.cutmix': _range(0, 1000),
   'data.image_size': _range(0, 16_384),
   'data.random_resized_crop': _range(0, 1),
   'data.workers': _range(0, 1024),

@@ -24,13 +24,20 @@ _BATCH, _CLASSES, _EXAMPLES = 6, 7, 20
 _LABELS = (0, 3, 4, 3, 1, 6)
 
 
-def check_method(method: Method | str) -> None:
+def check_method(
+  method: Method | str,
+  student: nn.Module | None = None,
+  teacher: nn.Module | None = None,
+) -> None:
   """Checks that a method keeps the contract of `kdjax.methods.Method`.
 
-  It is given random outputs of the shapes that two small ResNets give.
+  It is given random outputs of the shapes that two small networks give.
 
   Args:
     method: the method, or its name.
+    student: a model of the student, for a method that needs a special one; by
+      default a ResNet-10 of width 4.
+    teacher: the same of the teacher; by default a ResNet-10 of width 8.
 
   Raises:
     AssertionError: it does not; the message says in what.
@@ -38,8 +45,12 @@ def check_method(method: Method | str) -> None:
   """
   if isinstance(method, str):
     method, _ = methods.build(method)
-  variables, batch = make_problem(method)
-  assert _equal(variables, make_problem(method)[0]), (
+  assert method.labels in ('any', 'argmax', 'class'), (
+    f"labels is {method.labels!r}: expected 'any', 'argmax' or 'class'"
+  )
+  make = functools.partial(make_problem, method, student, teacher)
+  variables, batch = make()
+  assert _equal(variables, make()[0]), (
     'init gives other variables for the same key'
   )
   traces: list[int] = []
@@ -54,48 +65,54 @@ def check_method(method: Method | str) -> None:
   _check_hyperparameters(method, run, variables, batch)
   assert len(traces) == before, 'another hyperparameter traces the loss again'
   _check_order(method, run, variables, batch)
-  _check_labels(run, variables, batch)
-  _check_extremes(method, run, variables, batch)
+  _check_labels(method, run, variables, batch)
+  _check_extremes(make, run, variables, batch)
 
 
 def make_problem(
-  method: Method, size: int = _BATCH, num_classes: int = _CLASSES
+  method: Method,
+  student: nn.Module | None = None,
+  teacher: nn.Module | None = None,
+  size: int = _BATCH,
+  num_classes: int = _CLASSES,
 ) -> tuple[Variables, Batch]:
-  """Makes variables and a batch for a method, from two small ResNets.
+  """Makes variables and a batch for a method, from two small networks.
 
   Args:
     method: the method.
+    student: as in `check_method`.
+    teacher: the same.
     size: number of examples.
-    num_classes: number of classes.
+    num_classes: number of classes; of a network that is given, its own.
 
   Returns:
     What `method.loss` takes.
   """
-  student, teacher = (
-    _outputs(width, size, num_classes, names, seed)
-    for width, names, seed in (
-      (4, method.student_features, 1),
-      (8, method.teacher_features, 2),
-    )
-  )
-  has_teacher = method.teacher is not None
+  student = student or _network(4, num_classes)
   if method.teacher == 'ema':
-    teacher = _outputs(4, size, num_classes, method.teacher_features, 2)
-  shapes = jax.eval_shape(lambda: (student, teacher))
+    teacher = student
+  teacher = teacher or _network(8, num_classes)
+  rows = method.views * size
+  ours = _outputs(student, rows, method.student_features, 1)
+  theirs = None
+  if method.teacher is not None:
+    theirs = _outputs(teacher, rows, method.teacher_features, 2)
+  num_classes = ours.logits.shape[-1]
+  shapes = jax.eval_shape(lambda: (ours, theirs))
   setup = Setup(
     shapes[0],
-    shapes[1] if has_teacher else None,
-    _network(4, num_classes),
-    jax.ShapeDtypeStruct((size, 16, 16, 3), jnp.float32),
+    shapes[1],
+    student,
+    jax.ShapeDtypeStruct((rows, 16, 16, 3), jnp.float32),
     _EXAMPLES,
     num_classes,
   )
   variables = method.init(jax.random.key(0), setup)
   batch = Batch(
-    student=student,
-    teacher=teacher if has_teacher else None,
+    student=ours,
+    teacher=theirs,
     labels=jnp.asarray(_LABELS[:size]) % num_classes,
-    images=_images(size),
+    images=_images(rows),
     ids=jnp.arange(size) + 3,
     epoch=jnp.float32(1.5),
     rng=jax.random.key(5),
@@ -120,10 +137,9 @@ def _images(size: int) -> jax.Array:
 
 @functools.cache
 def _outputs(
-  width: int, size: int, num_classes: int, names: tuple[str, ...], seed: int
+  model: nn.Module, size: int, names: tuple[str, ...], seed: int
 ) -> features.Outputs:
   """Makes random outputs of the shapes that a network gives."""
-  model = _network(width, num_classes)
   images = jax.ShapeDtypeStruct((size, 16, 16, 3), jnp.float32)
   variables = jax.eval_shape(
     lambda rng: features.init(model, rng, images), jax.random.key(0)
@@ -134,8 +150,10 @@ def _outputs(
   def draw(shape: Any) -> jax.Array:
     return jnp.asarray(rng.normal(size=shape.shape), shape.dtype)
 
+  # From unsure to sure.
+  scales = jnp.linspace(1.0, 5.0, size)[:, None]
   return features.Outputs(
-    2 * draw(shapes.logits),
+    scales * draw(shapes.logits),
     {name: draw(shape) for name, shape in shapes.features.items()},
   )
 
@@ -227,12 +245,14 @@ def _check_hyperparameters(
 def _check_order(
   method: Method, run: _Run, variables: Variables, batch: Batch
 ) -> None:
-  order = np.random.default_rng(0).permutation(len(batch.ids))
+  size = len(batch.ids)
+  order = np.random.default_rng(0).permutation(size)
+  rows = (size * np.arange(method.views)[:, None] + order).ravel()
   permuted = batch._replace(
-    student=_rows(batch.student, order),
-    teacher=_rows(batch.teacher, order),
+    student=_rows(batch.student, rows),
+    teacher=_rows(batch.teacher, rows),
     labels=batch.labels[order],
-    images=batch.images[order],
+    images=batch.images[rows],
     ids=batch.ids[order],
   )
   found = run(variables, permuted)[0].per_example
@@ -262,17 +282,28 @@ def _rows(outputs: Any, order: np.ndarray) -> Any:
 _PARAMETERS = 'kernel', 'bias', 'scale'
 
 
-def _check_labels(run: _Run, variables: Variables, batch: Batch) -> None:
+def _check_labels(
+  method: Method, run: _Run, variables: Variables, batch: Batch
+) -> None:
   one_hot = jax.nn.one_hot(batch.labels, batch.student.logits.shape[-1])
   soft = run(variables, batch._replace(labels=one_hot))[0].per_example
   hard = run(variables, batch)[0].per_example
   assert np.allclose(soft, hard, rtol=1e-4, atol=1e-5), (
     'probabilities of 0 and 1 as labels give another loss than class indices'
   )
+  if method.labels == 'any':
+    none = run(variables, batch._replace(labels=0 * one_hot))
+    assert _finite((none[0].per_example, none[1])), (
+      'without labels (zeros) the loss or a gradient is not finite: set '
+      "Method.labels to 'argmax' or 'class' if it needs them"
+    )
 
 
 def _check_extremes(
-  method: Method, run: _Run, variables: Variables, batch: Batch
+  make: Callable[..., tuple[Variables, Batch]],
+  run: _Run,
+  variables: Variables,
+  batch: Batch,
 ) -> None:
   cases = {'logits of ±1e4': (variables, _large(batch))}
   for name, size, num_classes in (
@@ -281,7 +312,7 @@ def _check_extremes(
   ):
     # A method may refuse it, in words.
     with contextlib.suppress(ValueError):
-      cases[name] = make_problem(method, size, num_classes)
+      cases[name] = make(size=size, num_classes=num_classes)
   for name, arguments in cases.items():
     result, gradients = run(*arguments)
     assert _finite((result.per_example, gradients)), (

@@ -21,7 +21,7 @@ class Convolution(nn.Module):
   def __call__(self, x, train, name_sum=lambda x: x):
     return nn.relu(
       name_sum(
-        resnet._conv_norm(
+        resnet.conv_norm(
           x,
           self.width,
           (3, 3),

@@ -12,20 +12,46 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kdjax.data import trivial_augment
 from kdjax.system import xla
 
 
 class Augmentation(NamedTuple):
-  """What is done to a training image.
+  """What is done to a training image; the fields are those of `config.data`.
 
   Attributes:
     crop_padding: black pixels added on each side before a crop of the image's
       size is taken at random; 0 for no crop.
     flip: whether half of the images are mirrored left to right.
+    trivial_augment: whether each image is changed by a random operation, see
+      `kdjax.data.trivial_augment`.
+    cutout: height and width in pixels of a square that is made black, its
+      centre anywhere in the image (DeVries and Taylor, 2017,
+      https://arxiv.org/abs/1708.04552); 0 for none.
+    mixup: α of the Beta(α, α) distribution of the share that an image keeps
+      when it is averaged with another (Zhang et al., 2017,
+      https://arxiv.org/abs/1710.09412); 0 for none.
+    cutmix: α of the same distribution of the share of an image that is left
+      when a rectangle is replaced by that of another (Yun et al., 2019,
+      https://arxiv.org/abs/1905.04899); 0 for none. With `mixup` too, each
+      image has one of both, each as likely.
   """
 
   crop_padding: int = 0
   flip: bool = False
+  trivial_augment: bool = False
+  cutout: int = 0
+  mixup: float = 0.0
+  cutmix: float = 0.0
+
+  @property
+  def mixes(self) -> bool:
+    """Whether images are mixed, and with them their labels."""
+    return self.mixup > 0 or self.cutmix > 0
+
+
+# What the key of a position is folded with, beside 0 and 1 for crop and flip.
+_TRIVIAL_KEY, _CUTOUT_KEY, _MIX_KEY, _VIEW_KEY = range(2, 6)
 
 
 @functools.partial(xla.jit, static_argnames='size')
@@ -52,82 +78,161 @@ def augment(
   positions: jax.Array,
   images: jax.Array,
   augmentation: Augmentation,
+  view: int = 0,
 ) -> jax.Array:
-  """Crops and flips images at random.
+  """Augments images at random, each by itself.
 
   Args:
     key: key of the run's data.
     epoch: number of the epoch, from 0.
     positions: position of each image in the epoch, `[batch]`.
     images: `[batch, height, width, channels]`.
-    augmentation: what to do.
+    augmentation: what to do; images are not mixed here.
+    view: number of the view; each draws by itself.
 
   Returns:
     Images of the same shape and dtype.
   """
+  keys = _position_keys(key, epoch, positions)
+  if view:
+    keys = _fold_in(keys, _VIEW_KEY + view)
+  return jax.vmap(functools.partial(_augment_one, augmentation))(keys, images)
+
+
+def _position_keys(
+  key: jax.Array, epoch: jax.typing.ArrayLike, positions: jax.Array
+) -> jax.Array:
   _, image_key = jax.random.split(jax.random.fold_in(key, epoch))
+  return jax.vmap(functools.partial(jax.random.fold_in, image_key))(positions)
 
-  def augment_one(position: jax.Array, image: jax.Array) -> jax.Array:
-    crop_key, flip_key = jax.random.split(
-      jax.random.fold_in(image_key, position)
+
+def _fold_in(keys: jax.Array, number: int) -> jax.Array:
+  return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def _augment_one(
+  augmentation: Augmentation, key: jax.Array, image: jax.Array
+) -> jax.Array:
+  crop_key, flip_key = jax.random.split(key)
+  pad = augmentation.crop_padding
+  if pad:
+    padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+    top, left = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
+    image = jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+  if augmentation.flip:
+    mirrored = jax.random.bernoulli(flip_key)
+    image = jnp.where(mirrored, image[:, ::-1], image)
+  if augmentation.trivial_augment:
+    image = trivial_augment.trivial_augment(
+      jax.random.fold_in(key, _TRIVIAL_KEY), image
     )
-    pad = augmentation.crop_padding
-    if pad:
-      padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-      top, left = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
-      image = jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
-    if augmentation.flip:
-      mirrored = jax.random.bernoulli(flip_key)
-      image = jnp.where(mirrored, image[:, ::-1], image)
-    return image
-
-  return jax.vmap(augment_one)(positions, images)
+  if augmentation.cutout:
+    centre = _draw_pixel(jax.random.fold_in(key, _CUTOUT_KEY), image)
+    side = augmentation.cutout
+    image = jnp.where(_rectangle(image, centre, (side, side)), 0, image)
+  return image
 
 
-def train_batch(
+def _draw_pixel(key: jax.Array, image: jax.Array) -> jax.Array:
+  """Draws a row and a column, each as likely."""
+  return jax.random.randint(key, (2,), 0, jnp.array(image.shape[:2]))
+
+
+def _rectangle(
+  image: jax.Array,
+  centre: jax.Array,
+  size: tuple[jax.typing.ArrayLike, jax.typing.ArrayLike],
+) -> jax.Array:
+  """Whether each pixel is in a rectangle, bool `[height, width, 1]`."""
+  height, width, _ = image.shape
+  top, left = (
+    middle - jnp.asarray(extent) // 2
+    for middle, extent in zip(centre, size, strict=True)
+  )
+  rows = (jnp.arange(height) >= top) & (jnp.arange(height) < top + size[0])
+  columns = (jnp.arange(width) >= left) & (jnp.arange(width) < left + size[1])
+  return (rows[:, None] & columns)[..., None]
+
+
+def mix(
   key: jax.Array,
-  step: jax.Array,
-  order: jax.Array,
+  epoch: jax.typing.ArrayLike,
+  positions: jax.Array,
   images: jax.Array,
   labels: jax.Array,
-  *,
-  batch_size: int,
   augmentation: Augmentation,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Takes the batch of a training step from a data set on the device.
+) -> tuple[jax.Array, jax.Array]:
+  """Mixes each image of a batch with the one after it, by mixup or cutmix.
 
-  The last `size mod batch_size` positions of an epoch are not used, so that
-  every batch is full.
+  The last is mixed with the first. Teacher and student see the same mixed
+  pixels, which are rounded to whole numbers.
 
   Args:
     key: key of the run's data.
-    step: number of the step in the run, from 0.
-    order: `epoch_order` of the step's epoch, `[size]`.
-    images: all training images, uint8 `[size, height, width, channels]`.
-    labels: their labels, `[size]`.
-    batch_size: examples in the batch, at most `size`.
-    augmentation: what is done to each image.
+    epoch: number of the epoch, from 0.
+    positions: position of each image in the epoch, `[batch]`.
+    images: uint8 `[batch, height, width, channels]`.
+    labels: probabilities `[batch, classes]`.
+    augmentation: what to do.
 
   Returns:
-    Images, uint8 `[batch_size, height, width, channels]`, labels `[batch_size]`
-    and the index of each example, `[batch_size]`.
+    Images of the same shape and dtype, and the labels mixed in the same shares.
   """
-  steps_per_epoch = order.shape[0] // batch_size
-  indices = batch_indices(step, order, batch_size)
-  batch = augment_batch(
-    key,
-    step,
-    images[indices],
-    steps_per_epoch=steps_per_epoch,
-    augmentation=augmentation,
-  )
-  return batch, labels[indices], indices
+  keys = _fold_in(_position_keys(key, epoch, positions), _MIX_KEY)
+
+  def mix_one(
+    key: jax.Array, image: jax.Array, other: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    share_key, pixel_key, choice_key = jax.random.split(key, 3)
+    mixed = []
+    if augmentation.mixup:
+      kept = _beta(share_key, augmentation.mixup)
+      both = kept * image + (1 - kept) * other.astype(jnp.float32)
+      mixed.append((jnp.round(both).astype(image.dtype), kept))
+    if augmentation.cutmix:
+      side = jnp.sqrt(1 - _beta(share_key, augmentation.cutmix))
+      size = [jnp.round(side * extent) for extent in image.shape[:2]]
+      inside = _rectangle(
+        image, _draw_pixel(pixel_key, image), (size[0], size[1])
+      )
+      mixed.append((jnp.where(inside, other, image), 1 - inside.mean()))
+    if len(mixed) == 1:
+      return mixed[0]
+    first = jax.random.bernoulli(choice_key)
+    return jax.tree.map(functools.partial(jnp.where, first), *mixed)
+
+  mixed, kept = jax.vmap(mix_one)(keys, images, jnp.roll(images, -1, axis=0))
+  kept = kept[:, None]
+  return mixed, kept * labels + (1 - kept) * jnp.roll(labels, -1, axis=0)
+
+
+def _beta(key: jax.Array, alpha: float) -> jax.Array:
+  return jax.random.beta(key, alpha, alpha)
+
+
+class TrainBatch(NamedTuple):
+  """What the examples of a training step are.
+
+  Attributes:
+    images: uint8 `[views · batch, height, width, channels]`, the second view of
+      all examples after the first.
+    labels: class indices, int32 `[batch]`, -1 where there is none; or
+      probabilities, float32 `[batch, classes]`, with zeros where there is none.
+    ids: index of each example in the training split, int32 `[batch]`.
+  """
+
+  images: jax.Array
+  labels: jax.Array
+  ids: jax.Array
 
 
 def batch_indices(
   step: jax.Array, order: jax.Array, batch_size: int
 ) -> jax.Array:
   """Takes the indices of a step's examples from the order of its epoch.
+
+  The last `size mod batch_size` positions of an epoch are not used, so that
+  every batch is full.
 
   Args:
     step: number of the step in the run, from 0.
@@ -144,24 +249,43 @@ def batch_indices(
 def augment_batch(
   key: jax.Array,
   step: jax.Array,
-  images: jax.Array,
+  batch: TrainBatch,
   *,
   steps_per_epoch: int,
   augmentation: Augmentation,
-) -> jax.Array:
-  """Crops and flips the batch of a training step at random.
+  num_classes: int,
+  views: int = 1,
+) -> TrainBatch:
+  """Augments the batch of a training step at random.
 
   Args:
     key: key of the run's data.
     step: number of the step in the run, from 0.
-    images: its images, `[batch, height, width, channels]`.
+    batch: its examples, of one view.
     steps_per_epoch: steps in an epoch.
     augmentation: what is done to each image.
+    num_classes: number of classes.
+    views: how often each example is in the batch. Views after the first draw
+      other crops and flips, and are changed by `trivial_augment`.
 
   Returns:
-    Images of the same shape and dtype.
+    The batch. Labels are probabilities where images are mixed.
   """
-  batch_size = images.shape[0]
-  first = step % steps_per_epoch * batch_size
-  positions = first + jnp.arange(batch_size)
-  return augment(key, step // steps_per_epoch, positions, images, augmentation)
+  size = len(batch.ids)
+  epoch = step // steps_per_epoch
+  positions = step % steps_per_epoch * size + jnp.arange(size)
+  labels = batch.labels
+  if augmentation.mixes and labels.ndim == 1:
+    labels = jax.nn.one_hot(labels, num_classes)
+  seen = []
+  for view in range(views):
+    changes = augmentation
+    if view:
+      changes = changes._replace(trivial_augment=True)
+    images = augment(key, epoch, positions, batch.images, changes, view)
+    mixed = labels
+    if changes.mixes:
+      # All views are mixed in the same shares: they have the same labels.
+      images, mixed = mix(key, epoch, positions, images, labels, changes)
+    seen.append(images)
+  return TrainBatch(jnp.concatenate(seen), mixed, batch.ids)

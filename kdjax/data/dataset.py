@@ -27,6 +27,10 @@ _MOMENT_IMAGES = 10_000
 # Such a share of images that occur twice is normal.
 _FEW_COPIES = 0.01
 _KEY_BYTES = 256
+# Examples whose labels are read at once.
+_CHUNK = 1024
+# What a seed is followed by, so that no two uses draw the same numbers.
+_FRACTION_STREAM, _LABEL_STREAM, _NOISE_STREAM = range(3)
 
 
 class Dataset(NamedTuple):
@@ -50,6 +54,10 @@ class Dataset(NamedTuple):
     num_train: examples in the source's training split, before a validation
       split is taken off.
     num_test: examples in the source's test split.
+    label_changes: for each example of `train` what is added to its label,
+      modulo the number of classes, before it is trained on, or -1 if it is
+      trained on without its label, int32 `[size]`; None where all labels are
+      used as they are. The digest does not tell.
 
   A set whose images are resized may be too large to be read for that. Then its
   digest is that of the names and sizes of its files and of which examples are
@@ -69,6 +77,7 @@ class Dataset(NamedTuple):
   test_ids: np.ndarray
   num_train: int
   num_test: int
+  label_changes: np.ndarray | None = None
 
   @property
   def image_shape(self) -> tuple[int, ...]:
@@ -106,9 +115,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     # Sorted: the files' order is kept within each split.
     validation = np.sort(order[:count])
     train = np.sort(order[count:])
-  if config.train_limit:
-    order = np.random.default_rng(0).permutation(len(train))
-    train = train[np.sort(order[: config.train_limit])]
+  train = _subset(config, source, train)
   if not train.size:
     raise ValueError(
       f'{config.name} has {_size(source.train)} training images, and '
@@ -155,7 +162,74 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     test_ids=indices[2],
     num_train=_size(source.train),
     num_test=_size(source.test),
+    label_changes=_label_changes(config, source, indices[0]),
   )
+
+
+def _subset(
+  config: ml_collections.ConfigDict, source: sources.Source, train: np.ndarray
+) -> np.ndarray:
+  """Chooses the training examples that are used, in their order."""
+  if config.train_fraction < 1:
+    labels = _labels(source.train, train)
+    chosen = _stratified(
+      labels, config.train_fraction, [config.subset_seed, _FRACTION_STREAM]
+    )
+    train = train[chosen]
+  if config.train_limit:
+    order = np.random.default_rng(0).permutation(len(train))
+    train = train[np.sort(order[: config.train_limit])]
+  return train
+
+
+def _label_changes(
+  config: ml_collections.ConfigDict, source: sources.Source, ids: np.ndarray
+) -> np.ndarray | None:
+  """Draws which labels are lost or wrong, as `Dataset.label_changes`."""
+  if config.label_fraction == 1 and not config.label_noise:
+    return None
+  labels = _labels(source.train, ids)
+  changes = np.zeros(len(ids), np.int32)
+  seed = config.subset_seed
+  if config.label_noise:
+    rng = np.random.default_rng([seed, _NOISE_STREAM])
+    wrong = rng.random(len(ids)) < config.label_noise
+    # Another class, each as likely.
+    others = rng.integers(1, len(source.class_names), len(ids))
+    changes[wrong] = others[wrong]
+  if config.label_fraction < 1:
+    known = _stratified(labels, config.label_fraction, [seed, _LABEL_STREAM])
+    changes[np.setdiff1d(np.arange(len(ids)), known)] = -1
+  return changes
+
+
+def _stratified(
+  labels: np.ndarray, fraction: float, seed: Sequence[int]
+) -> np.ndarray:
+  """Chooses the same share of each class, one example at least.
+
+  What a smaller share chooses is part of what a larger one does.
+
+  Returns:
+    Their indices, ascending.
+  """
+  rng = np.random.default_rng(seed)
+  chosen = [
+    rng.permutation(rows)[: max(1, round(fraction * len(rows)))]
+    for rows in map(np.flatnonzero, np.unique(labels)[:, None] == labels)
+  ]
+  return np.sort(np.concatenate(chosen))
+
+
+def _labels(split: Split | Files, indices: np.ndarray) -> np.ndarray:
+  """Reads the labels of some examples of a source, without decoding images."""
+  if isinstance(split, Split):
+    return split.labels[indices]
+  found: list[int] = []
+  for first in range(0, len(indices), _CHUNK):
+    chunk = [int(index) for index in indices[first : first + _CHUNK]]
+    found += [label for _, label in split.read(chunk)]
+  return np.array(found, np.int32)
 
 
 def _size(split: Split | Files) -> int:

@@ -31,7 +31,7 @@ class Setup(NamedTuple):
     student: the student's outputs for a batch.
     teacher: the teacher's; None where there is none.
     model: the student's model.
-    images: a batch of images, `[batch, height, width, channels]`.
+    images: images, `[views · batch, height, width, channels]`.
     num_examples: number of training examples.
     num_classes: number of classes.
   """
@@ -48,10 +48,13 @@ class Batch(NamedTuple):
   """What `Method.loss` may read.
 
   Attributes:
-    student: the student's outputs; rows of several views follow one another.
+    student: the student's outputs, with `[views · batch]` rows: the second view
+      of all examples after the first.
     teacher: the teacher's, without gradient; None where there is none.
-    labels: class indices `[batch]`, or probabilities `[batch, classes]`.
-    images: the student's normalised images, `[batch, height, width, channels]`.
+    labels: class indices `[batch]`, or probabilities `[batch, classes]`, zeros
+      for an example without a label.
+    images: the student's normalised images, `[views · batch, height, width,
+      channels]`.
     ids: index of each example in the training split, int32 `[batch]`.
     epoch: epochs done, a float32 scalar; 2.5 is the middle of the third.
     rng: a key for this step alone.
@@ -112,6 +115,11 @@ class Method(NamedTuple):
       of parameters, such as 'fc/kernel'.
     teacher_features: the same of the teacher.
     hyperparameters: the scalars of its loss, by name.
+    views: how often each example is in the batch, cropped and flipped in
+      another way; those after the first are strongly augmented.
+    labels: what labels it takes. 'any'; 'argmax', where the most probable class
+      of mixed labels counts, and each example needs a label; or 'class', where
+      labels that are mixed are refused too. Smoothed labels are no mixed ones.
     batch_level: whether an example's loss depends on the others of its batch,
       so that gradient accumulation would change it.
   """
@@ -122,6 +130,8 @@ class Method(NamedTuple):
   student_features: tuple[str, ...] = ()
   teacher_features: tuple[str, ...] = ()
   hyperparameters: Mapping[str, Hyperparameter] = {}
+  views: int = 1
+  labels: str = 'any'
   batch_level: bool = False
 
   @property

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from kdjax import losses
 from kdjax.methods._base import (
@@ -29,6 +30,8 @@ def weighted(
 ) -> Method:
   """Makes the method w_ce · cross-entropy + w · term.
 
+  The cross-entropy is the sum of those of all views.
+
   Args:
     name: the term's name among the metrics.
     term: `term(params, batch, **hyperparameters)`, one value per example.
@@ -48,7 +51,10 @@ def weighted(
   def loss(variables: Variables, batch: Batch) -> Loss:
     values = dict(batch.hyperparameters)
     ce, outer = values.pop('ce_weight'), values.pop('weight')
-    hard = losses.cross_entropy(batch.student.logits, batch.labels)
+    views = jnp.split(batch.student.logits, fields.get('views', 1))
+    hard = jnp.stack(
+      [losses.cross_entropy(view, batch.labels) for view in views]
+    ).sum(axis=0)
     soft = term(variables.params, batch, **values)
     return Loss(ce * hard + outer * soft, {'cross_entropy': hard, name: soft})
 

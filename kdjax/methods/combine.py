@@ -13,6 +13,9 @@ from kdjax.methods._base import (
   Variables,
 )
 
+# What methods take as labels, from the widest to the narrowest.
+_LABELS = 'any', 'argmax', 'class'
+
 
 def combine(*, methods: tuple[str, ...] = ('kd', 'at')) -> Method:
   """Adds the terms of several methods to one cross-entropy.
@@ -28,10 +31,15 @@ def combine(*, methods: tuple[str, ...] = ('kd', 'at')) -> Method:
 
   Raises:
     ValueError: a name is unknown, or one method needs a teacher of another kind
-      than another, or has its cross-entropy inside.
+      than another, or has several views, or its cross-entropy inside.
   """
   parts = {name: _registry.build(name)[0] for name in methods}
   for name, part in parts.items():
+    if part.views > 1:
+      raise ValueError(
+        f'combine.methods names {name}, which has {part.views} views of each '
+        'image: expected methods that have one'
+      )
     if 'ce_weight' not in part.hyperparameters:
       raise ValueError(
         f'combine.methods names {name}, which has no ce_weight to set to 0: '
@@ -88,6 +96,7 @@ def combine(*, methods: tuple[str, ...] = ('kd', 'at')) -> Method:
     student_features=_unique(parts, 'student_features'),
     teacher_features=_unique(parts, 'teacher_features'),
     hyperparameters=hyperparameters,
+    labels=max((part.labels for part in parts.values()), key=_LABELS.index),
     batch_level=any(part.batch_level for part in parts.values()),
   )
 

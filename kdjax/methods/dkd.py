@@ -35,4 +35,5 @@ def dkd() -> Method:
       'alpha': 1.0,
       'beta': 8.0,
     },
+    labels='class',
   )

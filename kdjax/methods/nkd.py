@@ -13,7 +13,7 @@ def nkd() -> Method:
   """Trains on w_ce · cross-entropy + w · two cross-entropies.
 
   Yang et al., 2023, https://arxiv.org/abs/2303.13005; see `kdjax.losses.nkd`.
-  γ = 3.5 and T = 3 are for CIFAR; for ImageNet they are 1.5 and 1. Of mixed
+  γ = 3.5 and T = 3 are for CIFAR; for ImageNet they are 1.5 and 1.XX
   labels the most probable class counts.
   """
 
@@ -31,4 +31,5 @@ def nkd() -> Method:
     term,
     weight=1.0,
     hyperparameters={'temperature': temperature(3.0), 'gamma': 3.5},
+    labels='argmax',
   )

@@ -34,4 +34,5 @@ def ofa() -> Method:
       'power': Hyperparameter(1.5, 1.0, 10.0),
       'temperature': temperature(1.0),
     },
+    labels='argmax',
   )

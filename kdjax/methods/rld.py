@@ -36,4 +36,5 @@ def rld() -> Method:
       'beta': 8.0,
       'alpha_temperature': temperature(4.0),
     },
+    labels='class',
   )

@@ -51,4 +51,5 @@ def sdd(
     hyperparameters={'temperature': temperature(4.0)},
     student_features=names,
     teacher_features=names,
+    labels='class',
   )

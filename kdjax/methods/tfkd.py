@@ -29,4 +29,5 @@ def tfkd() -> Method:
     ce_weight=0.9,
     hyperparameters={'temperature': temperature(20.0)},
     teacher=None,
+    labels='class',
   )

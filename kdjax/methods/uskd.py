@@ -41,4 +41,5 @@ def uskd(*, feature: str = 'stage3') -> Method:
     student_features=(feature,),
     teacher=None,
     batch_level=True,
+    labels='class',
   )

@@ -29,4 +29,5 @@ def wsld() -> Method:
     term,
     weight=2.5,
     hyperparameters={'temperature': temperature(2.0)},
+    labels='class',
   )

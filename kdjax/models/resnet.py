@@ -43,7 +43,7 @@ Conv = functools.partial(
 BatchNorm = functools.partial(norm.BatchNorm, momentum=0.9, epsilon=_EPSILON)
 
 
-def _conv_norm(
+def conv_norm(
   x: jax.Array,
   width: int,
   kernel_size: tuple[int, int],
@@ -109,15 +109,15 @@ class BasicBlock(nn.Module):
     self, x: jax.Array, train: bool, name_sum: _Identity = _unnamed
   ) -> jax.Array:
     """Maps `[batch, H, W, C]` to `[batch, H/stride, W/stride, width]`."""
-    conv_norm = functools.partial(
-      _conv_norm, train=train, folded=self.folded, dtype=self.dtype
+    layer = functools.partial(
+      conv_norm, train=train, folded=self.folded, dtype=self.dtype
     )
     conv3x3 = functools.partial(
-      conv_norm, width=self.width, kernel_size=(3, 3), padding=1
+      layer, width=self.width, kernel_size=(3, 3), padding=1
     )
     y = nn.relu(conv3x3(x, strides=self.stride, name='conv1'))
     y = conv3x3(y, scale_init=nn.initializers.zeros, name='conv2')
-    return nn.relu(name_sum(y + _shortcut(x, y, self.stride, conv_norm)))
+    return nn.relu(name_sum(y + _shortcut(x, y, self.stride, layer)))
 
 
 class Bottleneck(nn.Module):
@@ -141,34 +141,30 @@ class Bottleneck(nn.Module):
     self, x: jax.Array, train: bool, name_sum: _Identity = _unnamed
   ) -> jax.Array:
     """Maps `[batch, H, W, C]` to `[batch, H/stride, W/stride, 4·width]`."""
-    conv_norm = functools.partial(
-      _conv_norm, train=train, folded=self.folded, dtype=self.dtype
+    layer = functools.partial(
+      conv_norm, train=train, folded=self.folded, dtype=self.dtype
     )
-    y = nn.relu(conv_norm(x, self.width, (1, 1), name='conv1'))
+    y = nn.relu(layer(x, self.width, (1, 1), name='conv1'))
     y = nn.relu(
-      conv_norm(
-        y, self.width, (3, 3), strides=self.stride, padding=1, name='conv2'
-      )
+      layer(y, self.width, (3, 3), strides=self.stride, padding=1, name='conv2')
     )
-    y = conv_norm(
+    y = layer(
       y,
       self.width * self.expansion,
       (1, 1),
       scale_init=nn.initializers.zeros,
       name='conv3',
     )
-    return nn.relu(name_sum(y + _shortcut(x, y, self.stride, conv_norm)))
+    return nn.relu(name_sum(y + _shortcut(x, y, self.stride, layer)))
 
 
 def _shortcut(
-  x: jax.Array, y: jax.Array, stride: int, conv_norm: Callable[..., jax.Array]
+  x: jax.Array, y: jax.Array, stride: int, layer: Callable[..., jax.Array]
 ) -> jax.Array:
   """The identity, or a projection where the block changes the shape."""
   if stride == 1 and x.shape == y.shape:
     return x
-  return conv_norm(
-    x, y.shape[-1], (1, 1), strides=stride, name='downsample_conv'
-  )
+  return layer(x, y.shape[-1], (1, 1), strides=stride, name='downsample_conv')
 
 
 class Stage(nn.Module):
@@ -262,7 +258,7 @@ class ResNet(nn.Module):
         f"unknown stem '{self.stem}': expected one of {', '.join(STEMS)}"
       )
     kernel_size, stride, pooled = STEMS[self.stem]
-    x = _conv_norm(
+    x = conv_norm(
       jnp.asarray(images, self.dtype),
       self.width,
       (kernel_size, kernel_size),
@@ -290,6 +286,11 @@ class ResNet(nn.Module):
         folded=self.folded,
         name=name,
       )(x, train)
+    return self.classify(x, train)
+
+  def classify(self, x: jax.Array, train: bool) -> jax.Array:
+    """Maps the last stage's output to logits; part of `__call__`."""
+    del train
     x = x.mean(axis=(1, 2), dtype=jnp.float32)
     return nn.Dense(
       self.num_classes,

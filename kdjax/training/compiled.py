@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 
@@ -22,7 +23,7 @@ from kdjax.models.network import Network
 from kdjax.system import devices, memory, xla
 from kdjax.training import optimizer, step
 from kdjax.training import state as state_lib
-from kdjax.training.epochs import Epoch, Epochs, TrainBatch
+from kdjax.training.epochs import Epoch, Epochs, MakeBatch
 from kdjax.training.run import Run
 from kdjax.training.state import TrainState
 
@@ -74,10 +75,10 @@ class Program:
       dict(run.initial.variables)
     )
     self._train = _put(dataset.train, run.plan.batch_size)
-    train_batch = _make_train_batch(run)
-    self._train_batch = xla.jit(train_batch)
+    make_batch = _make_batch(run)
+    self._make_batch = xla.jit(make_batch)
     self._create_state = _make_create_state(run, transformation)
-    self._run_steps = _make_run_steps(run, transformation, train_batch)
+    self._run_steps = _make_run_steps(run, transformation, make_batch)
     # Nearly all of a step is in the loop over the parts of a batch, which CPUs
     # do not have.
     on_cpu = jax.default_backend() == 'cpu'
@@ -92,7 +93,7 @@ class Program:
     self.compile_time_s = 0.0
     self._rng = _key(run.config.seed)
     self._epochs = Epochs(
-      run, self._rng, self._train, self._train_batch, self._teacher
+      run, self._rng, self._train, self._make_batch, self._teacher
     )
     cached = run.replay is not None
     self._arguments = (
@@ -217,7 +218,8 @@ def _make_create_state(
   """Makes the function of the key, the teacher's and the initial variables."""
   teacher = run.teacher
   batch = jax.ShapeDtypeStruct(
-    (run.plan.batch_size, *run.dataset.image_shape), jnp.uint8
+    (run.method.views * run.plan.batch_size, *run.dataset.image_shape),
+    jnp.uint8,
   )
 
   def create_state(
@@ -227,7 +229,7 @@ def _make_create_state(
     if teacher and teacher.network:
       network = Network(teacher.network.model, teacher_variables)
     elif teacher and teacher.logits:
-      shape = run.plan.batch_size, teacher.logits.train.logits.shape[-1]
+      shape = batch.shape[0], teacher.logits.train.logits.shape[-1]
       network = features.Outputs(jnp.zeros(shape), {})
     return state_lib.create_state(
       rng,
@@ -252,49 +254,53 @@ def _make_create_state(
   )
 
 
-def _make_train_batch(run: Run) -> TrainBatch:
+def _make_batch(run: Run) -> MakeBatch:
   """Makes the function that prepares and augments the batch of a step."""
-  augmentation = augment.Augmentation(
-    run.config.data.crop_padding, run.config.data.flip
-  )
-  plan = run.plan
+  augmentation = augmentation_of(run.config)
+  plan, num_classes = run.plan, len(run.dataset.class_names)
   streamed = isinstance(run.dataset.train, data.Stream)
 
-  def train_batch(
+  def make_batch(
     key: jax.Array,
     number: jax.Array,
-    order: jax.Array,
+    epoch: Epoch,
     images: jax.Array,
     labels: jax.Array,
-  ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    if streamed:
-      ids = augment.batch_indices(number, order, plan.batch_size)
-      images = augment.augment_batch(
+  ) -> augment.TrainBatch:
+    ids = augment.batch_indices(number, epoch.order, plan.batch_size)
+    if not streamed:
+      images, labels = images[ids], labels[ids]
+    if epoch.label_changes is not None:
+      changes = epoch.label_changes[ids]
+      labels = jnp.where(changes < 0, -1, (labels + changes) % num_classes)
+    if run.config.data.label_fraction < 1:
+      # Zeros where there is no label.
+      labels = jax.nn.one_hot(labels, num_classes)
+    return devices.divide(
+      augment.augment_batch(
         key,
         number,
-        images,
+        augment.TrainBatch(images, labels, ids),
         steps_per_epoch=plan.steps_per_epoch,
         augmentation=augmentation,
+        num_classes=num_classes,
+        views=run.method.views,
       )
-    else:
-      images, labels, ids = augment.train_batch(
-        key,
-        number,
-        order,
-        images,
-        labels,
-        batch_size=plan.batch_size,
-        augmentation=augmentation,
-      )
-    return devices.divide((images, labels, ids))
+    )
 
-  return train_batch
+  return make_batch
+
+
+def augmentation_of(config: ml_collections.ConfigDict) -> augment.Augmentation:
+  """Returns what a configuration does to training images."""
+  fields = augment.Augmentation._fields
+  return augment.Augmentation(**{name: config.data[name] for name in fields})
 
 
 def _make_run_steps(
   run: Run,
   transformation: optax.GradientTransformation,
-  train_batch: TrainBatch,
+  make_batch: MakeBatch,
 ) -> Any:
   """Makes the jitted function that does some steps of an epoch."""
   settings = run.config.train
@@ -333,8 +339,8 @@ def _make_run_steps(
     steps: int,
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     def run_step(state: TrainState, _: None) -> tuple[TrainState, step.Metrics]:
-      images, labels, ids = train_batch(
-        state_lib.data_key(state.rng), state.step, epoch.order, *train
+      batch = make_batch(
+        state_lib.data_key(state.rng), state.step, epoch, *train
       )
       epochs_done = state.step / steps_per_epoch
       teacher: Any = teacher_variables
@@ -346,9 +352,7 @@ def _make_run_steps(
       return train_step(
         state,
         step.Inputs(
-          images,
-          labels,
-          ids,
+          *batch,
           epochs_done,
           normalization,
           teacher,

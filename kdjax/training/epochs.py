@@ -17,10 +17,6 @@ from kdjax.system import devices
 from kdjax.training import state as state_lib
 from kdjax.training.run import Run
 
-# Images, labels and indices of a batch, from the key of the data, the number of
-# the step, the order of the epoch and the training split, or its batch.
-TrainBatch = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
-
 
 class Epoch(NamedTuple):
   """What the steps of one epoch share.
@@ -29,10 +25,17 @@ class Epoch(NamedTuple):
     order: index of the example at each position, int32 `[size]`.
     teacher_logits: `[steps, batch, classes]`, where they are replayed or
       precomputed.
+    label_changes: int32 `[size]`, as `kdjax.data.Dataset` has them.
   """
 
   order: jax.Array
   teacher_logits: jax.Array | None
+  label_changes: jax.Array | None
+
+
+# The batch of a step, from the key of the data, the number of the step, its
+# epoch and the training split, or what was read of it for the step.
+MakeBatch = Callable[..., augment.TrainBatch]
 
 
 class Epochs:
@@ -42,7 +45,7 @@ class Epochs:
     run: the run.
     rng: its key, on every device.
     train: the training split on the devices; of a stream the shapes of a batch.
-    train_batch: makes a batch of it.
+    make_batch: makes a batch of it.
     teacher: the teacher's model and variables on the devices, if there are any.
   """
 
@@ -51,7 +54,7 @@ class Epochs:
     run: Run,
     rng: jax.Array,
     train: tuple[Any, ...],
-    train_batch: TrainBatch,
+    make_batch: MakeBatch,
     teacher: Network | None,
   ):
     self._run = run
@@ -60,9 +63,13 @@ class Epochs:
     split = run.dataset.train
     self._stream = split if isinstance(split, data.Stream) else None
     self._train = train
-    self._train_batch = train_batch
+    self._make_batch = make_batch
     self._teacher = teacher
     self._precomputed = run.precomputed_logits()
+    changes = run.dataset.label_changes
+    self._label_changes = (
+      None if changes is None else devices.replicate(changes)
+    )
     self._current: tuple[int, Epoch] | None = None
     self._reader: prefetch.Feed | None = None
 
@@ -88,7 +95,7 @@ class Epochs:
     order: Any = jax.ShapeDtypeStruct(
       (self._run.dataset.train.size,), jnp.int32
     )
-    return Epoch(order, logits)
+    return Epoch(order, logits, self._label_changes)
 
   def next(self, steps_done: int) -> tuple[Epoch, tuple[Any, ...]]:
     """Prepares the next steps.
@@ -131,17 +138,18 @@ class Epochs:
 
   def _begin(self, number: int) -> Epoch:
     order = augment.epoch_order(self._key, number, self._run.dataset.train.size)
+    epoch = Epoch(order, None, self._label_changes)
     if not self.gives_logits:
-      return Epoch(order, None)
+      return epoch
     if self._precomputed is not None:
       shape = self._plan.steps_per_epoch, self._plan.batch_size
       rows = jax.device_get(order)[: math.prod(shape)]
       logits = self._precomputed[rows].reshape(*shape, -1)
     else:
-      logits = self._cached(number, order)
-    return Epoch(order, devices.replicate(logits))
+      logits = self._cached(number, epoch)
+    return epoch._replace(teacher_logits=devices.replicate(logits))
 
-  def _cached(self, number: int, order: jax.Array) -> np.ndarray:
+  def _cached(self, number: int, epoch: Epoch) -> np.ndarray:
     """Reads the teacher's logits of an epoch, or computes and keeps them."""
     replay, teacher = self._run.replay, self._teacher
     assert replay is not None
@@ -152,28 +160,28 @@ class Epochs:
     def compute() -> np.ndarray:
       logits = [
         predict.predict_batch(teacher, batch)
-        for batch in self._images(order, range(first, first + steps))
+        for batch in self._images(epoch, range(first, first + steps))
       ]
       return np.stack(jax.device_get(logits))
 
     # The order of the whole epoch and the pixels of a batch tell whether what
     # is kept was made from the same crops and flips of the same examples.
     seen = hashlib.sha256()
-    images = self._images(order, range(first, first + 1))
-    for array in jax.device_get((order, *images)):
+    images = self._images(epoch, range(first, first + 1))
+    for array in jax.device_get((epoch.order, *images)):
       seen.update(np.ascontiguousarray(array).tobytes())
     kept = replay.epoch(number, steps, seen.hexdigest(), compute)
     logits = np.zeros((self._plan.steps_per_epoch, *kept.shape[1:]), np.float32)
     logits[:steps] = kept[:steps]
     return logits
 
-  def _images(self, order: jax.Array, steps: range) -> Iterator[jax.Array]:
+  def _images(self, epoch: Epoch, steps: range) -> Iterator[jax.Array]:
     """Yields the images of some steps of an epoch."""
     if not self._stream:
       for step in steps:
-        yield self._train_batch(self._key, step, order, *self._train)[0]
+        yield self._make_batch(self._key, step, epoch, *self._train).images
       return
     # Worker processes take longer to start than one batch to read.
     with self._open(steps, workers=0 if len(steps) == 1 else None) as batches:
       for step, batch in zip(steps, batches, strict=True):
-        yield self._train_batch(self._key, step, order, *batch)[0]
+        yield self._make_batch(self._key, step, epoch, *batch).images

@@ -76,16 +76,48 @@ def _check_method(
     ValueError: it does not.
   """
   name, settings = config.method.name, config.train
-  if method.batch_level and settings.accumulate > 1:
+  if (method.batch_level or method.views > 1) and settings.accumulate > 1:
+    reason = (
+      'compares the examples of a batch'
+      if method.batch_level
+      else f'has {method.views} views of each example in a batch'
+    )
     raise ValueError(
       f'config.train.accumulate is {settings.accumulate}, and the loss of '
-      f'{name} compares the examples of a batch, which gradient accumulation '
-      'would divide: set it to 1'
+      f'{name} {reason}, which gradient accumulation would divide: set it to 1'
     )
+  if method.views > 1 and (
+    config.teacher.replay or config_lib.has_logits(config)
+  ):
+    raise ValueError(
+      f'{name} trains on {method.views} views of each image, and '
+      'config.teacher.replay and teachers that are a file of logits have the '
+      'logits of one: choose another config.method.name or teacher'
+    )
+  _check_labels(config, method)
   if method.teacher == 'ema' and not settings.ema_decay:
     raise ValueError(
       f'config.train.ema_decay is 0, and the teacher of {name} is the moving '
       'average of the student: set it, to 0.999 for instance'
+    )
+
+
+def _check_labels(
+  config: ml_collections.ConfigDict, method: methods.Method
+) -> None:
+  """Checks that the method takes the labels that the data have."""
+  name, data = config.method.name, config.data
+  for field in ('mixup', 'cutmix'):
+    if data[field] and method.labels == 'class':
+      raise ValueError(
+        f'config.data.{field} is {data[field]}, which mixes labels, and '
+        f'{name} needs one class for each image: set it to 0'
+      )
+  if data.label_fraction < 1 and method.labels != 'any':
+    raise ValueError(
+      f'config.data.label_fraction is {data.label_fraction}, and {name} needs '
+      'the class of each image: set it to 1, or choose a method such as '
+      "'response'"
     )
 
 

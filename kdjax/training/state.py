@@ -96,7 +96,7 @@ def create_state(
     student: the student's model.
     method: the distillation method.
     optimizer: the optimiser.
-    images: shape of a batch of images, `[batch, height, width, channels]`.
+    images: shape of the images, `[views · batch, height, width, channels]`.
     teacher: the teacher, if the method needs one; or the shapes of its Outputs,
       where these are known already.
     ema: whether to keep moving averages of the student's variables.
@@ -123,6 +123,7 @@ def create_state(
       'params': {**variables['params'], **initial['params']},
       'batch_stats': {**variables['batch_stats'], **initial['batch_stats']},
     }
+  variables = _adopt(student, variables, teacher)
   student_shapes = features.output_shapes(
     student, variables, images, method.student_features
   )
@@ -163,6 +164,30 @@ def create_state(
     rng=rng,
     ema=student_collections(params, variables['batch_stats']) if ema else {},
   )
+
+
+def _adopt(
+  student: nn.Module,
+  variables: dict[str, Any],
+  teacher: Network | features.Outputs | None,
+) -> dict[str, Any]:
+  """Gives a student that has a part of its teacher that part.
+
+  Such a model has a method `adopt(variables, teacher_variables)`.
+  """
+  adopt = getattr(student, 'adopt', None)
+  if adopt is None:
+    return variables
+  if not isinstance(teacher, Network):
+    raise ValueError(
+      'the student has a part of its teacher, and '
+      + (
+        'the teacher is a file of logits' if teacher else 'there is no teacher'
+      )
+      + ": set config.method.name='simkd' and a teacher that is a network, or "
+      'choose another config.student.name'
+    )
+  return adopt(variables, teacher.variables)
 
 
 def student_collections(

@@ -25,8 +25,9 @@ class Inputs(NamedTuple):
   """What a training step reads beside the state.
 
   Attributes:
-    images: pixels from 0 to 255, `[batch, height, width, channels]`.
-    labels: class indices, `[batch]`.
+    images: pixels from 0 to 255, `[views · batch, height, width, channels]`.
+    labels: class indices, `[batch]`; or probabilities `[batch, classes]`, zeros
+      where there is no label.
     ids: index of each example in the training split, `[batch]`.
     epoch: epochs done, a float32 scalar.
     normalization: `mean` and `std` of the student's images, `[channels]`.
@@ -190,7 +191,7 @@ def _make_gradients(
     predictions = logits.argmax(axis=-1)
     metrics = {
       'loss': loss,
-      'accuracy': (predictions == inputs.labels).mean(),
+      'accuracy': _accuracy(predictions, inputs.labels),
       **{name: values.mean() for name, values in metrics.items()},
     }
     if teacher_outputs is not None:
@@ -382,4 +383,18 @@ def _is_schedule(leaf: Any) -> bool:
 def _smooth(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
   if not smoothing:
     return labels
-  return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), smoothing)
+  if labels.ndim == 1:
+    return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), smoothing)
+  # An image without a label stays without one.
+  known = labels.sum(axis=-1, keepdims=True)
+  return (1 - smoothing) * labels + smoothing * known / num_classes
+
+
+def _accuracy(predictions: jax.Array, labels: jax.Array) -> jax.Array:
+  """Share of right predictions in the first view, of images with a label."""
+  predictions = predictions[: len(labels)]
+  if labels.ndim == 1:
+    return (predictions == labels).mean()
+  known = labels.sum(axis=-1) > 0
+  right = known & (predictions == labels.argmax(axis=-1))
+  return right.sum() / jnp.maximum(known.sum(), 1)

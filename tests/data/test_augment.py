@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import taken
 
 from kdjax.data import augment
 
@@ -17,16 +18,8 @@ CROP_AND_FLIP = augment.Augmentation(crop_padding=2, flip=True)
 
 
 def take(step, order, batch_size, augmentation):
-  images, labels, _ = augment.train_batch(
-    KEY,
-    step,
-    order,
-    jnp.asarray(IMAGES),
-    jnp.asarray(LABELS),
-    batch_size=batch_size,
-    augmentation=augmentation,
-  )
-  return images, labels
+  arrays = jnp.asarray(IMAGES), jnp.asarray(LABELS)
+  return taken.batch(KEY, step, order, *arrays, batch_size, augmentation)[:2]
 
 
 # Once for all epochs.
@@ -127,15 +120,163 @@ def test_augmentation_changes_from_epoch_to_epoch():
 
 def test_the_ids_of_a_batch_are_the_examples_in_it():
   order = augment.epoch_order(KEY, 0, SIZE)
-  arguments = KEY, jnp.int32(1), order
-  _, labels, ids = augment.train_batch(
-    *arguments,
-    jnp.asarray(IMAGES),
-    jnp.arange(SIZE),
-    batch_size=4,
-    augmentation=augment.Augmentation(),
+  batch = taken.batch(
+    KEY, jnp.int32(1), order, jnp.asarray(IMAGES), jnp.arange(SIZE), 4
   )
-  np.testing.assert_array_equal(ids, labels)
+  np.testing.assert_array_equal(batch.ids, batch.labels)
   np.testing.assert_array_equal(
-    ids, augment.batch_indices(jnp.int32(1), order, 4)
+    batch.ids, augment.batch_indices(jnp.int32(1), order, 4)
   )
+
+
+# Strong augmentation
+
+COLOURED = jnp.asarray(
+  np.random.default_rng(0).integers(1, 256, (64, 12, 10, 3)), jnp.uint8
+)
+POSITIONS = jnp.arange(64)
+PROBABILITIES = jax.nn.one_hot(POSITIONS % 5, 5)
+
+
+def augmented(epoch=0, view=0, **fields):
+  return np.asarray(
+    augment.augment(
+      KEY, epoch, POSITIONS, COLOURED, augment.Augmentation(**fields), view
+    )
+  )
+
+
+def mixed(images=COLOURED, epoch=0, **fields):
+  return [
+    np.asarray(x)
+    for x in augment.mix(
+      KEY,
+      epoch,
+      POSITIONS,
+      images,
+      PROBABILITIES,
+      augment.Augmentation(**fields),
+    )
+  ]
+
+
+@pytest.mark.parametrize(
+  'fields', [{'trivial_augment': True}, {'cutout': 5}], ids=str
+)
+def test_strong_augmentation_is_a_function_of_seed_epoch_and_position(fields):
+  first = augmented(**fields)
+  assert first.dtype == np.uint8
+  assert (first != COLOURED).any()
+  np.testing.assert_array_equal(augmented(**fields), first)
+  assert (augmented(epoch=1, **fields) != first).any()
+  assert (augmented(view=1, **fields) != first).any()
+  # A batch of its second half alone.
+  half = augment.augment(
+    KEY, 0, POSITIONS[32:], COLOURED[32:], augment.Augmentation(**fields)
+  )
+  np.testing.assert_array_equal(half, first[32:])
+
+
+def test_crops_and_flips_are_the_same_beside_strong_augmentation():
+  plain = augmented(crop_padding=2, flip=True)
+  cut = augmented(crop_padding=2, flip=True, cutout=3)
+  np.testing.assert_array_equal(np.where(cut == 0, 0, plain), cut)
+
+
+def test_cutout_blackens_a_square_about_a_pixel_of_the_image():
+  black = (augmented(cutout=5) == 0).all(axis=-1)
+  for one in black:
+    rows, columns = np.flatnonzero(one.any(1)), np.flatnonzero(one.any(0))
+    assert one[np.ix_(rows, columns)].all()
+    assert one.sum() == len(rows) * len(columns)
+    # A side is cut where it reaches beyond the image, 2 pixels or less.
+    assert 3 <= len(rows) <= 5
+    assert 3 <= len(columns) <= 5
+  assert black.any(axis=0).all()
+
+
+def test_mixup_averages_an_image_and_its_label_with_the_next():
+  images, labels = mixed(mixup=1.0)
+  share = (PROBABILITIES * labels).sum(axis=-1)
+  np.testing.assert_allclose(labels.sum(axis=-1), 1, rtol=1e-6)
+  other = np.roll(COLOURED, -1, axis=0).astype(np.float64)
+  weight = np.asarray(share, np.float64)[:, None, None, None]
+  expected = weight * np.asarray(COLOURED) + (1 - weight) * other
+  np.testing.assert_allclose(images, expected, atol=0.51)
+  # Beta(1, 1) is uniform: mean 1/2, variance 1/12.
+  assert abs(share.mean() - 0.5) < 0.12
+  assert 0.04 < share.var() < 0.13
+
+
+@pytest.mark.parametrize('alpha', [0.2, 1.0])
+def test_cutmix_covers_a_rectangle_with_the_next_image(alpha):
+  images, labels = mixed(cutmix=alpha)
+  other = np.roll(COLOURED, -1, axis=0)
+  share = np.asarray((PROBABILITIES * labels).sum(axis=-1))
+  for index, image in enumerate(images):
+    covered = (image == other[index]).all(-1) & (image != COLOURED[index]).any(
+      -1
+    )
+    np.testing.assert_array_equal(
+      image, np.where(covered[..., None], other[index], COLOURED[index])
+    )
+    if covered.any():
+      rows = np.flatnonzero(covered.any(1))
+      columns = np.flatnonzero(covered.any(0))
+      assert covered.sum() == len(rows) * len(columns)
+    # The label tells the area that is really covered.
+    np.testing.assert_allclose(share[index], 1 - covered.mean(), atol=1e-6)
+
+
+def test_with_mixup_and_cutmix_each_image_has_one_of_both():
+  images, labels = mixed(mixup=1.0, cutmix=1.0)
+  by_mixup, _ = mixed(mixup=1.0)
+  by_cutmix, _ = mixed(cutmix=1.0)
+  averaged = [
+    np.array_equal(*pair) for pair in zip(images, by_mixup, strict=True)
+  ]
+  covered = [
+    np.array_equal(*pair) for pair in zip(images, by_cutmix, strict=True)
+  ]
+  assert all(np.logical_or(averaged, covered))
+  assert 16 < np.sum(averaged) < 48
+  np.testing.assert_allclose(labels.sum(axis=-1), 1, rtol=1e-6)
+
+
+def test_a_label_that_is_not_there_has_no_share_of_a_mixed_one():
+  labels = PROBABILITIES.at[1].set(0)
+  _, found = augment.mix(
+    KEY, 0, POSITIONS, COLOURED, labels, augment.Augmentation(mixup=1.0)
+  )
+  _, whole = mixed(mixup=1.0)
+  share = (PROBABILITIES[0] * whole[0]).sum()
+  np.testing.assert_allclose(found[0], share * PROBABILITIES[0], rtol=1e-6)
+
+
+def test_views_are_of_the_same_examples_and_the_later_ones_strong():
+  order = augment.epoch_order(KEY, 0, 64)
+  arrays = COLOURED, POSITIONS % 5
+  two, one = (
+    taken.batch(KEY, jnp.int32(1), order, *arrays, 8, CROP_AND_FLIP, 5, views)
+    for views in (2, 1)
+  )
+  np.testing.assert_array_equal(two.images[:8], one.images)
+  np.testing.assert_array_equal(two.labels, one.labels)
+  strong = CROP_AND_FLIP._replace(trivial_augment=True)
+  np.testing.assert_array_equal(
+    two.images[8:],
+    augment.augment(KEY, 0, 8 + jnp.arange(8), COLOURED[one.ids], strong, 1),
+  )
+
+
+def test_both_views_are_mixed_in_the_same_shares():
+  order = augment.epoch_order(KEY, 0, 64)
+  both = augment.Augmentation(mixup=1.0)
+  batch = taken.batch(
+    KEY, jnp.int32(0), order, COLOURED, POSITIONS % 5, 8, both, 5, 2
+  )
+  assert batch.images.shape == (16, 12, 10, 3)
+  plain = taken.batch(
+    KEY, jnp.int32(0), order, COLOURED, POSITIONS % 5, 8, both, 5
+  )
+  np.testing.assert_array_equal(batch.labels, plain.labels)

@@ -15,6 +15,7 @@ import folder
 import jax
 import numpy as np
 import pytest
+import taken
 from PIL import Image
 
 from kdjax import config as config_lib
@@ -53,15 +54,8 @@ def fields_of(kind, root):
 def resident_batch(split, step):
   """What the training step takes from data in memory."""
   order = augment.epoch_order(KEY, step // (split.size // BATCH), split.size)
-  images, labels, _ = augment.train_batch(
-    KEY,
-    np.int32(step),
-    order,
-    *jax.device_put(split),
-    batch_size=BATCH,
-    augmentation=augment.Augmentation(),
-  )
-  return images, labels
+  batch = taken.batch(KEY, np.int32(step), order, *jax.device_put(split), BATCH)
+  return batch.images, batch.labels
 
 
 @pytest.mark.parametrize('kind', ['digits', 'resized digits', 'folder'])

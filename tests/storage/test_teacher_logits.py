@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import taken
 import tiny
 from processes import losses_of
 
@@ -169,15 +170,9 @@ def test_kept_logits_are_those_of_the_images_that_are_seen(runs):
   def live(step, order):
     """Logits of a step's images, and of the same without crop and flip."""
     plain, seen = (
-      augment.train_batch(
-        key,
-        step,
-        order,
-        train_images,
-        train_labels,
-        batch_size=32,
-        augmentation=augmentation,
-      )[0]
+      taken.batch(
+        key, step, order, train_images, train_labels, 32, augmentation
+      ).images
       for augmentation in (
         augment.Augmentation(),
         augment.Augmentation(crop_padding=1, flip=True),

@@ -35,6 +35,9 @@ def test_the_loss_falls_and_the_student_beats_chance(name, shared):
   }.items():
     config.method[name][key] = value
   config.student.width = 8
+  if name == 'simkd':
+    config.student.update(name='resnet10_simkd', width=4)
+    config.teacher.update(name='resnet10', width=16, sibling='resnet_teacher')
   config.train.ema_decay = 0.9
   config.log.every_steps = 5
   train.train_and_evaluate(config, root / name, session)
