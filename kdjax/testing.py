@@ -111,7 +111,7 @@ def make_problem(
   batch = Batch(
     student=ours,
     teacher=theirs,
-    labels=jnp.asarray(_LABELS[:size]) % num_classes,
+    labels=jnp.resize(jnp.array(_LABELS), size) % num_classes,
     images=_images(rows),
     ids=jnp.arange(size) + 3,
     epoch=jnp.float32(1.5),

@@ -3,7 +3,8 @@
   python tests/topology.py WORKDIR OTHER [ADDRESS COUNT INDEX]
 
 The runs go to WORKDIR, taught by the finished run `one/scratch` beside it, and
-one by the logits in `one/logits.npz`. Then
+one by the logits in `one/logits.npz`. WORKDIR/losses.npz receives the losses of
+the methods that compare the examples of a batch. Then
 a copy of OTHER's run in the mode feature is continued from half its length. Of
 several processes one is then told to stop in the middle of another run.
 WORKDIR/errorsINDEX.json receives what was refused, and WORKDIR/exchanged.json
@@ -21,10 +22,12 @@ import threading
 import time
 
 import jax
+import numpy as np
 import tiny
 
+from kdjax import methods, testing
 from kdjax.storage import metrics_log
-from kdjax.system import devices, signals
+from kdjax.system import devices, signals, xla
 from kdjax.training import train
 from kdjax.training.shared import Session
 
@@ -60,6 +63,51 @@ def run_all(workdir, session):
     )
   for method in METHODS:
     train.train_and_evaluate(config(method, workdir), workdir / method, session)
+
+
+def losses_of_methods(workdir):
+  """Computes what each method of whole batches loses, divided over devices."""
+  found = {}
+  for name in methods.names():
+    method, _ = methods.build(name, tiny.SETTINGS.get(name))
+    if not (method.batch_level or method.views > 1):
+      continue
+    variables, batch = testing.make_problem(method, size=8)
+
+    @xla.jit
+    def compute(variables, batch, method=method):
+      def mean(student):
+        # As the step has them: rows on devices, all else everywhere.
+        result = method.loss(
+          variables,
+          batch._replace(
+            student=divide(student),
+            teacher=divide(batch.teacher),
+            **{
+              field: devices.divide(getattr(batch, field))
+              for field in ('labels', 'images', 'ids')
+            },
+          ),
+        )
+        return result.per_example.mean(), (result.per_example, result.state)
+
+      gradient, rest = jax.grad(mean, has_aux=True)(batch.student)
+      return rest, gradient
+
+    for index, leaf in enumerate(jax.tree.leaves(compute(variables, batch))):
+      found[f'{name}/{index}'] = np.asarray(leaf)
+  np.savez(workdir / 'losses.npz', **found)
+
+
+def divide(outputs):
+  """Divides outputs over the devices; parameters have no rows."""
+  if outputs is None:
+    return None
+  maps = {
+    name: value if name.endswith('kernel') else devices.divide(value)
+    for name, value in outputs.features.items()
+  }
+  return outputs._replace(logits=devices.divide(outputs.logits), features=maps)
 
 
 def continue_run(other, workdir, session):
@@ -124,6 +172,7 @@ def main(workdir, other, address=None, count=1, index=0):
   session = Session()
   run_all(workdir, session)
   if not address:
+    losses_of_methods(workdir)
     found = json.dumps(exchanged(session))
     (workdir / 'exchanged.json').write_text(found)
   continue_run(pathlib.Path(other), workdir, session)

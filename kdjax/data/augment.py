@@ -186,16 +186,19 @@ def mix(
     share_key, pixel_key, choice_key = jax.random.split(key, 3)
     mixed = []
     if augmentation.mixup:
-      kept = _beta(share_key, augmentation.mixup)
-      both = kept * image + (1 - kept) * other.astype(jnp.float32)
-      mixed.append((jnp.round(both).astype(image.dtype), kept))
+      # In 256 parts, so that sums are exact in every program.
+      parts = jnp.round(256 * _beta(share_key, augmentation.mixup))
+      both = parts * image + (256 - parts) * other.astype(jnp.float32)
+      pixels = jnp.floor((both + 128) / 256).astype(image.dtype)
+      mixed.append((pixels, parts / 256))
     if augmentation.cutmix:
       side = jnp.sqrt(1 - _beta(share_key, augmentation.cutmix))
       size = [jnp.round(side * extent) for extent in image.shape[:2]]
       inside = _rectangle(
         image, _draw_pixel(pixel_key, image), (size[0], size[1])
       )
-      mixed.append((jnp.where(inside, other, image), 1 - inside.mean()))
+      left = (~inside).sum() / inside.size
+      mixed.append((jnp.where(inside, other, image), left))
     if len(mixed) == 1:
       return mixed[0]
     first = jax.random.bernoulli(choice_key)

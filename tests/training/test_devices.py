@@ -54,6 +54,7 @@ def root(tmp_path_factory):
   logits = np.random.default_rng(0).normal(size=(1437, 10))
   np.savez(root / 'one' / 'logits.npz', ids=np.arange(1437), logits=logits)
   topology.run_all(root / 'one', session)
+  topology.losses_of_methods(root / 'one')
   finish(start(root / 'eight', 8, root / 'one'))
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -92,6 +93,22 @@ def test_result_does_not_depend_on_the_devices(root, kind, method):
   np.testing.assert_allclose(losses_of(other), expected, rtol=1e-5)
   largest, scale = difference(one, other)
   assert 0 < largest < 1e-4 * scale
+
+
+def test_losses_of_whole_batches_do_not_depend_on_the_devices(root):
+  """Losses, states and gradients, of every method that has such a loss."""
+  with (
+    np.load(root / 'one' / 'losses.npz') as one,
+    np.load(root / 'eight' / 'losses.npz') as eight,
+  ):
+    assert {'sp', 'rkd', 'crd', 'mlkd', 'crld'} <= {
+      name.partition('/')[0] for name in one
+    }
+    for name in one:
+      scale = abs(one[name]).max() + 1e-6
+      np.testing.assert_allclose(
+        eight[name], one[name], rtol=1e-4, atol=1e-5 * scale, err_msg=name
+      )
 
 
 def test_logits_that_are_known_are_divided_as_the_images_are(root):
