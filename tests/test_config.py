@@ -7,6 +7,7 @@ import pathlib
 import pytest
 
 from kdjax import config as config_lib
+from kdjax import methods
 from kdjax.storage import run_directory
 from kdjax.sweep import plan
 
@@ -18,6 +19,33 @@ def load(name, *variant):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module.get_config(*variant)
+
+
+@pytest.mark.parametrize('name', methods.names())
+def test_every_method_has_a_configuration(name):
+  config = load('methods', name)
+  config_lib.validate(config)
+  assert config.method.name == name
+  # The weights are the authors', the defaults but for what CIFAR needs.
+  defaults = methods.defaults(name)
+  if name != 'wkd_l':
+    assert config.method[name].to_dict() == defaults
+  for text in config.method.schedule:
+    assert text.partition('=')[0] in defaults
+
+
+def test_a_method_that_is_unknown_has_no_configuration():
+  with pytest.raises(ValueError, match="unknown method 'nonsense'"):
+    load('methods', 'nonsense')
+
+
+@pytest.mark.parametrize('variant', ['cifar', 'digits'])
+def test_the_patient_recipe_has_no_labels_and_mixes_images(variant):
+  config = load('patient', variant)
+  config_lib.validate(config)
+  assert config.method.kd.ce_weight == 0
+  assert config.data.mixup == 1
+  assert config.train.epochs >= 60
 
 
 SWEEPS = ('quickstart_sweep', 'sweep')

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from kdjax import models, testing
+from kdjax import methods, models, testing
 from kdjax.export import write
 from kdjax.storage import weights
 from kdjax.system import command
@@ -89,6 +89,8 @@ def test_a_block_of_python_runs(block, world, monkeypatch):
     difference = batch.student.logits - batch.teacher.logits
     np.testing.assert_allclose(found, (difference**2).mean(1), rtol=1e-5)
     testing.check_method(method)
+  if 'class_means' in names:
+    testing.check_method(names['class_means']())
   if 'gradients' in names:
     leaves = jax.tree.leaves(names['gradients'])
     assert all(np.isfinite(leaf).all() for leaf in leaves)
@@ -120,3 +122,35 @@ def test_a_command_names_what_there_is(words):
     field = re.match(r'--config\.([a-z_.0-9]+)=', word)
     if field:
       assert command.describe_unknown(field[1], config) is None
+
+
+def test_the_table_of_methods_has_every_method_and_what_it_needs():
+  text = (ROOT / 'kdjax/methods/README.md').read_text()
+  rows = {
+    name: [cell.strip() for cell in line.strip('|').split('|')]
+    for line in text.splitlines()
+    if line.startswith('| `')
+    for name in re.findall(r'`([a-z_0-9]+)`', line.split('|')[1])
+  }
+  assert sorted(rows) == methods.names()
+  for name, row in rows.items():
+    needs, labels = row[3], row[4]
+    if name == 'combine':
+      continue
+    method, _ = methods.build(name, tiny.SETTINGS.get(name))
+    expected = {
+      'B': method.batch_level,
+      'V': method.views > 1,
+      'F': method.teacher == 'frozen'
+      and any(not is_parameter(one) for one in method.teacher_features),
+      'H': any(map(is_parameter, method.teacher_features)) and name != 'ofd',
+    }
+    if name == 'simkd':
+      # The model takes the layer over.
+      expected['H'] = True
+    assert {key: key in needs for key in expected} == expected, name
+    assert labels == method.labels or name == 'simkd', name
+
+
+def is_parameter(name):
+  return name.endswith(('/kernel', '/scale', '/bias'))
