@@ -51,7 +51,7 @@ def pytest_addoption(parser):
   parser.addoption(
     '--golden',
     metavar='DIRECTORY',
-    help='files of reference values for tests/losses/test_golden.py instead of '
+    help='files of reference values for tests/test_golden.py instead of '
     'those in third_party/golden',
   )
   parser.addoption(

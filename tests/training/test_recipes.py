@@ -9,9 +9,11 @@ import taken
 import tiny
 from processes import losses_of
 
+import kdjax
 from kdjax import data, losses, methods, models
 from kdjax.data import augment
 from kdjax.data import stream as stream_lib
+from kdjax.export import write
 from kdjax.models import features
 from kdjax.models.network import Network
 from kdjax.storage import checkpoint, metrics_log
@@ -289,6 +291,13 @@ def test_simkd_keeps_the_last_layer_of_its_teacher(root, session):
       params['teacher_fc']['offset'], teacher['fc']['bias']
     )
   assert 'fc' not in student
+  # It is exported and predicts like any other.
+  write.export(root / 'simkd', ['stablehlo'], root / 'export', images=4)
+  images = data.load(config('simkd').data).test.images[:4]
+  from_run, from_export = (
+    kdjax.load_student(root / name)(images) for name in ('simkd', 'export')
+  )
+  np.testing.assert_allclose(from_export, from_run, atol=1e-5)
   assert result['student']['model'] == 'resnet10_simkd'
 
 

@@ -1,6 +1,6 @@
 """The losses against the values of third_party/golden.
 
-`python -m pytest tests/losses/test_golden.py --golden=DIRECTORY` runs other
+`python -m pytest tests/test_golden.py --golden=DIRECTORY` runs other
 files of the same format, which third_party/README.md describes.
 """
 
@@ -21,7 +21,7 @@ from kdjax.methods import _connectors as connectors
 from kdjax.system import xla
 from kdjax.training.dot import dot
 
-FOLDER = pathlib.Path(__file__).resolve().parents[2] / 'third_party' / 'golden'
+FOLDER = pathlib.Path(__file__).resolve().parents[1] / 'third_party' / 'golden'
 
 # What a file's cases compute: inputs and parameters, arrays that may have a
 # gradient, and hyperparameters, numbers. The result is the loss of each
