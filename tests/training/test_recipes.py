@@ -292,10 +292,13 @@ def test_simkd_keeps_the_last_layer_of_its_teacher(root, session):
     )
   assert 'fc' not in student
   # It is exported and predicts like any other.
-  write.export(root / 'simkd', ['stablehlo'], root / 'export', images=4)
+  write.export(
+    root / 'simkd', ['stablehlo'], root / 'export.stablehlo', images=4
+  )
   images = data.load(config('simkd').data).test.images[:4]
   from_run, from_export = (
-    kdjax.load_student(root / name)(images) for name in ('simkd', 'export')
+    kdjax.load_student(root / name)(images)
+    for name in ('simkd', 'export.stablehlo')
   )
   np.testing.assert_allclose(from_export, from_run, atol=1e-5)
   assert result['student']['model'] == 'resnet10_simkd'
