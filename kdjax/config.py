@@ -37,42 +37,92 @@ def default() -> ConfigDict:
   config = ConfigDict()
   # Determines initial parameters, order of examples, crops and flips.
   config.seed = 0
+  config.method = _method()
+  config.student = _student()
+  config.data = _data()
+  config.train = _training()
+  config.device = ConfigDict(
+    {
+      # Training steps in one dispatch; changes speed only. 0 for 1 on CPU and
+      # about 32 on an accelerator.
+      'steps_per_dispatch': 0,
+      # Modules of the student, 'stage1' … 'stage4' of a ResNet, whose
+      # activations are computed again in the backward pass
+      # (rematerialization); changes memory and speed only. () for none.
+      'remat': (),
+    }
+  )
+  config.eval = ConfigDict(
+    {
+      'batch_size': 500,  # images; changes speed and memory only
+      'every_epochs': 1,  # validate, and save a checkpoint, so often
+    }
+  )
+  config.checkpoint = ConfigDict(
+    {
+      'keep': 2,  # last checkpoints kept, validated or not, beside the best
+      # Also save after so many steps, at the end of a dispatch; 0 for at
+      # validations only.
+      'every_steps': 0,
+    }
+  )
+  config.log = ConfigDict(
+    {
+      'every_steps': 50,  # steps between two lines of training metrics
+      'tensorboard': True,  # write TensorBoard events as well
+    }
+  )
 
-  # Distillation method, and the settings of each: T and α of `response`; the
-  # weights, reduction and feature names of `feature`; ….
-  config.method = ConfigDict({'name': 'scratch'})
+  config.teacher = _teacher(config.train)
+  return config.lock()
+
+
+def _method() -> ConfigDict:
+  """The fields of `method`: its name, and the settings of each method.
+
+  T and α of `response`; the weights, reduction and feature names of `feature`;
+  and so on.
+  """
+  section = ConfigDict({'name': 'scratch'})
   for name in methods.names():
-    config.method[name] = methods.defaults(name)
+    section[name] = methods.defaults(name)
   # Hyperparameters that change over the epochs, each 'NAME=KIND:EPOCHS', such
   # as 'weight=linear:20'; KIND:EPOCHS is linear:N, cosine:N or decay:A:B.
-  config.method.schedule = ()
+  section.schedule = ()
   # Settings of a method of your own, whose name is an import path.
-  config.method.custom = ConfigDict()
+  section.custom = ConfigDict()
+  return section
 
-  # The model that is trained and kept.
-  config.student = ConfigDict(
+
+def _student() -> ConfigDict:
+  """The fields of `student`, the model that is trained and kept."""
+  return ConfigDict(
     {
-      # A name that kdjax.models.build knows, or an import path of a Flax
-      # module, 'package.module:attribute', which takes what it can of the rest.
+      # A name of kdjax.models.names(), or the import path of a Flax module,
+      # 'package.module:attribute', which is given those of the fields below
+      # that it takes.
       'name': 'resnet18',
       # 'cifar' (3×3, stride 1), 'cifar_pool' (that and a max-pool) or
       # 'imagenet' (7×7, stride 2, and a max-pool).
       'stem': 'cifar',
       'width': 64,  # channels of the first stage
       'dtype': 'float32',  # of the computation: 'float32' or 'bfloat16'
-      # Weights and BatchNorm statistics to begin with: a run, an export or a
-      # weight file, as `teacher.path`; '' for random ones. With '' for name and
-      # stem and 0 for width the network is the one found there.
+      # Initial weights and BatchNorm statistics: a run, an export or a weight
+      # file, as in `teacher.path`; '' for random ones. Where name and stem are
+      # '' and width is 0, the network is the one found there.
       'init_from': '',
-      # Its last layer: 'keep', which needs the same number of classes, or
-      # 'fresh' for a random one.
+      # The last layer of the initial weights: 'keep' it, which needs the same
+      # number of classes, or make a 'fresh' one at random.
       'head': 'keep',
     }
   )
 
-  config.data = ConfigDict(
+
+def _data() -> ConfigDict:
+  """The fields of `data`."""
+  return ConfigDict(
     {
-      # 'digits', 'synthetic', 'image_folder' or one of TFDS's.
+      # 'digits', 'synthetic', 'image_folder' or the name of a TFDS data set.
       'name': 'cifar10',
       # The image folder, or where TFDS keeps data sets; '' for its default.
       'data_dir': '',
@@ -101,108 +151,23 @@ def default() -> ConfigDict:
       # the rest (CutMix, https://arxiv.org/abs/1905.04899). With both, each
       # image has one of them.
       'cutmix': 0.0,
-      # Pixels on a side that images are resized to; 0 leaves them as they are,
-      # then all must have one size. The centre of an image is taken.
+      # Height and width in pixels that images are resized to, after a centre
+      # crop; 0 leaves them as they are, and all must have one size then.
       'image_size': 0,
-      # Smallest share of an image's area that a random crop of a training image
-      # has, before it is resized to `image_size` (0.08 is usual on ImageNet); 0
-      # for the centre. Only with `streaming`, and in place of `crop_padding`.
+      # Smallest share of the image's area in a random crop of a training image
+      # before it is resized to `image_size` (0.08 is usual on ImageNet); 0 for
+      # the centre crop. Needs `streaming`, and `crop_padding` 0.
       'random_resized_crop': 0.0,
-      # Read and decode images while they are needed, not all of them before:
-      # for data that do not fit in memory. Batches are the same. The device is
-      # given one step at a time.
+      # Read and decode images during training, for data that do not fit in
+      # memory. Batches are the same; each step is dispatched by itself.
       'streaming': False,
-      # Processes that decode a stream; 0 for threads of the run's own.
+      # Worker processes that decode a stream; 0 for threads.
       'workers': 0,
-      # An image that cannot be read is an 'error', or left out ('skip'): in
-      # training the next one takes its place.
+      # An unreadable image is an 'error', or left out ('skip'); in training
+      # the next readable one takes its place.
       'corrupt': 'error',
     }
   )
-
-  config.train = _training()
-  config.device = ConfigDict(
-    {
-      # Training steps that the device is given at once; changes speed only. 0
-      # for what suits it: 1 on CPU, about 32 on an accelerator.
-      'steps_per_dispatch': 0,
-      # Modules of the model that is trained, ('stage1', 'stage2', …) of a
-      # ResNet, whose activations are not kept for the backward pass but
-      # computed again in it; changes memory and speed only. () for none.
-      'remat': (),
-    }
-  )
-  config.eval = ConfigDict(
-    {
-      'batch_size': 500,  # images; changes speed and memory only
-      'every_epochs': 1,  # validate, and save a checkpoint, so often
-    }
-  )
-  config.checkpoint = ConfigDict(
-    {
-      'keep': 2,  # last checkpoints kept, validated or not, beside the best
-      # Also save after so many steps, at the end of what the device was given
-      # at once; 0 for at validations only.
-      'every_steps': 0,
-    }
-  )
-  config.log = ConfigDict(
-    {
-      'every_steps': 50,  # steps between two lines of training metrics
-      'tensorboard': True,  # write TensorBoard events as well
-    }
-  )
-
-  config.teacher = ConfigDict(
-    {
-      # A finished run of kdjax, an exported directory, or the weights of a
-      # ResNet (.safetensors, .pth, …), used as it is. '' for the run directory
-      # beside this one that `sibling` names; if there is none, a teacher is
-      # trained there first. Or variables of any Flax module (see
-      # kdjax/variables.py), or, for a method that wants nothing else, logits of
-      # the training images (.npz, see kdjax/precomputed.py).
-      'path': '',
-      # Several of what `path` takes, which teach as one, `path` being '' then;
-      # and what is averaged, their 'probabilities' or their 'logits'. Their
-      # features are called 'member1/stage1', ….
-      'ensemble': (),
-      'average': 'probabilities',
-      # 'fresh' begins that training with what `path` names and a new last
-      # layer: for a network that knows other classes. Set `train.epochs`
-      # and `.learning_rate` below as in configs/finetune_teacher.py: those here
-      # are for random weights.
-      'head': 'keep',
-      # Mean and standard deviation of each channel of its images, scaled to
-      # 0 … 1, where `path` does not say: () for ImageNet's if it knows 1,000
-      # classes, else those of this run's data; a run is refused where others
-      # do clearly better on held-out images.
-      'mean': (),
-      'std': (),
-      'sibling': 'teacher',
-      'checkpoint': 'best',  # 'best' by validation accuracy, or 'last'
-      # A directory that keeps the teacher's logits, for a method that wants
-      # nothing else of it: computed once, and replayed by every run with the
-      # same seed, data, batch size, crops and flips. '' computes them in each
-      # step. Kept as 'float32', or in half the space as 'bfloat16'.
-      'replay': '',
-      'replay_dtype': 'float32',
-      # What a teacher is trained with, when it must be; the name also says
-      # whose variables `path` holds, where they do not say so, and the stem
-      # what follows the first convolution of weights that others trained.
-      'seed': 0,
-      'name': 'resnet50',
-      'stem': placeholder(str),
-      'width': placeholder(int),
-      'dtype': placeholder(str),
-      'train': {
-        field: placeholder(type(value)) for field, value in config.train.items()
-      },
-    }
-  )
-  config.teacher.train.epochs = 60
-  # It teaches with its weights themselves.
-  config.teacher.train.ema_decay = 0.0
-  return config.lock()
 
 
 def _training() -> ConfigDict:
@@ -212,10 +177,10 @@ def _training() -> ConfigDict:
       'epochs': 20,
       'max_steps': 0,  # stop after so many steps; 0 for no such limit
       'batch_size': 128,  # images
-      # Equal parts that a batch is computed in, one after the other, to save
-      # memory; 1 for the whole at once. The gradient is the mean of theirs, and
-      # there is one update. BatchNorm sees each part by itself and updates its
-      # running statistics after each.
+      # Gradient accumulation: number of equal microbatches of a batch, computed
+      # one after the other to save memory, for one update with the mean of
+      # their gradients; 1 for none. BatchNorm normalizes each by itself and
+      # updates its running statistics after each.
       'accumulate': 1,
       'optimizer': 'sgd',  # 'sgd' (Nesterov momentum) or 'adamw'
       'learning_rate': 0.1,  # at its peak
@@ -225,16 +190,69 @@ def _training() -> ConfigDict:
       'weight_decay': 5e-4,  # on kernels only
       'clip_norm': 0.0,  # largest norm of the gradient; 0 for no clipping
       'label_smoothing': 0.0,  # from 0 to 1
-      # Where a loss or gradient is not finite: 'stop' the run, or 'skip' the
-      # step's update and go on, but not after 50 such steps in a row.
+      # At a non-finite loss or gradient 'stop' the run, or 'skip' the update
+      # and continue; 50 such steps in a row stop it too.
       'nonfinite': 'stop',
-      # Share of itself that an exponential moving average of weights and
-      # BatchNorm statistics keeps at each step, such as 0.999; less in the
-      # first steps. It is evaluated and saved beside the weights, which alone
-      # decide what epoch is best, and teach. 0 for none.
+      # Decay of the exponential moving average (EMA) of weights and BatchNorm
+      # statistics, such as 0.999; smaller in the first steps. 0 for none. It is
+      # evaluated and saved beside the weights, which alone choose the best
+      # epoch and teach.
       'ema_decay': 0.0,
     }
   )
+
+
+def _teacher(training: ConfigDict) -> ConfigDict:
+  """The fields of `teacher`, with those of its own training."""
+  section = ConfigDict(
+    {
+      # A pretrained network: a finished run of kdjax, an export, weights of a
+      # ResNet (.safetensors, .pth, …) or variables of any Flax module
+      # (kdjax/storage/flax_variables.py). Or precomputed logits of the training
+      # images (.npz, kdjax/storage/logits_file.py), for a method that needs
+      # nothing else. '' for the run directory `sibling` beside this run's,
+      # where a teacher is trained first if there is none.
+      'path': '',
+      # An ensemble: several paths as above, `path` being '' then, and what is
+      # averaged, their 'probabilities' or their 'logits'. Features are called
+      # 'member1/stage1', ….
+      'ensemble': (),
+      'average': 'probabilities',
+      # 'fresh' trains a teacher from the weights that `path` names with a new
+      # last layer, for a network of other classes. Set `train.epochs` and
+      # `train.learning_rate` as in configs/finetune_teacher.py: the defaults
+      # are for random weights.
+      'head': 'keep',
+      # Mean and standard deviation of each channel of its images, scaled to
+      # 0 … 1, where the file at `path` has none: () for ImageNet's if it has
+      # 1,000 classes, else for those of this run's data. A run is refused if
+      # others give a clearly better accuracy on held-out images.
+      'mean': (),
+      'std': (),
+      'sibling': 'teacher',
+      'checkpoint': 'best',  # 'best' by validation accuracy, or 'last'
+      # A directory that caches the teacher's logits, for a method that needs
+      # nothing else: computed once, and replayed by every run with the same
+      # seed, data, batch size and augmentation. '' computes them in each step.
+      # Stored as 'float32', or in half the space as 'bfloat16'.
+      'replay': '',
+      'replay_dtype': 'float32',
+      # The settings of its training. Name and stem also describe the network
+      # of a weight file that does not say so itself.
+      'seed': 0,
+      'name': 'resnet50',
+      'stem': placeholder(str),
+      'width': placeholder(int),
+      'dtype': placeholder(str),
+      'train': {
+        field: placeholder(type(value)) for field, value in training.items()
+      },
+    }
+  )
+  section.train.epochs = 60
+  # A teacher's moving averages would not be used.
+  section.train.ema_decay = 0.0
+  return section
 
 
 def set_adam_recipe(config: ConfigDict) -> None:
@@ -572,6 +590,12 @@ def validate(config: ConfigDict) -> None:
   name = config.method.name
   method, _ = methods.build(name, config.method.get(method_section(name), {}))
   methods.schedule(config.method.schedule, list(method.hyperparameters))
+  _check_networks(config)
+  _check_data(config)
+
+
+def _check_networks(config: ConfigDict) -> None:
+  """Checks the fields of student and teacher against one another."""
   student, teacher = config.student, config.teacher
   if not (student.name and student.stem and student.width) and not (
     student.init_from
@@ -596,7 +620,19 @@ def validate(config: ConfigDict) -> None:
       f'config.teacher.ensemble is {tuple(teacher.ensemble)}: a file of logits '
       'cannot be a member, only a teacher by itself (config.teacher.path)'
     )
-  data = config.data
+  if len(teacher.mean) != len(teacher.std):
+    raise ValueError(
+      f'config.teacher.mean is {teacher.mean} and config.teacher.std is '
+      f'{teacher.std}: expected as many numbers in both, one for each channel'
+    )
+  normalization.check_scale(
+    teacher.mean, teacher.std, 'config.teacher.mean and .std'
+  )
+
+
+def _check_data(config: ConfigDict) -> None:
+  """Checks the fields of the data against one another and the teacher's."""
+  data, teacher = config.data, config.teacher
   if has_logits(config):
     for field, wrong in (
       ('teacher.replay', teacher.replay),
@@ -611,14 +647,6 @@ def validate(config: ConfigDict) -> None:
           f'teacher that is a file of logits ({teacher.path})'
           + (' and data that are streamed' if section == 'data' else '')
         )
-  if len(teacher.mean) != len(teacher.std):
-    raise ValueError(
-      f'config.teacher.mean is {teacher.mean} and config.teacher.std is '
-      f'{teacher.std}: expected as many numbers in both, one for each channel'
-    )
-  normalization.check_scale(
-    teacher.mean, teacher.std, 'config.teacher.mean and .std'
-  )
   if data.random_resized_crop and not (
     data.streaming and data.image_size and not data.crop_padding
   ):
