@@ -36,4 +36,6 @@ def get_config(variant: str = 'cifar') -> ml_collections.ConfigDict:
       f"unknown variant '{variant}': expected 'cifar' or 'digits'"
     )
   config.data.mixup = 1.0
+  # Trained on mixed images too, unless config.teacher.path names another.
+  config.teacher.sibling = 'patient_teacher'
   return config

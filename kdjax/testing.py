@@ -41,7 +41,7 @@ def check_method(
 
   Raises:
     AssertionError: it does not; the message says in what.
-    ValueError: the name is unknown, or a feature that it wants does not exist.
+    ValueError: the name is unknown, or a feature that it needs does not exist.
   """
   if isinstance(method, str):
     method, _ = methods.build(method)
@@ -51,7 +51,7 @@ def check_method(
   make = functools.partial(make_problem, method, student, teacher)
   variables, batch = make()
   assert _equal(variables, make()[0]), (
-    'init gives other variables for the same key'
+    'init returns other variables for the same key'
   )
   traces: list[int] = []
   run = _compile(method, traces)
@@ -111,7 +111,7 @@ def make_problem(
   batch = Batch(
     student=ours,
     teacher=theirs,
-    labels=jnp.resize(jnp.array(_LABELS), size) % num_classes,
+    labels=jnp.resize(jnp.array(_LABELS), (size,)) % num_classes,
     images=_images(rows),
     ids=jnp.arange(size) + 3,
     epoch=jnp.float32(1.5),
@@ -139,7 +139,7 @@ def _images(size: int) -> jax.Array:
 def _outputs(
   model: nn.Module, size: int, names: tuple[str, ...], seed: int
 ) -> features.Outputs:
-  """Makes random outputs of the shapes that a network gives."""
+  """Makes random outputs of the shapes that a network returns."""
   images = jax.ShapeDtypeStruct((size, 16, 16, 3), jnp.float32)
   variables = jax.eval_shape(
     lambda rng: features.init(model, rng, images), jax.random.key(0)

@@ -122,7 +122,7 @@ def continue_run(other, workdir, session):
     (copy / 'result.json').unlink()
     shutil.rmtree(copy / 'checkpoints' / str(STEPS))
 
-  devices.once(prepare)
+  devices.run_on_first(prepare)
   train.train_and_evaluate(continued(workdir), copy, session)
 
 

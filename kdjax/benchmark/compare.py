@@ -7,7 +7,7 @@ bursts of steps go round, so that a machine that slows down for a while slows
 down all of them.
 
 A worker gets a JSON object as its argument: kdjax's the configuration of the
-run, PyTorch's what `pytorch_spec` gives. It makes its first step and prints a
+run, PyTorch's what `pytorch_spec` returns. It makes its first step and prints a
 line that says so, with what it knows by then. After that it answers each line
 on its standard input with one on its standard output, all JSON objects, until
 its input ends:
@@ -306,7 +306,7 @@ def start(
 def alternate(
   workers: Mapping[str, Worker], seconds: float
 ) -> dict[str, dict[str, Any]]:
-  """Has workers do bursts of steps in turns.
+  """Runs bursts of steps in the workers, in turns.
 
   Args:
     workers: workers that are ready, by name.
@@ -379,7 +379,7 @@ def ratio(
   """Compares kdjax with the fastest of the others.
 
   Args:
-    implementations: those of a mode, as `summarize` gives them; measured in
+    implementations: those of a mode, as `summarize` returns them; measured in
       turns, so that burst i of one stands beside burst i of another.
 
   Returns:
@@ -428,10 +428,10 @@ _HEADER = (
 
 
 def table(result: Mapping[str, Any]) -> str:
-  """Formats what `run` gives for a terminal.
+  """Formats what `run` returns for a terminal.
 
   Args:
-    result: what `run` gives.
+    result: what `run` returns.
 
   Returns:
     A line on the machine, a table with a row for each implementation of each

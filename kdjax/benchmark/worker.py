@@ -170,7 +170,7 @@ def _random_teacher(run: Run) -> Teacher:
 
 
 def _matmul_flops_per_s(dtype: str) -> float:
-  """Measures products of large matrices; gives the speed of the fastest."""
+  """Measures products of large matrices; returns the speed of the fastest."""
   size = 2048 if jax.default_backend() == 'cpu' else 8192
   # Random numbers: of constants some devices are faster.
   a, b = (

@@ -232,7 +232,7 @@ class TrainBatch(NamedTuple):
 def batch_indices(
   step: jax.Array, order: jax.Array, batch_size: int
 ) -> jax.Array:
-  """Takes the indices of a step's examples from the order of its epoch.
+  """Returns the indices of a step's examples in the order of its epoch.
 
   The last `size mod batch_size` positions of an epoch are not used, so that
   every batch is full.

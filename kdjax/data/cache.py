@@ -13,14 +13,14 @@ import numpy as np
 from kdjax.system import atomic as files_lib
 from kdjax.system import xla
 
-# Of all that is kept, the least recently used goes first.
+# Size of the cache; the least recently used entry is removed first.
 _BYTES = 4 * 2**30
 
 
-def keep(
+def load_or_make(
   about: Sequence[str], make: Callable[[], Mapping[str, np.ndarray]]
 ) -> Mapping[str, np.ndarray]:
-  """Makes arrays, or reads the copy of them that an earlier run left.
+  """Reads arrays from the cache, or makes them and caches them.
 
   Copies lie in the user's cache directory (see `kdjax.system.xla`), 4 GiB in
   all. One that cannot be read is made again; where none can be written, none

@@ -282,7 +282,9 @@ def _keep(
   copies = [origin.copy for origin in origins if origin]
   if len(copies) < len(origins):
     return make()
-  return cache.keep([kind, f'reading {images_lib.READING}', *copies], make)
+  return cache.load_or_make(
+    [kind, f'reading {images_lib.READING}', *copies], make
+  )
 
 
 def in_memory(split: Split | Stream) -> Split:
@@ -321,7 +323,7 @@ def read(split: Split | Stream, rows: np.ndarray) -> Split:
 
 
 def _decode(stream: Stream, origin: _Origin | None) -> tuple[Split, np.ndarray]:
-  """Reads a stream into memory; gives which of its files' examples are left."""
+  """Reads a stream into memory; returns it and the indices of its examples."""
   if isinstance(stream.files, Arrays) and not stream.resize:
     split = stream.files.split
     rows = stream.indices

@@ -241,7 +241,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def centre_crop(
   image: Image.Image, size: int | tuple[int, int], share: float = CENTRE
 ) -> Image.Image:
-  """Takes the middle of an image.
+  """Crops the middle of an image.
 
   The same as resizing the shorter side to `size / share` pixels and cutting out
   the middle, in one step.
@@ -268,7 +268,7 @@ def centre_crop(
 def random_resized_crop(
   image: Image.Image, size: int, smallest_area: float, draws: np.ndarray
 ) -> Image.Image:
-  """Takes a random part of an image (Szegedy et al., 2015).
+  """Crops a random part of an image (Szegedy et al., 2015).
 
   Its area is uniform from `smallest_area` of the image's to all of it, the
   logarithm of its width over its height uniform from that of 3/4 to that of
@@ -291,7 +291,7 @@ def crop_draws(key: np.ndarray, epoch: int, position: int) -> np.ndarray:
   """Draws the numbers that decide a random crop.
 
   Args:
-    key: the key of the run's data, as `jax.random.key_data` gives it.
+    key: the key of the run's data, as `jax.random.key_data` returns it.
     epoch: number of the epoch, from 0.
     position: position of the image in the epoch.
 

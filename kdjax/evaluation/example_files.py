@@ -52,7 +52,7 @@ def write(
       `logits` and, with a teacher, `teacher_logits`.
     class_names: name of each class.
     predictions: those of the run, as `kdjax.training.final_test.evaluate` or
-      `kdjax.storage.run_directory.read_predictions` gives them.
+      `kdjax.storage.run_directory.read_predictions` returns them.
     checkpoint: whose to write, 'best' or 'last'.
 
   Raises:

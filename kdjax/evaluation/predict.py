@@ -41,7 +41,7 @@ def predict_images(
     # All batches are full, so that one program serves: the last begins early,
     # and the rows that it repeats are dropped.
     start = min(first, size - batch_size)
-    logits = xla.settle(
+    logits = xla.wait_on_cpu(
       _compiled()(network.model, variables, images, start, batch_size)
     )
     batches.append(logits[first - start :])
@@ -61,7 +61,7 @@ def predict_batch(network: Network, images: jax.Array) -> jax.Array:
   Returns:
     Logits, float32 `[batch, classes]`, whole on every device.
   """
-  return xla.settle(
+  return xla.wait_on_cpu(
     _compiled()(network.model, network.variables, images, 0, len(images))
   )
 
@@ -107,7 +107,7 @@ def predict_split(
 
   Args:
     network: the model and its variables.
-    split: the split, best as `on_devices` gives it.
+    split: the split, best as `on_devices` returns it.
     batch_size: how many images to compute at once.
 
   Returns:

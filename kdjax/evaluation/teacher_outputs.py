@@ -19,7 +19,7 @@ PROBABILITIES = 'probabilities'
 LOG_PROBABILITIES = 'log-probabilities'
 SIGMOIDS = 'values between 0 and 1'
 
-# Images of noise that show whether a network gives probabilities.
+# Images of noise that show whether a network returns probabilities.
 _NOISE_IMAGES = 4
 # So many rows tell logarithms from logits.
 _ROWS = 1000
@@ -32,7 +32,7 @@ def kind(outputs: np.ndarray) -> str | None:
   """Tells from its values whether something else stands in place of logits.
 
   Args:
-    outputs: what a teacher gives for some images, floats `[N, classes]`.
+    outputs: what a teacher returns for some images, floats `[N, classes]`.
 
   Returns:
     `PROBABILITIES` if no value is negative and each row sums to one, or to
@@ -179,7 +179,7 @@ def check_features(
 def probabilities(
   path: pathlib.Path, network: Network, shape: Sequence[int]
 ) -> dict[str, float]:
-  """Tells by images of noise whether a network gives probabilities.
+  """Tells by images of noise whether a network returns probabilities.
 
   Whatever images are, the probabilities of their classes sum to one.
 
@@ -205,7 +205,7 @@ def probabilities(
 
 
 def adapt(network: Network, changes: Mapping[str, Any]) -> Network:
-  """Has a network give logits of the classes of a data set.
+  """Makes a network return logits of the classes of a data set.
 
   Args:
     network: the network.

@@ -24,7 +24,7 @@ _BATCH_SIZE = 128
 class Student:
   """A network as a function of images.
 
-  `student(images)` gives the probabilities of the classes, float32
+  `student(images)` returns the probabilities of the classes, float32
   `[size, classes]`, of any number of images, pixels from 0 to 255, uint8
   `[size, height, width, channels]`. For each height and width no more than
   eight programs are compiled, whatever the numbers of images are.
@@ -76,7 +76,7 @@ class Student:
       raise ValueError(
         f'expected images as uint8 [size, {height or "height"}, '
         f'{width or "width"}, {channels}], found {images.dtype} '
-        f'{list(images.shape)}; student.read(file) gives one image of those'
+        f'{list(images.shape)}; student.read(file) returns one image of those'
       )
     parts = [
       self._classify_some(images[first : first + _BATCH_SIZE])
@@ -128,7 +128,7 @@ def load_student(
       variables.
 
   Returns:
-    The network; `student(images)` gives probabilities.
+    The network; `student(images)` returns probabilities.
 
   Raises:
     FileNotFoundError: there is none.

@@ -300,7 +300,7 @@ def _teacher(run: pathlib.Path) -> teacher_lib.Teacher | None:
     return None
   trained_with = result['teacher']
   try:
-    teacher = teacher_lib.load_again(
+    teacher = teacher_lib.reload(
       run, run_directory.read_config(run), trained_with
     )
   except (OSError, ValueError) as error:

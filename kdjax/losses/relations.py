@@ -25,7 +25,7 @@ def rkd(
   w_d · mean huber(d_s - d_t) + w_a · mean huber(a_s - a_t) over all pairs and
   triples; d are distances, at least 1e-6 but for an
   example from itself, divided by their mean; a_ijk is the
-  cosine of the angle at example i. A batch of one gives 0.
+  cosine of the angle at example i. A batch of one returns 0.
 
   Park et al., 2019, https://arxiv.org/abs/1904.05068. Memory: batch³ floats.
 

@@ -111,7 +111,7 @@ class Method(NamedTuple):
     init: `init(rng, setup)`, the method's variables before the first step.
     teacher: None; 'frozen' for a network that was trained before; 'ema' for the
       moving averages of the student itself.
-    student_features: names of the student's modules whose outputs it wants, or
+    student_features: names of the student's modules whose outputs it needs, or
       of parameters, such as 'fc/kernel'.
     teacher_features: the same of the teacher.
     hyperparameters: the scalars of its loss, by name.

@@ -1,4 +1,4 @@
-"""Several methods at once: the sum of their losses, each with a weight."""
+"""The sum of the losses of several methods, each with a weight."""
 
 import jax
 import jax.numpy as jnp

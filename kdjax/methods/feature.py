@@ -117,7 +117,7 @@ def connect_all(
 
   Args:
     connectors: the method's parameters, a connector for each pair.
-    pairs: as `pair` gives them.
+    pairs: as `pair` returns them.
     student: the student's outputs, with its feature of each pair.
 
   Returns:

@@ -177,7 +177,7 @@ def _by_platform(
 
 
 def _of_arrays(function: _Convolution) -> _Convolution:
-  """Has what a function is given computed before.
+  """Computes the arguments of a function before it.
 
   Else XLA on CPU computes it anew, inside the copies that bring it into the
   layout of a matrix product or of a convolution's gradient.

@@ -22,7 +22,7 @@ def max_pool(
   strides: Sequence[int],
   padding: Sequence[tuple[int, int]],
 ) -> jax.Array:
-  """Takes the maximum of each window, as `flax.linen.max_pool` does.
+  """Computes the maximum of each window, as `flax.linen.max_pool` does.
 
   Args:
     x: `[batch, height, width, channels]`.

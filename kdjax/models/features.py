@@ -7,7 +7,7 @@ distillation: the outputs of its submodules are captured by their path.
 Beside `params` and `batch_stats`, a network's variables hold `normalization`,
 the mean and standard deviation that its images are normalised with, so that two
 networks with different preprocessing can share one batch. Where a network from
-elsewhere gives something else than logits, or those of the classes in another
+elsewhere returns something else than logits, or those of the classes in another
 order, `adaptation` says how logits are made of it (see `to_logits`).
 """
 
@@ -32,7 +32,7 @@ TRAINED = 'params', 'batch_stats'
 
 
 class Outputs(NamedTuple):
-  """What a forward pass gives.
+  """The outputs of a forward pass.
 
   Attributes:
     logits: float32 `[batch, classes]`.
@@ -62,10 +62,10 @@ def normalize(
 def to_logits(
   outputs: jax.Array, adaptation: Mapping[str, jax.typing.ArrayLike]
 ) -> jax.Array:
-  """Makes logits of what a network gives.
+  """Makes logits of the outputs of a network.
 
   Args:
-    outputs: what it gives, `[batch, classes]`.
+    outputs: its outputs, `[batch, classes]`.
     adaptation: `smallest`, if they are probabilities: the smallest that is told
       from zero, so that all logarithms are finite. `order`, int32 `[classes]`,
       if they are of other places: for each class the index of its output.

@@ -30,7 +30,7 @@ def build(
 
   Raises:
     ValueError: it cannot be imported, is something else, cannot be called, or
-      gives no Flax module that is called as `model(images, train=…)`.
+      returns no Flax module that is called as `model(images, train=…)`.
   """
   make = _import(path)
   set_already = make.keywords if isinstance(make, functools.partial) else {}
@@ -55,7 +55,7 @@ def build(
   # The base class itself is no network: Flax recurses when it looks at one.
   if not isinstance(model, nn.Module) or type(model) is nn.Module:
     raise ValueError(
-      f"'{path}' gives {type(model).__name__}, expected a subclass of "
+      f"'{path}' returns {type(model).__name__}, expected a subclass of "
       'flax.linen.Module'
     )
   call: Any = getattr(model, '__call__', None)  # noqa: B004
@@ -63,14 +63,14 @@ def build(
     inspect.signature(call).bind('images', train=False)
   except TypeError as error:
     raise ValueError(
-      f"'{path}' gives {type(model).__name__}, whose __call__ cannot be called "
-      f'as model(images, train=…): {error}'
+      f"'{path}' returns {type(model).__name__}, whose __call__ cannot be "
+      f'called as model(images, train=…): {error}'
     ) from error
   try:
     hash(model)
   except TypeError as error:
     raise ValueError(
-      f"'{path}' gives {type(model).__name__} with a field that cannot be "
+      f"'{path}' returns {type(model).__name__} with a field that cannot be "
       f'hashed ({error}): use tuples in place of lists'
     ) from error
   return model

@@ -100,11 +100,11 @@ def fold(
 
 
 def rematerialize(model: nn.Module, names: Sequence[str]) -> nn.Module:
-  """Has modules compute their activations again when gradients are taken.
+  """Recomputes activations of modules in the backward pass (rematerialization).
 
-  They are not kept from the forward pass, which changes memory and time and no
-  result but for rounding. Chen et al., 2016, https://arxiv.org/abs/1604.06174.
-  A model that can do so has a method `rematerialize(names)`.
+  That changes memory and time, and results by rounding only. Chen et al., 2016,
+  https://arxiv.org/abs/1604.06174. A model that can do so has a method
+  `rematerialize(names)`.
 
   Args:
     model: a Flax module.

@@ -170,7 +170,7 @@ def _shortcut(
 class Stage(nn.Module):
   """Blocks that work at one resolution (conv2_x … conv5_x in the paper).
 
-  The module `preact` gives what the last ReLU is given.
+  The module `preact` returns what the last ReLU is given.
 
   Attributes:
     block: class of the blocks.
@@ -351,7 +351,7 @@ class ResNet(nn.Module):
 
   @nn.nowrap
   def rematerialize(self, names: Sequence[str]) -> 'ResNet':
-    """Has stages compute their activations again when gradients are taken.
+    """Recomputes activations of stages in the backward pass.
 
     Args:
       names: their names.

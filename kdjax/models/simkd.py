@@ -89,7 +89,7 @@ class SimKD(resnet.ResNet):
   def adopt(
     self, variables: Mapping[str, Any], teacher: Mapping[str, Any]
   ) -> dict[str, Any]:
-    """Takes over the last layer of the teacher.
+    """Copies the last layer of the teacher.
 
     Args:
       variables: the student's collections.

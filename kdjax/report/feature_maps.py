@@ -76,10 +76,10 @@ def stage_maps(
   sources, targets = zip(*pairs.values(), strict=True)
   student = checkpoint.restore(run.path)
   connectors = checkpoint.restore_method(run.path)
-  teacher = teacher_lib.load_again(
+  teacher = teacher_lib.reload(
     run.path, config, run.result['teacher'], targets
   ).network
-  assert teacher is not None  # One of logits alone gives no features.
+  assert teacher is not None  # One of logits alone returns no features.
 
   def compute(
     student_variables: features.Variables,

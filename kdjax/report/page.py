@@ -50,7 +50,7 @@ def html(
 
   Args:
     comparison: the runs.
-    rows: what `kdjax.report.significance.rows` gives.
+    rows: what `kdjax.report.significance.rows` returns.
     pictures: the figures, each with its PNG file.
     notes: what is to be said beside the comparison's own notes.
 

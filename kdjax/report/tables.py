@@ -22,7 +22,7 @@ class Column(NamedTuple):
 
   Attributes:
     header: what it shows, with its unit.
-    cell: gives a row's text.
+    cell: returns a row's text.
     brief: whether it is among those that fit a terminal.
   """
 
@@ -108,7 +108,7 @@ def terminal(rows: Sequence[Row]) -> str:
   """Formats a comparison for a terminal, with the columns that fit one.
 
   Args:
-    rows: what `kdjax.report.significance.rows` gives.
+    rows: what `kdjax.report.significance.rows` returns.
 
   Returns:
     The table.
@@ -124,7 +124,7 @@ def cells(
   """Formats the table for people.
 
   Args:
-    rows: what `kdjax.report.significance.rows` gives.
+    rows: what `kdjax.report.significance.rows` returns.
     columns: those to show; all by default.
 
   Returns:
@@ -141,7 +141,7 @@ def markdown(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
 
   Args:
     comparison: the runs.
-    rows: what `kdjax.report.significance.rows` gives.
+    rows: what `kdjax.report.significance.rows` returns.
 
   Returns:
     The table, and what to know of it.
@@ -164,7 +164,7 @@ def footnotes(
 
   Args:
     comparison: the runs.
-    rows: what `kdjax.report.significance.rows` gives.
+    rows: what `kdjax.report.significance.rows` returns.
 
   Yields:
     Sentences, those that apply.
@@ -240,7 +240,7 @@ def comparison_csv(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
 
   Args:
     comparison: the runs.
-    rows: what `kdjax.report.significance.rows` gives.
+    rows: what `kdjax.report.significance.rows` returns.
 
   Returns:
     CSV with a header. Accuracies, calibration errors, agreements and gains are

@@ -140,7 +140,7 @@ class Checkpoints:
 
   @functools.cached_property
   def _checkpointer(self) -> ocp.AsyncCheckpointer:
-    devices.once(lambda: self._root.mkdir(parents=True, exist_ok=True))
+    devices.run_on_first(lambda: self._root.mkdir(parents=True, exist_ok=True))
     return ocp.AsyncCheckpointer(
       ocp.CompositeCheckpointHandler(
         state=ocp.StandardCheckpointHandler(),
@@ -238,7 +238,7 @@ class Checkpoints:
         continue
       going_back = f'; the run goes back to step {step}'
       for newer, found in damaged.items():
-        devices.once(
+        devices.run_on_first(
           functools.partial(self._set_aside, newer, found, going_back)
         )
       self._take_stock()
@@ -278,7 +278,7 @@ class Checkpoints:
     """Finds what is saved, once, and clears away what a kill has left."""
     if self._saved is None:
       self._saved = {}
-      devices.once(self._clear)
+      devices.run_on_first(self._clear)
     return self._saved
 
   def _clear(self) -> None:
@@ -331,7 +331,7 @@ def restore(
     ema: whether to restore the moving averages of its variables instead.
 
   Returns:
-    `(model, variables)`. `model.apply(variables, images)` gives the logits of
+    `(model, variables)`. `model.apply(variables, images)` returns the logits of
     images normalised with `variables['normalization']` (see
     `kdjax.normalize`).
 
@@ -429,7 +429,7 @@ def _is_own_step(step: pathlib.Path) -> bool:
   )
 
 
-def check_not_foreign(workdir: _Path) -> None:
+def check_empty(workdir: _Path) -> None:
   """Checks that a directory for a run has no checkpoints of other programs.
 
   Args:
@@ -521,7 +521,7 @@ def read_arrays(path: _Path, names: Collection[str]) -> dict[str, np.ndarray]:
 
   Args:
     path: its directory.
-    names: their paths, as `describe_tree` gives them.
+    names: their paths, as `describe_tree` returns them.
 
   Returns:
     The arrays by path.
@@ -900,7 +900,7 @@ def _read_state(
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-  """Has each of several processes read by itself: not all may want to."""
+  """Options by which each process reads by itself: not all may want to."""
   process = jax.process_index()
   return ocp.options.MultiprocessingOptions(
     primary_host=process,

@@ -265,7 +265,7 @@ def _table(
 
 
 def _log(probabilities: np.ndarray) -> np.ndarray:
-  """Takes logarithms, that of the smallest positive number where one is 0.
+  """Computes logarithms, for 0 that of the smallest positive number.
 
   Of integers 0 stands for all below one half.
   """

@@ -125,7 +125,7 @@ def diverged_at(records: Sequence[Mapping[str, Any]]) -> int | None:
   """Says whether a run diverged, from its metrics.
 
   Args:
-    records: as `read_records` gives them.
+    records: as `read_records` returns them.
 
   Returns:
     The step after which its loss or its gradient was no longer finite; None if

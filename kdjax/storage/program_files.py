@@ -59,7 +59,7 @@ def load(path: pathlib.Path) -> tuple[Function, dict[str, Any]]:
     path: its file.
 
   Returns:
-    A function that gives the probabilities, float32 `[size, classes]`, of
+    A function that returns the probabilities, float32 `[size, classes]`, of
     images, uint8 `[size, height, width, channels]`; and the card.
 
   Raises:

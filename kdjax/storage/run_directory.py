@@ -446,7 +446,7 @@ def write_predictions(
 
   Args:
     workdir: the run directory.
-    predictions: as `kdjax.training.final_test.measure` gives them.
+    predictions: as `kdjax.training.final_test.measure` returns them.
   """
   with atomic.replacing(workdir / _PREDICTIONS) as file:
     np.savez_compressed(file, allow_pickle=False, **predictions)

@@ -2,7 +2,7 @@
 
 Which example comes when, its crop and its flip are pure functions of (seed,
 epoch, position), so all runs with one seed and recipe show the teacher the same
-images. A method that wants nothing of it but logits needs no teacher once these
+images. A method that needs nothing of it but logits needs no teacher once these
 are kept. Beyer et al., 2022, https://arxiv.org/abs/2106.05237, show why they
 must be those of the very crop that the student sees.
 
@@ -79,7 +79,7 @@ class Replay:
       number: number of the epoch, from 0.
       steps: how many of its steps are needed.
       seen: digest of what the run shows the teacher in this epoch.
-      compute: gives the logits of the epoch's first `steps` steps, float32
+      compute: returns the logits of the epoch's first `steps` steps, float32
         `[steps, batch, classes]`.
 
     Returns:

@@ -116,7 +116,7 @@ def _run_stages(
 
 
 def _write(workdir: pathlib.Path, stages: Sequence[Mapping[str, Any]]) -> None:
-  devices.once(
+  devices.run_on_first(
     lambda: run_directory.write_json(workdir / _SUMMARY, {'stages': stages})
   )
 
@@ -264,7 +264,7 @@ def _prepare_teacher(
 def _share_logits(
   runs: Sequence[Run], workdir: pathlib.Path, session: Session
 ) -> None:
-  """Has runs that show their teacher the same images share its logits.
+  """Shares the teacher's logits between runs that show it the same images.
 
   Where at least two are to be made, or one is to be continued that shares
   them, and there is room to keep them; in one process only.

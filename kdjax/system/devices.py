@@ -166,7 +166,7 @@ def assemble(batch: Any, batch_size: int) -> Any:
   """Makes a batch that is divided over the devices of all processes.
 
   Args:
-    batch: arrays of the host with the rows that `local_rows` gives.
+    batch: arrays of the host with the rows that `local_rows` returns.
     batch_size: examples in the whole batch.
 
   Returns:
@@ -192,11 +192,11 @@ def _gather() -> Callable[[Any], Any]:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-  """Has what goes wrong in one process go wrong in all.
+def share_errors() -> Iterator[None]:
+  """Raises an error of one process in all processes.
 
-  Else the others would wait for it. For code in which processes do not wait for
-  each other.
+  Otherwise the others would wait for it forever. For code in which processes do
+  not wait for each other.
 
   Yields:
     Nothing; the work goes inside.
@@ -221,17 +221,17 @@ def together() -> Iterator[None]:
     raise ValueError(failed)
 
 
-def once(act: Callable[[], None]) -> None:
-  """Does something in one process, and waits for it in the others.
+def run_on_first(act: Callable[[], None]) -> None:
+  """Calls a function in the first process, and waits for it in the others.
 
   Args:
-    act: what is done. What it raises, the other processes raise too.
+    act: the function. What it raises, the other processes raise too.
 
   Raises:
     Exception: as `act` does; in other processes a ValueError that says what
       went wrong in the first.
   """
-  with together():
+  with share_errors():
     if is_first():
       act()
 
@@ -281,9 +281,9 @@ def write_once(write: Callable[[], None], seen: Callable[[], Any]) -> None:
     Exception: as `write` does.
     ValueError: a process does not see it.
   """
-  once(write)
+  run_on_first(write)
   deadline = time.monotonic() + _FILE_SECONDS
-  with together():
+  with share_errors():
     while not seen():
       if time.monotonic() > deadline:
         raise ValueError(

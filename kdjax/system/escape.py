@@ -68,7 +68,7 @@ def figure(text: str) -> str:
     text: such as the name of a class; an end of a line is one in the figure.
 
   Returns:
-    Text that is shown as `lines` gives it.
+    Text that is shown as `lines` returns it.
   """
   return lines(text).replace('$', r'\$')
 

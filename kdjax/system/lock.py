@@ -60,7 +60,7 @@ def hold(
     atomic.write(holder, json.dumps(about).encode())
 
   try:
-    devices.once(acquire)
+    devices.run_on_first(acquire)
     yield
   finally:
     lock.release()

@@ -29,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-  """Has SIGTERM and SIGINT raise `Interrupted`; for commands.
+  """Raises `Interrupted` at SIGTERM and SIGINT; for commands.
 
   A second one ends the process at once. None is lost: where Python ignores
   exceptions, as in callbacks of its garbage collection, that one is raised once
@@ -85,7 +85,7 @@ def _end_at_the_next() -> None:
 
 @functools.cache
 def _raise_again_what_is_ignored() -> None:
-  """Has an `Interrupted` that Python would print and ignore come later."""
+  """Raises later an `Interrupted` that Python would print and ignore."""
   previous = sys.unraisablehook
 
   def again(*_: Any) -> None:
@@ -116,7 +116,7 @@ def held_back() -> Iterator[Callable[[], str | None]]:
 
   Yields:
     A function, to be called after each dispatch, as often in every process. It
-    gives the name of the signal that came, or None.
+    returns the name of the signal that came, or None.
   """
   came: list[str] = []
 

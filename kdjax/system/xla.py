@@ -70,7 +70,7 @@ def return_memory() -> None:
       ctypes.CDLL(None).malloc_trim(0)
 
 
-def settle(values: _T) -> _T:
+def wait_on_cpu(values: _T) -> _T:
   """Waits for a large computation on CPU, and for none on an accelerator.
 
   On CPU a computation takes its working memory when it is queued: to queue
@@ -88,7 +88,7 @@ def settle(values: _T) -> _T:
 
 
 def missing_backend() -> str | None:
-  """Says why JAX cannot start where the user wants it to.
+  """Says why JAX cannot start where the user needs it to.
 
   Returns:
     None where it can, or where JAX chooses by itself.
@@ -234,7 +234,7 @@ def _keep_programs() -> None:
 
 
 def _keep_memory() -> None:
-  """Has the C library keep what is freed, where XLA computes in its memory.
+  """Makes the C library keep freed memory, where XLA computes in it.
 
   Else each step's working memory is returned to the system and taken again, and
   the system clears it page by page: a tenth of a step's time. One arena,

@@ -25,7 +25,7 @@ from kdjax.training.state import TrainState
 from kdjax.training.teacher import Teacher, images_of
 
 
-def check_suits(teacher: Teacher, dataset: data.Dataset) -> None:
+def check_compatible(teacher: Teacher, dataset: data.Dataset) -> None:
   """Checks that a teacher knows the images and classes of a data set.
 
   Args:
@@ -39,7 +39,7 @@ def check_suits(teacher: Teacher, dataset: data.Dataset) -> None:
     _check_logits(teacher.logits, teacher.report, dataset)
     return
   for report in teacher.report.get('members', [teacher.report]):
-    _check_suits(report, dataset)
+    _check_compatible(report, dataset)
 
 
 def _check_logits(
@@ -61,7 +61,7 @@ def _check_logits(
     logits.test.rows(dataset.test_ids)
 
 
-def _check_suits(report: Mapping[str, Any], dataset: data.Dataset) -> None:
+def _check_compatible(report: Mapping[str, Any], dataset: data.Dataset) -> None:
   classes = len(dataset.class_names)
   if report['num_classes'] != classes:
     raise ValueError(
@@ -131,7 +131,7 @@ def check_sibling(
   Args:
     path: the run directory of the teacher.
     config: configuration that the run would train it with.
-    initial: the weights that it would begin with, unless those are gone.
+    initial: its initial weights, unless those are gone.
 
   Raises:
     ValueError: it is another one; the message names the fields that differ.

@@ -119,13 +119,13 @@ class Program:
 
   def create_state(self) -> TrainState:
     """Makes the state that the run starts from."""
-    return self._create_state(*self._begins_with())
+    return self._create_state(*self._initial_arguments())
 
   def state_shapes(self) -> TrainState:
     """Describes the shapes and dtypes of the state, computing nothing."""
-    return jax.eval_shape(self._create_state, *self._begins_with())
+    return jax.eval_shape(self._create_state, *self._initial_arguments())
 
-  def _begins_with(self) -> tuple[Any, ...]:
+  def _initial_arguments(self) -> tuple[Any, ...]:
     variables = self._teacher and self._teacher.variables
     return self._rng, variables, self._initial
 
@@ -167,7 +167,7 @@ class Program:
     """
     epoch, train = self._epochs.next(steps_done)
     steps = self.plan.next_dispatch(steps_done)
-    return xla.settle(
+    return xla.wait_on_cpu(
       self._compiled[steps](state, epoch, train, *self._arguments)
     )
 
@@ -176,7 +176,7 @@ class Program:
     self._epochs.close()
 
   def student(self, state: TrainState, ema: bool = False) -> Network:
-    """Takes the student, or its moving average, out of a state."""
+    """Returns the student of a state, or its moving average."""
     return Network(
       self._model, state_lib.student_variables(state, self.normalization, ema)
     )

@@ -31,7 +31,7 @@ def evaluate(
 
   Returns:
     The content of `result.json`, with what was measured now, and the
-    predictions, as `measure` gives them. Neither is written.
+    predictions, as `measure` returns them. Neither is written.
 
   Raises:
     FileNotFoundError: the directory holds no finished run, or its teacher or
@@ -58,7 +58,7 @@ def evaluate(
   )
   teacher = None
   if trained_with := result['teacher']:
-    teacher = teacher_lib.load_again(workdir, config, trained_with)
+    teacher = teacher_lib.reload(workdir, config, trained_with)
   measured, predictions = measure(
     workdir, dataset, teacher, config.eval.batch_size, Session()
   )
@@ -85,7 +85,7 @@ def measure(
   Returns:
     What was measured: `best` and `last` with `step`, `epoch`,
     `validation_accuracy`, `validation_loss`, the student's `digest` and, under
-    `test`, what `metrics.classification` gives; where the run kept moving
+    `test`, what `metrics.classification` returns; where the run kept moving
     averages of the student, `ema` in both, with the averages' `digest` and
     `test`; `student` with the number of `parameters`; and `teacher`, its report
     and its `test`, empty where its logits are not known, or None.

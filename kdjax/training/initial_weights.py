@@ -1,4 +1,4 @@
-"""What a student begins with, where it is not random."""
+"""The initial weights of a student, where they are not random."""
 
 import pathlib
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _FOUND = 'name', 'stem', 'width'
 
 
 class Initial(NamedTuple):
-  """Weights to begin with.
+  """Initial weights.
 
   Attributes:
     variables: `params` and `batch_stats`; without the last layer if that is to
@@ -100,7 +100,7 @@ def complete(
   return config
 
 
-def check_began_with(
+def check_same_initial(
   workdir: pathlib.Path,
   config: ml_collections.ConfigDict,
   began: Mapping[str, Any] | None,
@@ -140,7 +140,7 @@ def is_gone(config: ml_collections.ConfigDict, initial: Initial | None) -> bool:
 def check(
   initial: Initial, config: ml_collections.ConfigDict, dataset: data.Dataset
 ) -> None:
-  """Checks that a run can begin with some weights.
+  """Checks that initial weights fit a run.
 
   Args:
     initial: the weights.

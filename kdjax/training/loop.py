@@ -126,7 +126,9 @@ def _restore(
     )
   # An older checkpoint does not say.
   metadata['init_from'] = began = saved.get('init_from')
-  initial_weights.check_began_with(run.workdir, run.config, began, run.initial)
+  initial_weights.check_same_initial(
+    run.workdir, run.config, began, run.initial
+  )
   logger.info('continuing %s from step %d', run.workdir, done)
   return _Start(state, done, metadata, saved)
 

@@ -66,7 +66,7 @@ class Window:
     self._pending.append(step_metrics)
 
   def fetch(self) -> dict[str, np.ndarray]:
-    """Waits for the device; gives the metrics of each step since a line."""
+    """Waits for the device; returns the metrics of each step since a line."""
     fetched = jax.device_get(self._pending)
     # Steps made before a restart may know of no `skipped`, or they alone.
     whole = {

@@ -162,9 +162,9 @@ def check_batch_norm(
 ) -> None:
   """Checks that BatchNorm has values to take statistics of in training.
 
-  A single value per channel is its own mean: what BatchNorm gives would be the
-  same for all images. Few give statistics that are mostly noise, of which is
-  warned.
+  A single value per channel is its own mean, so that the output would be the same
+  for all images. A few values have statistics that are mostly noise, which is a
+  warning.
 
   Args:
     config: a run's configuration.

@@ -231,7 +231,7 @@ def _is_sound(path: pathlib.Path) -> bool:
 
 
 class SilentLog:
-  """Takes what `RunLog` takes, and keeps nothing; for all but one process."""
+  """A `RunLog` that writes nothing, for all processes but one."""
 
   lines = 0
 

@@ -37,7 +37,7 @@ def resolve(
       do not fit it.
     FileNotFoundError: data or initial weights are not where it says.
   """
-  with devices.together():
+  with devices.share_errors():
     dataset = session.dataset(config.data)
     initial = load_initial(config, workdir, session)
     if initial:

@@ -21,7 +21,7 @@ _T = TypeVar('_T')
 
 
 class Session:
-  """Makes what a run needs, or gives what the run before it needed.
+  """Makes what a run needs, or reuses what the run before it needed.
 
   Of each kind the last one is kept, so that runs that share something are best
   done one after the other.
@@ -76,7 +76,7 @@ class Session:
       'teacher', key, lambda: teacher_lib.load(path, config, names, assumed)
     )
 
-  def check_knows(
+  def check_accuracy(
     self, teacher: teacher_lib.Teacher, dataset: data.Dataset, batch_size: int
   ) -> None:
     """Measures a teacher that comes from elsewhere, once for all runs.
@@ -87,16 +87,16 @@ class Session:
       batch_size: how many images to compute at most at once.
 
     Raises:
-      ValueError: as `kdjax.training.teacher_checks.check_knows`.
+      ValueError: as `kdjax.training.teacher_checks.check_accuracy`.
     """
     self._keep(
       'knows',
       (*teacher.identity(), teacher.assumed, dataset.digest),
-      lambda: teacher_checks.check_knows(teacher, dataset, batch_size),
+      lambda: teacher_checks.check_accuracy(teacher, dataset, batch_size),
     )
 
   def initial(self, student: ml_collections.ConfigDict) -> initial_lib.Initial:
-    """Loads what a student begins with.
+    """Loads the initial weights of a student.
 
     Args:
       student: the section `student` of a run's configuration.

@@ -100,7 +100,7 @@ def create_state(
     teacher: the teacher, if the method needs one; or the shapes of its Outputs,
       where these are known already.
     ema: whether to keep moving averages of the student's variables.
-    initial: what the student begins with, `params` and `batch_stats`; random
+    initial: initial `params` and `batch_stats` of the student; random
       where it lacks something.
     num_classes: number of logits that both networks must give; by default any.
     num_examples: number of training examples, for a method that keeps something
@@ -110,8 +110,8 @@ def create_state(
     The state at step 0.
 
   Raises:
-    ValueError: a feature that the method wants is missing or does not fit, or a
-      network gives another number of logits, or the method needs a teacher and
+    ValueError: a feature that the method needs is missing or does not fit, or a
+      network has another number of logits, or the method needs a teacher and
       there is none, or the reverse.
   """
   check_teacher(method, teacher is not None)
@@ -137,7 +137,7 @@ def create_state(
     count = shapes.logits.shape[-1] if shapes else num_classes
     if num_classes is not None and count != num_classes:
       raise ValueError(
-        f'the {who} gives {count} logits, and there are {num_classes} classes'
+        f'the {who} returns {count} logits, and there are {num_classes} classes'
       )
   if method.teacher == 'ema':
     teacher_shapes = features.output_shapes(
@@ -171,7 +171,7 @@ def _adopt(
   variables: dict[str, Any],
   teacher: Network | features.Outputs | None,
 ) -> dict[str, Any]:
-  """Gives a student that has a part of its teacher that part.
+  """Copies the teacher's part into a student that has one.
 
   Such a model has a method `adopt(variables, teacher_variables)`.
   """

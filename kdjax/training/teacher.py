@@ -165,9 +165,9 @@ def _load_logits(
   """Loads logits that are known already."""
   if names:
     raise ValueError(
-      f'{path} holds the logits of a teacher, and the method wants its '
+      f'{path} holds the logits of a teacher, and the method needs its '
       f'features {", ".join(names)}: name a network in config.teacher.path, or '
-      'use a method that wants logits only, such as response'
+      'use a method that needs logits only, such as response'
     )
   logits = logits_file.read(path)
   unknown = (
@@ -328,7 +328,7 @@ def _with_normalization(
   return networks.with_normalization(variables, mean, std, channels)
 
 
-def load_again(
+def reload(
   workdir: str | os.PathLike[str],
   config: ml_collections.ConfigDict,
   trained_with: Mapping[str, Any],

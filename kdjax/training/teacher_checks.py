@@ -107,7 +107,7 @@ def balanced_accuracy(
 
   Returns:
     The mean over the classes that occur of the share of their images which is
-    classified rightly; and what guessing gives, one over their number.
+    classified rightly; and what guessing returns, one over their number.
   """
   classes, index, counts = np.unique(
     labels, return_inverse=True, return_counts=True
@@ -200,7 +200,7 @@ def check_asked(teacher: Teacher, config: ml_collections.ConfigDict) -> None:
     )
 
 
-def check_knows(
+def check_accuracy(
   teacher: Teacher, dataset: data.Dataset, batch_size: int
 ) -> None:
   """Measures a teacher that comes from elsewhere before it teaches.
@@ -220,7 +220,7 @@ def check_knows(
   """
   for member in teacher.members:
     if member.report['data_digest'] is None:
-      check_knows(member, dataset, batch_size)
+      check_accuracy(member, dataset, batch_size)
   if teacher.logits:
     logits, labels, where = _look_up(teacher, dataset)
   else:
@@ -234,8 +234,8 @@ def check_knows(
   path = teacher.report['path']
   if wrong := int((~np.isfinite(logits)).any(axis=1).sum()):
     raise ValueError(
-      f'the teacher in {path} gives logits that are not finite for {wrong} of '
-      f'{len(labels)} {where} images: its weights or how its images are '
+      f'the teacher in {path} returns logits that are not finite for {wrong} '
+      f'of {len(labels)} {where} images: its weights or how its images are '
       'normalised (config.teacher.mean, config.teacher.std) are wrong'
     )
   predicted = logits.argmax(axis=-1)

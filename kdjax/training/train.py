@@ -66,7 +66,7 @@ def train_and_evaluate(
   workdir = atomic.local(workdir)
   atomic.check_name(workdir)
   session = session or Session()
-  with devices.together():
+  with devices.share_errors():
     config = config_lib.normalize(config)
     config_lib.validate(config)
     config = setup.complete(config, workdir, session)
@@ -74,8 +74,8 @@ def train_and_evaluate(
   run_directory.check_same_run(workdir, config)
   _check_same_checkpoint(workdir, config)
   if result := run_directory.read_result(workdir):
-    with devices.together():
-      initial_lib.check_began_with(
+    with devices.share_errors():
+      initial_lib.check_same_initial(
         workdir,
         config,
         result['student'].get('init_from'),
@@ -129,7 +129,7 @@ def _run(
     # Another process may have made it while the teacher was trained.
     run_directory.check_same_run(workdir, config)
     if not run_directory.is_run(workdir):
-      checkpoint.check_not_foreign(workdir)
+      checkpoint.check_empty(workdir)
     if run_directory.read_result(workdir):
       return _evaluate(workdir, config)
     devices.write_once(
@@ -223,7 +223,7 @@ def prepare_teacher(
 
   Raises:
     ValueError: the teacher there is another than the run asks for, or would not
-      fit it, or what it is to begin with does not fit the data.
+      fit it, or its initial weights do not fit the data.
     FileNotFoundError: data are not where the configuration says.
     FloatingPointError: the teacher's loss or its gradient is no longer finite.
     BlockingIOError: another process trains it.
@@ -254,12 +254,12 @@ def _find_teacher(run: Run, session: Session) -> Teacher:
     'std': dataset.std.tolist(),
     'class_names': list(dataset.class_names),
   }
-  with devices.together():
+  with devices.share_errors():
     teacher = session.teacher(
       path, config, run.method.teacher_features, assumed
     )
     teacher_checks.check_asked(teacher, config)
-    checks.check_suits(teacher, dataset)
+    checks.check_compatible(teacher, dataset)
   devices.check_agree({'teacher': teacher.report['digest']})
   augmented = [
     f'config.data.{field}={config.data[field]}'
@@ -277,7 +277,7 @@ def _find_teacher(run: Run, session: Session) -> Teacher:
   report = teacher.report
   logger.info('teacher: %s of %s', report['model'], report['path'])
   if report['data_digest'] is None:
-    session.check_knows(teacher, dataset, config.eval.batch_size)
+    session.check_accuracy(teacher, dataset, config.eval.batch_size)
     return teacher
   if report['step'] is not None:
     logger.info(
@@ -328,7 +328,7 @@ def _find_replay(run: Run) -> Replay | None:
   if run.method.teacher_features:
     raise ValueError(
       'config.teacher.replay keeps logits only, and the method '
-      f"'{config.method.name}' also wants the teacher's "
+      f"'{config.method.name}' also needs the teacher's "
       f"{', '.join(run.method.teacher_features)}: set it to ''"
     )
   assert run.teacher

@@ -111,7 +111,7 @@ def test_names_are_those_of_kdjax():
     ('mine:', 'cannot be imported'),
     (':Net', 'cannot be imported'),
     ('mine:size', "'mine:size' is 3: expected a subclass of flax.linen.Module"),
-    ('mine:text', "'mine:text' gives str, expected a subclass of flax"),
+    ('mine:text', "'mine:text' returns str, expected a subclass of flax"),
     ('mine:needy', "'mine:needy' cannot be called.*'depth'"),
     ('mine:broken', r"'mine:broken' cannot be called.*\(OSError: its own\)"),
     (
@@ -249,7 +249,7 @@ def test_what_is_no_array_of_logits_is_refused():
 def test_another_number_of_logits_than_classes_is_refused():
   model = models.build('small_cnn:SmallCNN', num_classes=5)
   with pytest.raises(
-    ValueError, match='the student gives 5 logits, and there '
+    ValueError, match='the student returns 5 logits, and there '
   ):
     jax.eval_shape(
       lambda rng: state.create_state(

@@ -413,13 +413,13 @@ def test_what_another_program_has_saved_is_not_called_damaged(tmp_path, state):
       checkpoint.restore(path)
   # Nor is it taken for a run that can be continued, or begun again.
   with pytest.raises(ValueError, match='step 20, which another program has'):
-    checkpoint.check_not_foreign(tmp_path)
-  checkpoint.check_not_foreign(tmp_path / 'new')
+    checkpoint.check_empty(tmp_path)
+  checkpoint.check_empty(tmp_path / 'new')
   shutil.rmtree(root)
   save_all(tmp_path, state, [0.5])
   assert checkpoint.is_own(tmp_path)
   assert checkpoint.is_own(root / '1')
-  checkpoint.check_not_foreign(tmp_path)
+  checkpoint.check_empty(tmp_path)
 
 
 def test_a_path_that_orbax_cannot_open_is_not_called_damaged(tmp_path):

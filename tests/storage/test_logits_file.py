@@ -432,7 +432,7 @@ def test_logits_of_other_examples_are_noticed(root, session, caplog):
     path = root / 'shifted.npz'
     np.savez(path, ids=ids % source.size, logits=right)
     teacher = teacher_lib.load(path, config())
-    teacher_checks.check_knows(teacher, dataset, 100)
+    teacher_checks.check_accuracy(teacher, dataset, 100)
 
   ids = np.arange(source.size)
   check(ids)
@@ -461,7 +461,7 @@ def test_what_is_better_than_guessing_depends_on_the_classes(
     {'path': 'x', 'data_digest': None},
     logits_file.Logits(table, None, ''),
   )
-  teacher_checks.check_knows(teacher, dataset, 100)
+  teacher_checks.check_accuracy(teacher, dataset, 100)
   assert ('and guessing 50.0 %' in caplog.text) == warns
 
 

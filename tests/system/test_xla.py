@@ -144,4 +144,4 @@ def test_a_jitted_function_can_be_traced_and_lowered():
 def test_waiting_and_returning_memory_change_nothing():
   xla.return_memory()
   values = {'a': jnp.arange(3), 'b': 1}
-  assert xla.settle(values) is values
+  assert xla.wait_on_cpu(values) is values

@@ -276,7 +276,7 @@ def test_a_member_that_knows_nothing_is_noticed(root, session, saved, caplog):
   assumed = {'num_classes': 10, 'image_shape': [8, 8, 1]}
   members = tuple(run.teacher.ensemble)
   teacher = teacher_lib.load(members, run, assumed=assumed)
-  teacher_checks.check_knows(teacher, session.dataset(run.data), 100)
+  teacher_checks.check_accuracy(teacher, session.dataset(run.data), 100)
   assert f'the teacher in {root / "orbax"} classifies' in caplog.text
   # That one has its own mean.
   assert f'the teacher in {root / "teacher"} classifies' not in caplog.text
@@ -298,7 +298,7 @@ def test_a_member_with_other_classes_is_named(root, session, trained):
   run = of_members(root, 'teacher', 'own')
   teacher = session.teacher(tuple(run.teacher.ensemble), run)
   dataset = session.dataset(run.data)
-  checks.check_suits(teacher, dataset)
+  checks.check_compatible(teacher, dataset)
   teacher.report['members'][1]['class_names'] = ['a', 'b']
   with pytest.raises(ValueError, match=r'any_teacher0/own knows the classes a'):
-    checks.check_suits(teacher, dataset)
+    checks.check_compatible(teacher, dataset)

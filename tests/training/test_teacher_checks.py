@@ -192,17 +192,17 @@ def test_another_normalization_is_found_before_it_teaches_wrongly(
 ):
   wrong = own(dataset)
   with pytest.raises(ValueError, match=r'and guessing 16\.7 %, but ') as error:
-    teacher_checks.check_knows(
+    teacher_checks.check_accuracy(
       teacher_of(right, wrong, ('normalization',)), dataset, 500
     )
   assert f'100.0 %  {right.name}: {right.flags()}' in str(error.value)
   assert "%  the data's own: --config.teacher.mean=" in str(error.value)
   # Said, it is believed, and doubted.
   assert 'run otherwise' not in caplog.text
-  teacher_checks.check_knows(teacher_of(right, wrong), dataset, 500)
+  teacher_checks.check_accuracy(teacher_of(right, wrong), dataset, 500)
   assert 'but 100.0 % if it is run otherwise' in caplog.text
   caplog.clear()
-  teacher_checks.check_knows(teacher_of(right, right), dataset, 500)
+  teacher_checks.check_accuracy(teacher_of(right, right), dataset, 500)
   assert not caplog.text
 
 
@@ -214,13 +214,13 @@ def test_reversed_channels_are_found(dataset):
     flipped, right, ('normalization',), levels=reversed_levels
   )
   with pytest.raises(ValueError, match=r'100\.0 %  .* channels reversed \(BGR'):
-    teacher_checks.check_knows(teacher, dataset, 500)
+    teacher_checks.check_accuracy(teacher, dataset, 500)
 
 
 def test_exchanged_classes_are_named(dataset, caplog):
   levels = LEVELS[[0, 1, 3, 2, 4, 5]]
   teacher = teacher_of(own(dataset), own(dataset), levels=levels)
-  teacher_checks.check_knows(teacher, dataset, 500)
+  teacher_checks.check_accuracy(teacher, dataset, 500)
   assert 'another order than colours: it classifies 100 % of ' in caplog.text
   assert "of 'c' as 'd', 100 % of 'd' as 'c'. Write the names" in caplog.text
 
@@ -229,7 +229,7 @@ def test_logits_that_are_not_finite_are_refused(dataset):
   levels = np.where(LEVELS == 10, np.nan, LEVELS)
   teacher = teacher_of(own(dataset), own(dataset), levels=levels)
   with pytest.raises(ValueError, match='not finite for 240 of 240 held-out im'):
-    teacher_checks.check_knows(teacher, dataset, 500)
+    teacher_checks.check_accuracy(teacher, dataset, 500)
 
 
 def test_a_teacher_of_one_class_is_noticed(dataset, caplog):
@@ -238,7 +238,9 @@ def test_a_teacher_of_one_class_is_noticed(dataset, caplog):
   split = dataset.validation._replace(labels=labels)
   levels = np.where(np.arange(CLASSES) == 0, 60, 250)[:, None] * np.ones(3)
   teacher = teacher_of(own(dataset), own(dataset), levels=levels)
-  teacher_checks.check_knows(teacher, dataset._replace(validation=split), 500)
+  teacher_checks.check_accuracy(
+    teacher, dataset._replace(validation=split), 500
+  )
   assert 'classifies 95.0 % of 240 held-out images of colours, 50.0 %' in (
     caplog.text
   )
@@ -278,7 +280,7 @@ def test_a_max_pool_that_weights_do_not_show_is_found(caplog, assumed):
   flag = 'stem cifar_pool: .* --config.teacher.stem=cifar_pool'
   if assumed:
     with pytest.raises(ValueError, match=flag):
-      teacher_checks.check_knows(teacher, dataset, 500)
+      teacher_checks.check_accuracy(teacher, dataset, 500)
   else:
-    teacher_checks.check_knows(teacher, dataset, 500)
+    teacher_checks.check_accuracy(teacher, dataset, 500)
     assert '--config.teacher.stem=cifar_pool' in caplog.text

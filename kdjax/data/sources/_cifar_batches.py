@@ -128,7 +128,7 @@ _Read = Callable[[str], tuple[str, Any]]
 
 
 def _reader(place: str, layout: _Layout) -> _Read:
-  """Returns a function that gives the path and the content of a file."""
+  """Returns a function that returns the path and the content of a file."""
   content: Mapping[str, bytes] = {}
   is_archive = os.path.isfile(place)
   if is_archive:

@@ -8,7 +8,7 @@ and, by default, Hugging Face transformers: `downsample_in_bottleneck=False`) or
 in its first (as in the paper); paddings; pooling, also whether a max-pool
 follows a first convolution of 3×3; dilations; the activation function
 (transformers' `hidden_act`); BatchNorm's epsilon (1e-5); blurring or attention
-without parameters. Nor can it be seen which images the network wants.
+without parameters. Nor can it be seen which images the network expects.
 """
 
 import dataclasses

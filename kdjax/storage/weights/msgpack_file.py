@@ -105,7 +105,7 @@ class _Reader:
     self.entries = 0
 
   def take(self, size: int) -> memoryview:
-    """Takes so many bytes, which the file must have."""
+    """Reads so many bytes, which the file must have."""
     taken = self.content[self.at : self.at + size]
     if len(taken) < size:
       raise ValueError('its msgpack ends too soon: the file is truncated')

@@ -259,7 +259,7 @@ def _stored(
 
   Args:
     loaded: what was pickled.
-    find: gives the number of bytes of a storage, and what reads them.
+    find: returns the number of bytes of a storage, and what reads them.
     size: bytes of the file.
     kind: what kind of file it is.
   """

@@ -91,7 +91,7 @@ class _Naming(NamedTuple):
     whose: whose names they are.
     first: matches the name that torchvision calls `_FIRST`, and captures what
       stands before it.
-    canonical: gives a tensor's canonical name, but for the last layer's.
+    canonical: returns a tensor's canonical name, but for the last layer's.
     last: number of the last stage, where modules have numbers for names.
   """
 
@@ -423,7 +423,7 @@ def _join_head(
   elsewhere: tuple[str, ...],
   headless: bool,
 ) -> tuple[dict[str, str], list[str]]:
-  """Joins body and last layer; gives names by canonical name, and left out."""
+  """Joins body and last layer; names by canonical name, and those left out."""
   heads: dict[str, dict[str, str]] = {}
   for module, tensors in part.heads.items():
     if not any(_same_module(file, tensors, other) for other in heads.values()):

@@ -229,7 +229,7 @@ def load(file: Any) -> Loaded:
   """Reads one pickle.
 
   Args:
-    file: an open file with `read` and `readline`, neither of which gives more
+    file: an open file with `read` and `readline`, neither of which returns more
       than the file has; it is left behind the pickle.
 
   Returns:
