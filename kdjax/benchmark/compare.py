@@ -533,27 +533,24 @@ def _measure(
     measured = alternate(workers, seconds)
     # Last: its matrices must not count as the program's memory.
     flops = workers[_OURS].ask({'flops': True})
-  batch_size = config.train.batch_size
-  implementations = {}
-  for name in workers:
-    implementations[name] = summarize(
+  implementations = {
+    name: summarize(
       {
         'compile_s': ready[name]['compile_s'],
         'start_up_s': start_up[name],
         'warm_start_up_s': warm_start_up if name == _OURS else None,
         **measured[name],
       },
-      batch_size=batch_size,
+      batch_size=config.train.batch_size,
       **flops,
     )
-    logger.info(
-      '%s: %s trains on %.1f images/s',
-      mode,
-      name,
-      implementations[name]['images_per_s'],
-    )
+    for name in workers
+  }
+  for name, found in implementations.items():
+    speed = found['images_per_s']
+    logger.info('%s: %s trains on %.1f images/s', mode, name, speed)
   return {
-    'batch_size': batch_size,
+    'batch_size': config.train.batch_size,
     'dtype': config.student.dtype,
     **flops,
     'implementations': implementations,

@@ -124,37 +124,15 @@ def export(
     )
     for name in exports:
       verify.check(name, compared[name], count, tolerance)
-    # What is to be said of them, before they take their places.
-    teacher = run and _teacher(run)
-    lines: list[tuple[str, ...]] = [_HEADER]
-    # One of which only logits are known takes no time.
-    if teacher and teacher.network:
-      lines.append(
-        _line(
-          f'teacher {teacher.report["model"]}',
-          predictor.of_network(teacher.network, card),
-          _variable_bytes(teacher.network),
-          teacher.report['parameters'],
-          None if images else teacher.report['test']['accuracy'],
-        )
-      )
-    parameters = optax.tree.size(network.variables['params'])
-    lines.append(
-      _line(
-        f'student {card["model"]["name"]}',
-        predictor.of_network(network, card),
-        _variable_bytes(network),
-        parameters,
-        accuracy,
-      )
-    )
+    # Measured before they take their places.
+    lines = [_HEADER, *_network_lines(run, network, card, accuracy, images)]
     for name, target in targets.items():
       lines.append(
         _line(
           target.name,
           exports[name],
           sum(map(_file_bytes, _files(name, staged / target.name))),
-          parameters,
+          optax.tree.size(network.variables['params']),
           compared[name].accuracy,
           compared[name].difference,
         )
@@ -166,6 +144,33 @@ def export(
     'accuracy, and largest difference of a probability from the student: on '
     f'{count:,} {what}\none image: median of {verify.CALLS} calls, '
     f'{jax.devices()[0].device_kind}\nwritten to: {folder}'
+  )
+
+
+def _network_lines(
+  run: pathlib.Path | None,
+  network: Network,
+  card: Mapping[str, Any],
+  accuracy: float | None,
+  images: int,
+) -> Iterator[tuple[str, ...]]:
+  """Yields the lines of the table about teacher and student."""
+  teacher = run and _teacher(run)
+  # A file of logits takes no time.
+  if teacher and teacher.network:
+    yield _line(
+      f'teacher {teacher.report["model"]}',
+      predictor.of_network(teacher.network, card),
+      _variable_bytes(teacher.network),
+      teacher.report['parameters'],
+      None if images else teacher.report['test']['accuracy'],
+    )
+  yield _line(
+    f'student {card["model"]["name"]}',
+    predictor.of_network(network, card),
+    _variable_bytes(network),
+    optax.tree.size(network.variables['params']),
+    accuracy,
   )
 
 

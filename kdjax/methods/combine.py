@@ -1,5 +1,7 @@
 """The sum of the losses of several methods, each with a weight."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -34,23 +36,7 @@ def combine(*, methods: tuple[str, ...] = ('kd', 'at')) -> Method:
       than another, or has several views, or its cross-entropy inside.
   """
   parts = {name: _registry.build(name)[0] for name in methods}
-  for name, part in parts.items():
-    if part.views > 1:
-      raise ValueError(
-        f'combine.methods names {name}, which has {part.views} views of each '
-        'image: expected methods that have one'
-      )
-    if 'ce_weight' not in part.hyperparameters:
-      raise ValueError(
-        f'combine.methods names {name}, which has no ce_weight to set to 0: '
-        'expected methods that have one'
-      )
-  kinds = {part.teacher for part in parts.values()} - {None}
-  if not parts or len(kinds) > 1:
-    raise ValueError(
-      f'combine.methods is {tuple(methods)}, with teachers of the kinds '
-      f'{sorted(map(str, kinds))}: expected one method or more, and one kind'
-    )
+  teacher = _common_teacher(parts)
   hyperparameters = {'ce_weight': Hyperparameter(1.0)}
   for name, part in parts.items():
     for key, value in part.hyperparameters.items():
@@ -92,13 +78,35 @@ def combine(*, methods: tuple[str, ...] = ('kd', 'at')) -> Method:
   return Method(
     loss,
     init,
-    teacher=next(iter(kinds), None),
+    teacher=teacher,
     student_features=_unique(parts, 'student_features'),
     teacher_features=_unique(parts, 'teacher_features'),
     hyperparameters=hyperparameters,
     labels=max((part.labels for part in parts.values()), key=_LABELS.index),
     batch_level=any(part.batch_level for part in parts.values()),
   )
+
+
+def _common_teacher(parts: Mapping[str, Method]) -> str | None:
+  """Checks that methods can be added, and returns their kind of teacher."""
+  for name, part in parts.items():
+    if part.views > 1:
+      raise ValueError(
+        f'combine.methods names {name}, which has {part.views} views of each '
+        'image: expected methods that have one'
+      )
+    if 'ce_weight' not in part.hyperparameters:
+      raise ValueError(
+        f'combine.methods names {name}, which has no ce_weight to set to 0: '
+        'expected methods that have one'
+      )
+  kinds = {part.teacher for part in parts.values()} - {None}
+  if not parts or len(kinds) > 1:
+    raise ValueError(
+      f'combine.methods is {tuple(parts)}, with teachers of the kinds '
+      f'{sorted(map(str, kinds))}: expected one method or more, and one kind'
+    )
+  return next(iter(kinds), None)
 
 
 def _unique(parts: dict[str, Method], field: str) -> tuple[str, ...]:

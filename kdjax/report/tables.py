@@ -195,6 +195,18 @@ def footnotes(
     'error in 15 bins; agreement is the share of images where student and '
     'teacher predict the same class, KL the mean KL(teacher ‖ student).'
   )
+  yield from _gain_footnotes(rows)
+  if diverged := [group for group in groups if group.diverged]:
+    shown = '; '.join(
+      f'{group.label}, seed {run.config["seed"]}, at step {run.step}'
+      for group in diverged
+      for run in group.diverged
+    )
+    yield f'Diverged, and in no mean: {shown}.'
+
+
+def _gain_footnotes(rows: Sequence[Row]) -> Iterator[str]:
+  """Says what the gains of the table are, and what they are not."""
   if any(row.gain for row in rows):
     yield (
       'Gain over scratch is the difference of mean accuracies to students '
@@ -226,13 +238,6 @@ def footnotes(
       f'There are several settings of {", ".join(several)}: gain and p-value '
       'of the best of them, chosen with the same seeds, are optimistic.'
     )
-  if diverged := [group for group in groups if group.diverged]:
-    shown = '; '.join(
-      f'{group.label}, seed {run.config["seed"]}, at step {run.step}'
-      for group in diverged
-      for run in group.diverged
-    )
-    yield f'Diverged, and in no mean: {shown}.'
 
 
 def comparison_csv(comparison: collect.Comparison, rows: Sequence[Row]) -> str:

@@ -75,14 +75,6 @@ def check(card: Mapping[str, Any], path: _Path) -> None:
   Raises:
     ValueError: something is missing, or is not what it must be.
   """
-
-  def require(right: bool, name: str, value: Any, expected: str) -> None:
-    if not right:
-      raise ValueError(
-        f'{path}: the card says that {name} is {reprlib.repr(value)}, expected '
-        f'{expected}'
-      )
-
   for key in (
     'kdjax',
     'model',
@@ -94,13 +86,16 @@ def check(card: Mapping[str, Any], path: _Path) -> None:
     if key not in card:
       raise ValueError(f'{path}: the card does not say {key}')
   version = card['kdjax']
-  require(version is None or isinstance(version, str), 'kdjax', version, 'text')
+  _require(
+    path, version is None or isinstance(version, str), 'kdjax', version, 'text'
+  )
   check_model(card['model'], path)
   for key in ('preprocessing', 'metrics', 'provenance'):
-    require(isinstance(card[key], dict), key, card[key], 'a dictionary')
+    _require(path, isinstance(card[key], dict), key, card[key], 'a dictionary')
 
   names, count = card['class_names'], card['model']['num_classes']
-  require(
+  _require(
+    path,
     names is None
     or (
       isinstance(names, list)
@@ -112,15 +107,24 @@ def check(card: Mapping[str, Any], path: _Path) -> None:
     f'null, or a list of {count} names',
   )
 
-  known = card['preprocessing']
+  _check_preprocessing(card['preprocessing'], path)
+
+
+def _check_preprocessing(known: Mapping[str, Any], path: _Path) -> None:
+  """Checks what a card says of the images of its network."""
   for key in ('image_shape', 'channels', 'mean', 'std', 'crop'):
     if key not in known:
       raise ValueError(f'{path}: the card does not say preprocessing.{key}')
   channels, shape, crop = known['channels'], known['image_shape'], known['crop']
-  require(
-    _is_size(channels), 'preprocessing.channels', channels, 'a positive integer'
+  _require(
+    path,
+    _is_size(channels),
+    'preprocessing.channels',
+    channels,
+    'a positive integer',
   )
-  require(
+  _require(
+    path,
     shape is None
     or (
       isinstance(shape, list)
@@ -133,18 +137,30 @@ def check(card: Mapping[str, Any], path: _Path) -> None:
     f'null, or height, width and {channels} channels',
   )
   mean, std = known['mean'], known['std']
-  require(
+  _require(
+    path,
     (mean is None and std is None) or is_normalization(mean, std, channels),
     'preprocessing.mean and .std',
     (mean, std),
     f'null for both, or {channels} numbers for each, positive deviations',
   )
-  require(
+  _require(
+    path,
     float32.is_number(crop) and 0 < crop <= 1,
     'preprocessing.crop',
     crop,
     'a number from 0 to 1, not 0',
   )
+
+
+def _require(
+  path: _Path, right: bool, name: str, value: Any, expected: str
+) -> None:
+  if not right:
+    raise ValueError(
+      f'{path}: the card says that {name} is {reprlib.repr(value)}, expected '
+      f'{expected}'
+    )
 
 
 def check_model(model: Any, path: _Path) -> None:

@@ -303,20 +303,7 @@ def _make_run_steps(
   make_batch: MakeBatch,
 ) -> Any:
   """Makes the jitted function that does some steps of an epoch."""
-  settings = run.config.train
-  network = run.teacher and run.teacher.network
-  train_step = step.make_train_step(
-    models.rematerialize(run.model, run.config.device.remat),
-    run.method,
-    transformation,
-    network and network.model,
-    step.Options(
-      label_smoothing=settings.label_smoothing,
-      accumulate=settings.accumulate,
-      skip_nonfinite=settings.nonfinite == 'skip',
-      ema_decay=settings.ema_decay,
-    ),
-  )
+  train_step = _make_train_step(run, transformation)
   steps_per_epoch = run.plan.steps_per_epoch
   scheduled = methods.schedule(
     run.config.method.schedule, list(run.hyperparameters)
@@ -366,6 +353,25 @@ def _make_run_steps(
     return state, jax.tree.map(lambda value: value[None], metrics)
 
   return run_steps
+
+
+def _make_train_step(
+  run: Run, transformation: optax.GradientTransformation
+) -> step.TrainStep:
+  settings = run.config.train
+  network = run.teacher and run.teacher.network
+  return step.make_train_step(
+    models.rematerialize(run.model, run.config.device.remat),
+    run.method,
+    transformation,
+    network and network.model,
+    step.Options(
+      label_smoothing=settings.label_smoothing,
+      accumulate=settings.accumulate,
+      skip_nonfinite=settings.nonfinite == 'skip',
+      ema_decay=settings.ema_decay,
+    ),
+  )
 
 
 def _check_working_memory(compiled: Any) -> None:

@@ -162,7 +162,7 @@ def check_batch_norm(
 ) -> None:
   """Checks that BatchNorm has values to take statistics of in training.
 
-  A single value per channel is its own mean, so that the output would be the same
+  A single value per channel is its own mean, and the output would be the same
   for all images. A few values have statistics that are mostly noise, which is a
   warning.
 

@@ -140,73 +140,85 @@ def _make_gradients(
   ) -> tuple[Any, _Changed, Metrics]:
     state_lib.check_teacher(method, inputs.teacher is not None)
     if method.teacher == 'ema':
-      variables = state_lib.student_variables(
+      averages = state_lib.student_variables(
         state, inputs.normalization, ema=True
       )
-      teacher_outputs = _teach(
-        student, method, inputs._replace(teacher=variables)
-      )
+      taught = _teach(student, method, inputs._replace(teacher=averages))
     else:
-      teacher_outputs = _teach(teacher, method, inputs)
+      taught = _teach(teacher, method, inputs)
 
     def loss_fn(params: dict[str, Any]) -> tuple[jax.Array, Any]:
+      variables = state_lib.student_variables(
+        state.replace(params=params), inputs.normalization
+      )
       outputs, batch_stats = features.forward(
         student,
-        state_lib.student_variables(
-          state.replace(params=params), inputs.normalization
-        ),
+        variables,
         inputs.images,
         names=method.student_features,
         train=True,
         rngs={'dropout': keys.dropout},
       )
+      batch = _make_batch(outputs, taught, inputs, keys.loss)
       labels = _smooth(inputs.labels, outputs.logits.shape[-1], label_smoothing)
       result = method.loss(
         Variables(params['method'], state.method_state),
-        Batch(
-          student=outputs,
-          teacher=teacher_outputs,
-          labels=labels,
-          images=features.normalize(inputs.images, **inputs.normalization),
-          ids=inputs.ids,
-          epoch=inputs.epoch,
-          rng=keys.loss,
-          hyperparameters=inputs.hyperparameters,
-        ),
+        batch._replace(labels=labels),
       )
-      method_state = (
-        state.method_state if result.state is None else result.state
-      )
-      changed = _Changed(batch_stats, method_state)
-      return result.per_example.mean(), (
-        outputs.logits,
-        changed,
-        result.metrics,
-      )
+      kept = state.method_state if result.state is None else result.state
+      changed = _Changed(batch_stats, kept)
+      return result.per_example.mean(), (outputs, changed, result.metrics)
 
-    (loss, (logits, changed, metrics)), gradients = jax.value_and_grad(
+    (loss, (outputs, changed, own)), found = jax.value_and_grad(
       loss_fn, has_aux=True
     )(state.params)
-    changed = jax.lax.stop_gradient(changed)
-    predictions = logits.argmax(axis=-1)
     metrics = {
       'loss': loss,
-      'accuracy': _accuracy(predictions, inputs.labels),
-      **{name: values.mean() for name, values in metrics.items()},
+      **_agreement(outputs, taught, inputs.labels),
+      **{name: values.mean() for name, values in own.items()},
     }
-    if teacher_outputs is not None:
-      metrics['teacher_agreement'] = (
-        predictions == teacher_outputs.logits.argmax(axis=-1)
-      ).mean()
-    return gradients, changed, metrics
+    return found, jax.lax.stop_gradient(changed), metrics
 
   return gradients
+
+
+def _make_batch(
+  student: features.Outputs,
+  teacher: features.Outputs | None,
+  inputs: Inputs,
+  rng: jax.Array,
+) -> Batch:
+  """Puts together what a method's loss may read."""
+  return Batch(
+    student=student,
+    teacher=teacher,
+    labels=inputs.labels,
+    images=features.normalize(inputs.images, **inputs.normalization),
+    ids=inputs.ids,
+    epoch=inputs.epoch,
+    rng=rng,
+    hyperparameters=inputs.hyperparameters,
+  )
+
+
+def _agreement(
+  student: features.Outputs,
+  teacher: features.Outputs | None,
+  labels: jax.Array,
+) -> Metrics:
+  """Measures how often the student agrees with labels and teacher."""
+  predictions = student.logits.argmax(axis=-1)
+  metrics = {'accuracy': _accuracy(predictions, labels)}
+  if teacher is not None:
+    same = predictions == teacher.logits.argmax(axis=-1)
+    metrics['teacher_agreement'] = same.mean()
+  return metrics
 
 
 def _teach(
   teacher: nn.Module | None, method: Method, inputs: Inputs
 ) -> features.Outputs | None:
-  """Computes what the teacher shows the student, unless it is known."""
+  """Computes the teacher's outputs, unless they are among the inputs."""
   if inputs.teacher is None or isinstance(inputs.teacher, features.Outputs):
     return jax.lax.stop_gradient(inputs.teacher)
   if teacher is None:
