@@ -17,7 +17,7 @@ from kdjax.system import xla
 
 
 class Augmentation(NamedTuple):
-  """What is done to a training image; the fields are those of `config.data`.
+  """What is done to training images; most fields are those of `config.data`.
 
   Attributes:
     crop_padding: black pixels added on each side before a crop of the image's
@@ -35,6 +35,7 @@ class Augmentation(NamedTuple):
       when a rectangle is replaced by that of another (Yun et al., 2019,
       https://arxiv.org/abs/1905.04899); 0 for none. With `mixup` too, each
       image has one of both, each as likely.
+    views: how often each example is in a batch.
   """
 
   crop_padding: int = 0
@@ -43,6 +44,7 @@ class Augmentation(NamedTuple):
   cutout: int = 0
   mixup: float = 0.0
   cutmix: float = 0.0
+  views: int = 1
 
   @property
   def mixes(self) -> bool:
@@ -72,10 +74,25 @@ def epoch_order(
   return jax.random.permutation(order_key, size)
 
 
+def position_keys(
+  key: jax.Array, epoch: jax.typing.ArrayLike, positions: jax.Array
+) -> jax.Array:
+  """Derives the keys that images of an epoch are augmented with.
+
+  Args:
+    key: key of the run's data.
+    epoch: number of the epoch, from 0.
+    positions: position of each image in the epoch, `[batch]`.
+
+  Returns:
+    A key for each, `[batch]`.
+  """
+  _, image_key = jax.random.split(jax.random.fold_in(key, epoch))
+  return jax.vmap(functools.partial(jax.random.fold_in, image_key))(positions)
+
+
 def augment(
-  key: jax.Array,
-  epoch: jax.typing.ArrayLike,
-  positions: jax.Array,
+  keys: jax.Array,
   images: jax.Array,
   augmentation: Augmentation,
   view: int = 0,
@@ -83,9 +100,7 @@ def augment(
   """Augments images at random, each by itself.
 
   Args:
-    key: key of the run's data.
-    epoch: number of the epoch, from 0.
-    positions: position of each image in the epoch, `[batch]`.
+    keys: `position_keys` of the images, `[batch]`.
     images: `[batch, height, width, channels]`.
     augmentation: what to do; images are not mixed here.
     view: number of the view; each draws by itself.
@@ -93,17 +108,9 @@ def augment(
   Returns:
     Images of the same shape and dtype.
   """
-  keys = _position_keys(key, epoch, positions)
   if view:
     keys = _fold_in(keys, _VIEW_KEY + view)
   return jax.vmap(functools.partial(_augment_one, augmentation))(keys, images)
-
-
-def _position_keys(
-  key: jax.Array, epoch: jax.typing.ArrayLike, positions: jax.Array
-) -> jax.Array:
-  _, image_key = jax.random.split(jax.random.fold_in(key, epoch))
-  return jax.vmap(functools.partial(jax.random.fold_in, image_key))(positions)
 
 
 def _fold_in(keys: jax.Array, number: int) -> jax.Array:
@@ -155,9 +162,7 @@ def _rectangle(
 
 
 def mix(
-  key: jax.Array,
-  epoch: jax.typing.ArrayLike,
-  positions: jax.Array,
+  keys: jax.Array,
   images: jax.Array,
   labels: jax.Array,
   augmentation: Augmentation,
@@ -168,9 +173,7 @@ def mix(
   pixels, which are rounded to whole numbers.
 
   Args:
-    key: key of the run's data.
-    epoch: number of the epoch, from 0.
-    positions: position of each image in the epoch, `[batch]`.
+    keys: `position_keys` of the images, `[batch]`.
     images: uint8 `[batch, height, width, channels]`.
     labels: probabilities `[batch, classes]`.
     augmentation: what to do.
@@ -178,7 +181,7 @@ def mix(
   Returns:
     Images of the same shape and dtype, and the labels mixed in the same shares.
   """
-  keys = _fold_in(_position_keys(key, epoch, positions), _MIX_KEY)
+  keys = _fold_in(keys, _MIX_KEY)
 
   def mix_one(
     key: jax.Array, image: jax.Array, other: jax.Array
@@ -253,42 +256,34 @@ def augment_batch(
   key: jax.Array,
   step: jax.Array,
   batch: TrainBatch,
-  *,
   steps_per_epoch: int,
   augmentation: Augmentation,
-  num_classes: int,
-  views: int = 1,
 ) -> TrainBatch:
   """Augments the batch of a training step at random.
 
   Args:
     key: key of the run's data.
     step: number of the step in the run, from 0.
-    batch: its examples, of one view.
+    batch: its examples, of one view; the labels probabilities where images are
+      to be mixed.
     steps_per_epoch: steps in an epoch.
-    augmentation: what is done to each image.
-    num_classes: number of classes.
-    views: how often each example is in the batch. Views after the first draw
-      other crops and flips, and are changed by `trivial_augment`.
+    augmentation: what is done to each image. Views after the first draw other
+      crops and flips, and are changed by `trivial_augment`.
 
   Returns:
-    The batch. Labels are probabilities where images are mixed.
+    The batch.
   """
   size = len(batch.ids)
-  epoch = step // steps_per_epoch
   positions = step % steps_per_epoch * size + jnp.arange(size)
-  labels = batch.labels
-  if augmentation.mixes and labels.ndim == 1:
-    labels = jax.nn.one_hot(labels, num_classes)
-  seen = []
-  for view in range(views):
+  keys = position_keys(key, step // steps_per_epoch, positions)
+  seen, labels = [], batch.labels
+  for view in range(augmentation.views):
     changes = augmentation
     if view:
       changes = changes._replace(trivial_augment=True)
-    images = augment(key, epoch, positions, batch.images, changes, view)
-    mixed = labels
+    images = augment(keys, batch.images, changes, view)
     if changes.mixes:
       # All views are mixed in the same shares: they have the same labels.
-      images, mixed = mix(key, epoch, positions, images, labels, changes)
+      images, labels = mix(keys, images, batch.labels, changes)
     seen.append(images)
-  return TrainBatch(jnp.concatenate(seen), mixed, batch.ids)
+  return TrainBatch(jnp.concatenate(seen), labels, batch.ids)

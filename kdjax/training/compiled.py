@@ -27,6 +27,11 @@ from kdjax.training.epochs import Epoch, Epochs, MakeBatch
 from kdjax.training.run import Run
 from kdjax.training.state import TrainState
 
+AUGMENTATIONS = tuple(
+  name for name in augment.Augmentation._fields if name != 'views'
+)
+"""The fields of `config.data` that change training images."""
+
 
 def check_memory(state: Any) -> None:
   """Checks that the state of a run may fit on its device.
@@ -256,7 +261,9 @@ def _make_create_state(
 
 def _make_batch(run: Run) -> MakeBatch:
   """Makes the function that prepares and augments the batch of a step."""
-  augmentation = augmentation_of(run.config)
+  augmentation = augmentation_of(run.config)._replace(views=run.method.views)
+  # Of an image without a label all are 0.
+  as_probabilities = augmentation.mixes or run.config.data.label_fraction < 1
   plan, num_classes = run.plan, len(run.dataset.class_names)
   streamed = isinstance(run.dataset.train, data.Stream)
 
@@ -273,18 +280,15 @@ def _make_batch(run: Run) -> MakeBatch:
     if epoch.label_changes is not None:
       changes = epoch.label_changes[ids]
       labels = jnp.where(changes < 0, -1, (labels + changes) % num_classes)
-    if run.config.data.label_fraction < 1:
-      # Zeros where there is no label.
+    if as_probabilities:
       labels = jax.nn.one_hot(labels, num_classes)
     return devices.divide(
       augment.augment_batch(
         key,
         number,
         augment.TrainBatch(images, labels, ids),
-        steps_per_epoch=plan.steps_per_epoch,
-        augmentation=augmentation,
-        num_classes=num_classes,
-        views=run.method.views,
+        plan.steps_per_epoch,
+        augmentation,
       )
     )
 
@@ -293,8 +297,8 @@ def _make_batch(run: Run) -> MakeBatch:
 
 def augmentation_of(config: ml_collections.ConfigDict) -> augment.Augmentation:
   """Returns what a configuration does to training images."""
-  fields = augment.Augmentation._fields
-  return augment.Augmentation(**{name: config.data[name] for name in fields})
+  fields = {name: config.data[name] for name in AUGMENTATIONS}
+  return augment.Augmentation(**fields)
 
 
 def _make_run_steps(

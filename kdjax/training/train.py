@@ -10,7 +10,6 @@ import jax
 import ml_collections
 
 from kdjax import config as config_lib
-from kdjax.data import augment
 from kdjax.evaluation import tables
 from kdjax.storage import checkpoint, metrics_log, run_directory
 from kdjax.storage.teacher_logits import Replay
@@ -263,7 +262,7 @@ def _find_teacher(run: Run, session: Session) -> Teacher:
   devices.check_agree({'teacher': teacher.report['digest']})
   augmented = [
     f'config.data.{field}={config.data[field]}'
-    for field in (*augment.Augmentation._fields, 'random_resized_crop')
+    for field in (*compiled.AUGMENTATIONS, 'random_resized_crop')
     if config.data[field]
   ]
   if teacher.logits and augmented:
@@ -343,8 +342,8 @@ def _find_replay(run: Run) -> Replay | None:
     # Only where they are set: replays of before have no such fields.
     **{
       field: value
-      for field, value in compiled.augmentation_of(config)._asdict().items()
-      if value
+      for field in compiled.AUGMENTATIONS
+      if (value := config.data[field])
     },
   }
   return Replay(config.teacher.replay, about, config.teacher.replay_dtype)

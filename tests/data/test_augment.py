@@ -111,7 +111,9 @@ def test_augmentation_changes_from_epoch_to_epoch():
   positions = jnp.arange(8)
   image = jnp.asarray(np.repeat(IMAGES[:1], 8, axis=0))
   first, second = (
-    augment.augment(key, epoch, positions, image, CROP_AND_FLIP)
+    augment.augment(
+      augment.position_keys(key, epoch, positions), image, CROP_AND_FLIP
+    )
     for epoch in (0, 1)
   )
   assert not np.array_equal(first, second)
@@ -141,7 +143,10 @@ PROBABILITIES = jax.nn.one_hot(POSITIONS % 5, 5)
 def augmented(epoch=0, view=0, **fields):
   return np.asarray(
     augment.augment(
-      KEY, epoch, POSITIONS, COLOURED, augment.Augmentation(**fields), view
+      augment.position_keys(KEY, epoch, POSITIONS),
+      COLOURED,
+      augment.Augmentation(**fields),
+      view,
     )
   )
 
@@ -150,9 +155,7 @@ def mixed(images=COLOURED, epoch=0, **fields):
   return [
     np.asarray(x)
     for x in augment.mix(
-      KEY,
-      epoch,
-      POSITIONS,
+      augment.position_keys(KEY, epoch, POSITIONS),
       images,
       PROBABILITIES,
       augment.Augmentation(**fields),
@@ -172,7 +175,9 @@ def test_strong_augmentation_is_a_function_of_seed_epoch_and_position(fields):
   assert (augmented(view=1, **fields) != first).any()
   # A batch of its second half alone.
   half = augment.augment(
-    KEY, 0, POSITIONS[32:], COLOURED[32:], augment.Augmentation(**fields)
+    augment.position_keys(KEY, 0, POSITIONS[32:]),
+    COLOURED[32:],
+    augment.Augmentation(**fields),
   )
   np.testing.assert_array_equal(half, first[32:])
 
@@ -246,7 +251,10 @@ def test_with_mixup_and_cutmix_each_image_has_one_of_both():
 def test_a_label_that_is_not_there_has_no_share_of_a_mixed_one():
   labels = PROBABILITIES.at[1].set(0)
   _, found = augment.mix(
-    KEY, 0, POSITIONS, COLOURED, labels, augment.Augmentation(mixup=1.0)
+    augment.position_keys(KEY, 0, POSITIONS),
+    COLOURED,
+    labels,
+    augment.Augmentation(mixup=1.0),
   )
   _, whole = mixed(mixup=1.0)
   share = (PROBABILITIES[0] * whole[0]).sum()
@@ -257,7 +265,9 @@ def test_views_are_of_the_same_examples_and_the_later_ones_strong():
   order = augment.epoch_order(KEY, 0, 64)
   arrays = COLOURED, POSITIONS % 5
   two, one = (
-    taken.batch(KEY, jnp.int32(1), order, *arrays, 8, CROP_AND_FLIP, 5, views)
+    taken.batch(
+      KEY, jnp.int32(1), order, *arrays, 8, CROP_AND_FLIP._replace(views=views)
+    )
     for views in (2, 1)
   )
   np.testing.assert_array_equal(two.images[:8], one.images)
@@ -265,18 +275,28 @@ def test_views_are_of_the_same_examples_and_the_later_ones_strong():
   strong = CROP_AND_FLIP._replace(trivial_augment=True)
   np.testing.assert_array_equal(
     two.images[8:],
-    augment.augment(KEY, 0, 8 + jnp.arange(8), COLOURED[one.ids], strong, 1),
+    augment.augment(
+      augment.position_keys(KEY, 0, 8 + jnp.arange(8)),
+      COLOURED[one.ids],
+      strong,
+      1,
+    ),
   )
 
 
 def test_both_views_are_mixed_in_the_same_shares():
   order = augment.epoch_order(KEY, 0, 64)
-  both = augment.Augmentation(mixup=1.0)
-  batch = taken.batch(
-    KEY, jnp.int32(0), order, COLOURED, POSITIONS % 5, 8, both, 5, 2
+  two, one = (
+    taken.batch(
+      KEY,
+      jnp.int32(0),
+      order,
+      COLOURED,
+      POSITIONS % 5,
+      8,
+      augment.Augmentation(mixup=1.0, views=views),
+    )
+    for views in (2, 1)
   )
-  assert batch.images.shape == (16, 12, 10, 3)
-  plain = taken.batch(
-    KEY, jnp.int32(0), order, COLOURED, POSITIONS % 5, 8, both, 5
-  )
-  np.testing.assert_array_equal(batch.labels, plain.labels)
+  assert two.images.shape == (16, 12, 10, 3)
+  np.testing.assert_array_equal(two.labels, one.labels)

@@ -470,7 +470,7 @@ def test_what_is_better_than_guessing_depends_on_the_classes(
   [
     ({'teacher.mean': (0.5,), 'teacher.std': (0.5,)}, 'logits are of no image'),
     ({'data.train_limit': 0}, 'lacks 1143 of the 1293 examples that this run'),
-    ({'method.name': 'feature'}, 'the method wants its features stage1, stag'),
+    ({'method.name': 'feature'}, 'the method needs its features stage1, stag'),
     ({'teacher.replay': 'there'}, "teacher.replay is 'there', which cannot be"),
     ({'teacher.head': 'fresh'}, "teacher.head is 'fresh', which cannot be"),
     (

@@ -286,6 +286,6 @@ def test_another_teacher_is_refused(runs):
 def test_a_method_that_wants_more_than_logits_is_refused(runs):
   root, session = runs
   changes = {'method.name': 'feature', 'teacher.replay': str(root / 'replay')}
-  with pytest.raises(ValueError, match=r'keeps logits only.*wants .* stage1'):
+  with pytest.raises(ValueError, match=r'keeps logits only.*needs .* stage1'):
     train.train_and_evaluate(config(**changes), root / 'refused', session)
   assert methods.build('response')[0].teacher_features == ()

@@ -41,24 +41,17 @@ def test_batches_in_memory_and_of_a_stream_are_equal(views):
   key = jax.random.key(1)
   order = augment.epoch_order(key, 1, resident.train.size)
   augmentation = compiled.augmentation_of(config('scratch', **STRONG))
+  augmentation = augmentation._replace(views=views)
 
   @jax.jit
   def from_memory(number, images, labels):
-    return taken.batch(
-      key, number, order, images, labels, 32, augmentation, views=views
-    )
+    return taken.batch(key, number, order, images, labels, 32, augmentation)
 
   @jax.jit
   def from_stream(number, images, labels, ids):
-    return augment.augment_batch(
-      key,
-      number,
-      augment.TrainBatch(images, labels, ids),
-      steps_per_epoch=5,
-      augmentation=augmentation,
-      num_classes=10,
-      views=views,
-    )
+    labels = jax.nn.one_hot(labels, 10)
+    batch = augment.TrainBatch(images, labels, ids)
+    return augment.augment_batch(key, number, batch, 5, augmentation)
 
   steps = range(5, 8)
   with stream_lib.train_batches(
