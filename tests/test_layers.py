@@ -55,7 +55,15 @@ ALLOWED = {
   'system': (),
   'version': (),
 }
-COMMANDS = ('kdjax', 'benchmark', 'convert', 'evaluate', 'main', 'predict')
+COMMANDS = (
+  'kdjax',
+  '__main__',
+  'benchmark',
+  'convert',
+  'evaluate',
+  'main',
+  'predict',
+)
 
 # Packages that few modules, or none, may import; by default any may.
 ONLY = {

@@ -59,3 +59,10 @@ def test_a_packaged_configuration_runs_without_a_checkout(installed, tmp_path):
     check=False,
   )
   assert 'config.train.epochs is 0: expected from 1' in found.stderr
+
+
+def test_the_wheel_has_one_command_for_all(installed):
+  (metadata,) = installed.glob('*.dist-info')
+  assert (
+    'kdjax = kdjax.__main__:main' in (metadata / 'entry_points.txt').read_text()
+  )

@@ -11,6 +11,7 @@ WORKDIR/errorsINDEX.json receives what was refused, and WORKDIR/exchanged.json
 what the devices exchange in a step of the mode feature.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -74,7 +75,10 @@ def losses_of_methods(workdir):
       continue
     variables, batch = testing.make_problem(method, size=8)
 
-    @xla.jit
+    # Compiling takes longer than computing.
+    @functools.partial(
+      xla.jit, compiler_options={'xla_backend_optimization_level': 0}
+    )
     def compute(variables, batch, method=method):
       def mean(student):
         # As the step has them: rows on devices, all else everywhere.

@@ -1,5 +1,6 @@
 """Saving and restoring, with kdjax and with Orbax alone."""
 
+import dataclasses
 import errno
 import functools
 import json
@@ -7,7 +8,9 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -219,6 +222,33 @@ def test_orbax_alone_reads_it(tmp_path, state, written_by):
     "'step']" in done.stdout
   )
   assert "'name': 'resnet10'" in done.stdout
+
+
+class StateOfBefore(flax.struct.PyTreeNode):
+  """The state of versions whose methods kept nothing but parameters."""
+
+  step: Any
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+  rng: Any
+  ema: Any
+
+
+def test_a_checkpoint_without_the_state_of_a_method_is_restored(
+  tmp_path, state
+):
+  fields = dataclasses.fields(StateOfBefore)
+  before = StateOfBefore(
+    **{field.name: getattr(state, field.name) for field in fields}
+  )
+  save_all(tmp_path, before, [0.5])
+  restored, _ = restore(tmp_path, state)
+  assert_equal(restored, at(state, 1))
+  # A method that does keep something cannot start from it.
+  keeping = state.replace(method_state={'bank': jnp.zeros(3)})
+  with pytest.raises(ValueError, match='method_state'):
+    restore(tmp_path, keeping)
 
 
 def test_another_dtype_or_shape_is_refused(tmp_path, state):

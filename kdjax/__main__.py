@@ -1,0 +1,53 @@
+"""The command `kdjax`, also `python -m kdjax`: every command by its name.
+
+  kdjax train --config=quickstart
+  kdjax report runs/quickstart
+
+`kdjax NAME …` is `python -m kdjax.MODULE …`, with the same flags.
+"""
+
+import difflib
+import runpy
+import sys
+
+from kdjax.version import __version__
+
+COMMANDS = {
+  'train': ('main', 'train a classifier, with or without a teacher'),
+  'evaluate': ('evaluate', 'measure a finished run again'),
+  'sweep': ('sweep', 'compare methods, settings and seeds'),
+  'report': ('report', 'draw tables and figures of runs'),
+  'export': ('export', 'write a student for use without kdjax'),
+  'predict': ('predict', 'classify image files'),
+  'convert': ('convert', "convert other programs' weights"),
+  'benchmark': ('benchmark', 'measure speed and memory'),
+}
+"""Module and purpose of each command, by name."""
+
+
+def main() -> None:
+  """Runs the command that the first argument names."""
+  name = sys.argv[1] if len(sys.argv) > 1 else '--help'
+  if name == '--version':
+    print(f'kdjax {__version__}')
+  elif name in ('--help', '-h', 'help'):
+    print('Usage: kdjax COMMAND [--FLAG=VALUE …]\n')
+    for command, (_, purpose) in COMMANDS.items():
+      print(f'  {command:10}{purpose}')
+    print('\nkdjax COMMAND --help lists the flags of a command.')
+  elif name not in COMMANDS:
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f" (did you mean '{close[0]}'?)" if close else ''
+    sys.exit(
+      f"error: there is no command '{name}'{hint}; expected one of "
+      f'{", ".join(COMMANDS)}, --help or --version'
+    )
+  else:
+    # As if the module were started by itself.
+    del sys.argv[1]
+    module = f'kdjax.{COMMANDS[name][0]}'
+    runpy.run_module(module, run_name='__main__', alter_sys=True)
+
+
+if __name__ == '__main__':
+  main()
