@@ -184,11 +184,9 @@ def _directories(
         f'{path} does not exist: expected a run directory, or a directory of '
         'run directories'
       )
-    inside = [path] if run_directory.is_run(path) else []
+    inside = [path] if _holds_run(path) else []
     if not inside and path.is_dir():
-      inside = [
-        child for child in sorted(path.iterdir()) if run_directory.is_run(child)
-      ]
+      inside = [child for child in sorted(path.iterdir()) if _holds_run(child)]
     if not inside:
       left_out.append((path, 'is no run directory and holds none'))
     for directory in inside:
@@ -196,10 +194,18 @@ def _directories(
   return list(found.values())
 
 
+def _holds_run(path: pathlib.Path) -> bool:
+  """Whether a path is a run directory, or the record of one: its result."""
+  return run_directory.is_run(path) or run_directory.has_result(path)
+
+
 def _read_run(path: pathlib.Path, notes: list[str]) -> Run | Diverged:
   """Reads a run; a ValueError says why it cannot be compared."""
-  config = run_directory.as_json(run_directory.read_config(path))
   result = run_directory.read_result(path)
+  if result and not run_directory.is_run(path):
+    config = result['config']
+  else:
+    config = run_directory.as_json(run_directory.read_config(path))
   run_directory.relevant(config)  # Raises if its method is unknown.
   records = metrics_log.read_records(path)
   if result is None:

@@ -254,6 +254,11 @@ def is_run(path: pathlib.Path) -> bool:
   return not isinstance(content, dict) or 'student' in content
 
 
+def has_result(path: pathlib.Path) -> bool:
+  """Whether a path holds the result of a run, perhaps without all else."""
+  return (path / _RESULT).is_file()
+
+
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
   """Reads the configuration of a run.
 
