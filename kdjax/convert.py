@@ -1,4 +1,4 @@
-"""Converts a network's weights into a file that says all that is known of it.
+"""Converts a network's weights into a file with a description of it.
 
 python -m kdjax.convert net.pth net.safetensors --mean=imagenet --std=imagenet
 """

@@ -43,7 +43,7 @@ def build(
 
   Raises:
     ValueError: the name, the dtype, or an option is unknown; or what an import
-      path names is no such thing.
+      path names is neither.
   """
   models = _models()
   if name not in models and ':' not in name:

@@ -52,7 +52,7 @@ def html(
     comparison: the runs.
     rows: what `kdjax.report.significance.rows` returns.
     pictures: the figures, each with its PNG file.
-    notes: what is to be said beside the comparison's own notes.
+    notes: further notes beside the comparison's own.
 
   Returns:
     HTML that refers to nothing outside itself.

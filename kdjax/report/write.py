@@ -21,7 +21,7 @@ def write(
     data_dir: where the data are, if they have been moved.
 
   Returns:
-    The comparison as a table for a terminal, with what is to be said of it.
+    The comparison as a table for a terminal, with its footnotes.
 
   Raises:
     FileNotFoundError: a path does not exist.

@@ -248,7 +248,7 @@ class Checkpoints:
       raise ValueError(
         f'no checkpoint in {self._root} is sound, and nothing was changed:\n  '
         f'{reasons}\nPut a sound copy there, or remove {self._workdir} to '
-        'begin again'
+        'start again'
       )
     self._take_stock()
     return None
@@ -820,7 +820,7 @@ def _ignore_late_callbacks() -> None:
   def hook(unraisable: Any) -> None:
     late = str(unraisable.exc_value) == 'Event loop is closed'
     late |= inspect.iscoroutine(unraisable.object)
-    # A signal is no such thing.
+    # A signal is not among them.
     if not late or isinstance(unraisable.exc_value, KeyboardInterrupt):
       previous(unraisable)
 
@@ -861,7 +861,7 @@ def _restore_state(
       name: getattr(abstract, name) for name in saved if hasattr(abstract, name)
     }
     if len(fields) == len(saved):
-      # A field without arrays may be missing in a checkpoint of before.
+      # A field without arrays may be missing in an older checkpoint.
       state = cast(Any, like).replace(**checkpointer.restore(path, fields))
     else:
       state = checkpointer.restore(path, abstract)

@@ -1,4 +1,4 @@
-"""A network that exists already, wherever it comes from."""
+"""Pretrained networks: runs, exports and weight files."""
 
 import os
 import pathlib
@@ -322,7 +322,7 @@ def _load_weights(
 
 
 def _describe(path: pathlib.Path, found: weights.Imported) -> dict[str, Any]:
-  """Makes the card of others' weights, with `notes` for a person."""
+  """Makes the card of weights from another program, with notes to show."""
   known, shape, crop = found.normalization, None, _WHOLE
   names, notes = None, tuple[str, ...]()
   if path.is_dir():

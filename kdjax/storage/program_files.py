@@ -41,7 +41,7 @@ def write(path: pathlib.Path, program: bytes, card: Mapping[str, Any]) -> None:
 
   Args:
     path: the program's file; its card is beside it.
-    program: what is to be in it.
+    program: the content of the file.
     card: what is known of its network, as JSON.
 
   Raises:

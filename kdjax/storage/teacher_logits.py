@@ -1,4 +1,4 @@
-"""The teacher's logits of a run, kept on disk and replayed by other runs.
+"""A cache of the teacher's logits of a run, replayed by other runs.
 
 Which example comes when, its crop and its flip are pure functions of (seed,
 epoch, position), so all runs with one seed and recipe show the teacher the same
@@ -86,7 +86,7 @@ class Replay:
       At least so many steps, float32 `[steps, batch, classes]`.
 
     Raises:
-      ValueError: what is kept is damaged, or was made from other images.
+      ValueError: the cache is damaged, or was made from other images.
     """
     path = self._directory / f'epoch_{number:04d}.npz'
     if path.exists():
@@ -94,7 +94,7 @@ class Replay:
       if len(logits) >= steps:
         return logits.astype(np.float32)
     logits = compute().astype(self._dtype)
-    # NumPy knows no bfloat16: its bits are kept.
+    # NumPy has no bfloat16: its bits are stored.
     bits = logits.view(np.uint16) if self._dtype.itemsize == 2 else logits
     about = self._shard(number, seen) | {'sha256': _sha256(bits.tobytes())}
     with atomic.replacing(path) as file:

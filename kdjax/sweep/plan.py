@@ -244,7 +244,7 @@ def _draw(
     or (scale == 'log' and low <= 0)
   ):
     raise ValueError(
-      f'{field} is to be drawn from ({low!r}, {high!r}, {scale!r}): expected '
+      f'{field} is drawn from ({low!r}, {high!r}, {scale!r}): expected '
       "(low, high), finite numbers, or (low, high, 'log') with low above 0"
     )
   if scale == 'log':

@@ -79,7 +79,7 @@ def write(path: pathlib.Path, content: bytes) -> None:
 
   Args:
     path: where it will be.
-    content: all that is to be in it.
+    content: the whole content of the file.
 
   Raises:
     OSError: it cannot be written; what was at `path` is still there.

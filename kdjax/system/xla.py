@@ -50,7 +50,7 @@ class CompilerError(RuntimeError):
 def setup() -> None:
   """Prepares the process; for commands, before they use a device.
 
-  Compiled programs are kept in the user's cache directory
+  Compiled programs are cached in the user's cache directory
   (`$XDG_CACHE_HOME/kdjax`, or `~/.cache/kdjax`), unless JAX is told of another
   (`JAX_COMPILATION_CACHE_DIR`) or to keep none
   (`JAX_ENABLE_COMPILATION_CACHE=false`).

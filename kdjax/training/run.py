@@ -33,8 +33,8 @@ class Run(NamedTuple):
     initial: the student's initial weights, if they are not random; None as well
       of a run that has begun where these are gone.
     teacher: its teacher, if its method needs one.
-    replay: where the teacher's logits for it are kept, if they are not to be
-      computed in each step.
+    replay: the cache of the teacher's logits; None if they are computed in
+      each step.
   """
 
   config: ml_collections.ConfigDict

@@ -79,7 +79,7 @@ class Session:
   def check_accuracy(
     self, teacher: teacher_lib.Teacher, dataset: data.Dataset, batch_size: int
   ) -> None:
-    """Measures a teacher that comes from elsewhere, once for all runs.
+    """Measures a pretrained teacher from another source, once for all runs.
 
     Args:
       teacher: the teacher.

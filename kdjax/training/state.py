@@ -98,7 +98,7 @@ def create_state(
     optimizer: the optimiser.
     images: shape of the images, `[views · batch, height, width, channels]`.
     teacher: the teacher, if the method needs one; or the shapes of its Outputs,
-      where these are known already.
+      where these are precomputed.
     ema: whether to keep moving averages of the student's variables.
     initial: initial `params` and `batch_stats` of the student; random
       where it lacks something.

@@ -38,7 +38,7 @@ class Teacher(NamedTuple):
       checkpoint `step`, `validation_accuracy`, `data_digest`, `class_names` and
       `image_shape`. That of an ensemble has `members`, the report of each, and
       `mean` and `std` only there; that of known logits has next to nothing.
-    logits: those that are known, if there is no network.
+    logits: precomputed logits, if there is no network.
     members: those of an ensemble.
     assumed: what of the network neither its source nor the configuration says:
       'normalization', 'stem', both or nothing.
@@ -162,7 +162,7 @@ def _load_logits(
   names: Sequence[str],
   assumed: Mapping[str, Any] | None,
 ) -> Teacher:
-  """Loads logits that are known already."""
+  """Loads precomputed logits."""
   if names:
     raise ValueError(
       f'{path} holds the logits of a teacher, and the method needs its '

@@ -203,11 +203,11 @@ def check_asked(teacher: Teacher, config: ml_collections.ConfigDict) -> None:
 def check_accuracy(
   teacher: Teacher, dataset: data.Dataset, batch_size: int
 ) -> None:
-  """Measures a teacher that comes from elsewhere before it teaches.
+  """Measures the accuracy of a pretrained teacher from another source.
 
   Args:
-    teacher: the teacher. Of an ensemble also each member is measured that
-      comes from elsewhere: the others may outvote it.
+    teacher: the teacher. Of an ensemble each member from another source is
+      measured too: the others may outvote it.
     dataset: the data set, of whose validation images at most 1,000 are used; of
       the training images where there are none, or where those are all that the
       teacher has logits of.

@@ -339,7 +339,7 @@ def _find_replay(run: Run) -> Replay | None:
     'batch_size': config.train.batch_size,
     'crop_padding': config.data.crop_padding,
     'flip': config.data.flip,
-    # Only where they are set: replays of before have no such fields.
+    # Only where they are set: older caches have no such fields.
     **{
       field: value
       for field in compiled.AUGMENTATIONS

@@ -181,7 +181,7 @@ def test_fields_and_values_that_are_none_are_refused(field, values, message):
 )
 def test_bounds_that_make_no_sense_are_refused(bounds):
   stage = sweep.stage('wrong', random={'train.momentum': bounds}, samples=1)
-  with pytest.raises(ValueError, match=r'train\.momentum is to be drawn'):
+  with pytest.raises(ValueError, match=r'train\.momentum is drawn'):
     runs(stage)
 
 

@@ -372,7 +372,7 @@ def _list(root: str, split: str, classes: Iterable[str]) -> _Images:
 
 
 def _check_no_split(folder: str, files: Sequence[str]) -> None:
-  """Checks that the folder of a class does not hold splits in their turn."""
+  """Checks that the folder of a class does not itself hold splits."""
   parts = [file.split(os.sep)[:-1] for file in files if os.sep in file]
   wrong = [
     os.path.join(folder, *names)
