@@ -71,6 +71,8 @@ def test_every_file_is_valid_and_tells_its_command(file):
     ('quickstart_sweep', 'comparison', [9]),
     ('quickstart_sweep', 'tuning', [10, 10]),
     ('sweep', 'comparison', [15]),
+    ('sweep', 'published_sum', [15]),
+    ('sweep', 'few_images', [15]),
     ('sweep', 'tuning', [10, 10]),
     ('sweep', 'tuned', [10, 10, 5, 15]),
     ('sweep', 'reduced', [4, 5, 3, 15]),
