@@ -69,7 +69,7 @@ def get_config(variant: str = 'comparison') -> ml_collections.ConfigDict:
     config.seeds = (0, 1, 2, 3, 4)
     config.stages = (sweep.comparison(),)
     if variant == 'few_images':
-      config.run.teacher.path = 'runs/sweep_published_sum/teacher_adam'
+      config.run.teacher.path = 'runs/sweep-published_sum/teacher_adam'
       method.response.alpha = 0.9
       config.run.data.train_fraction = 0.1
       config.run.train.epochs = 100
