@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from kdjax import losses
-from kdjax.models import cpu_conv, cpu_pool, norm, sums
+from kdjax.models import batch_norm, cpu_conv, cpu_pool, sums
 from kdjax.system import xla
 
 cpu_only = pytest.mark.skipif(
@@ -138,7 +138,7 @@ def a_batch_norm(rng, dtype):
 
   def gradients(x, scale, bias, ct):
     def apply(x, scale, bias):
-      return norm.batch_norm(x.astype(jnp.float32), scale, bias, 1e-2)
+      return batch_norm.batch_norm(x.astype(jnp.float32), scale, bias, 1e-2)
 
     y, pull_back = jax.vjp(apply, x, scale, bias)
     return y, pull_back((ct, jnp.zeros_like(scale), jnp.zeros_like(scale)))
