@@ -639,13 +639,16 @@ def _check_data(config: ConfigDict) -> None:
       ('teacher.head', teacher.head == 'fresh'),
       # Which examples take the place of others is not known then.
       ('data.corrupt', data.streaming and data.corrupt == 'skip'),
+      # Its logits are those of single images.
+      ('data.mixup', data.mixup),
+      ('data.cutmix', data.cutmix),
     ):
       if wrong:
         section, key = field.split('.')
         raise ValueError(
           f'config.{field} is {config[section][key]!r}, which cannot be with a '
           f'teacher that is a file of logits ({teacher.path})'
-          + (' and data that are streamed' if section == 'data' else '')
+          + (' and data that are streamed' if key == 'corrupt' else '')
         )
   if data.random_resized_crop and not (
     data.streaming and data.image_size and not data.crop_padding

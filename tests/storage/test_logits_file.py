@@ -473,6 +473,8 @@ def test_what_is_better_than_guessing_depends_on_the_classes(
     ({'method.name': 'feature'}, 'the method needs its features stage1, stag'),
     ({'teacher.replay': 'there'}, "teacher.replay is 'there', which cannot be"),
     ({'teacher.head': 'fresh'}, "teacher.head is 'fresh', which cannot be"),
+    ({'data.mixup': 1.0}, 'data.mixup is 1.0, which cannot be with a teacher'),
+    ({'method.name': 'crld'}, 'crld trains on 2 views of each image'),
     (
       {'data.corrupt': 'skip', 'data.streaming': True},
       "data.corrupt is 'skip', which .* logits .* and data that are streamed",
