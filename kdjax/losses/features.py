@@ -251,8 +251,8 @@ def ickd(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
   G is the Gram matrix of the channels over the positions, `[channels,
   channels]`, n divides each row by its norm. The published weight is 2.5.
 
-  Liu et al., 2022, https://arxiv.org/abs/2202.03680. Memory: batch × channels²
-  floats.
+  Liu et al., 2022, https://arxiv.org/abs/2202.03680. Computed without the Gram
+  matrices, in batch × positions² floats.
 
   Args:
     student_feature: `[batch, height, width, channels]`, after its connector.
@@ -273,12 +273,28 @@ def ickd(student_feature: jax.Array, teacher_feature: jax.Array) -> jax.Array:
     'student_feature', student, 'teacher_feature', teacher
   )
 
-  def correlate(x: jax.Array) -> jax.Array:
-    x = x.reshape(len(x), -1, x.shape[-1])
-    return _arrays.unit(_products('bpc,bpd->bcd', x, x))
+  student, teacher = (
+    x.reshape(len(x), -1, x.shape[-1]) for x in (student, teacher)
+  )
 
-  difference = correlate(student) - correlate(teacher)
-  return jnp.square(difference).sum(axis=(1, 2)) / student.shape[-1]
+  def products(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Inner products of the rows of two Gram matrices, `[batch, channels]`.
+
+    By way of `[positions, positions]`, which are fewer than channels².
+    """
+    between = _products('bpc,bqc->bpq', a, b)
+    return (a * _products('bpq,bqc->bpc', between, b)).sum(axis=1)
+
+  ours, theirs = products(student, student), products(teacher, teacher)
+  both = (ours > 0) & (theirs > 0)
+  scale = jnp.sqrt(jnp.where(both, ours, 1.0)) * jnp.sqrt(
+    jnp.where(both, theirs, 1.0)
+  )
+  # |n(g_s) - n(g_t)|², of which a row of zeros has the norm 0.
+  cosine = jnp.where(both, products(student, teacher) / scale, 0.0)
+  present = (ours > 0).astype(jnp.float32) + (theirs > 0).astype(jnp.float32)
+  squares = present - 2 * cosine
+  return squares.sum(axis=1) / student.shape[-1]
 
 
 def ofd(
