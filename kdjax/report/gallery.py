@@ -3,7 +3,7 @@
 import io
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,7 +12,7 @@ from kdjax import config as config_lib
 from kdjax.report import collect, feature_maps, figures, significance
 from kdjax.report.collect import Comparison, Group
 
-_MOST_CURVES = 8
+_MOST_CURVES = 12
 _MOST_IMAGES = 8
 
 
@@ -83,7 +83,7 @@ def _all(
         f'the best setting of {method}',
         'not all of its settings have a validation accuracy to choose by',
       )
-  yield from _learning_curves(finished, best)
+  yield from _learning_curves(finished, best, comparison.teacher)
   yield from _tuning(comparison)
   images, class_names, reason = _test_images(comparison, data_dir)
   yield from _classes(comparison, best, class_names)
@@ -99,14 +99,19 @@ def _all(
 
 
 def _learning_curves(
-  groups: Sequence[Group], best: dict[str, Group]
+  groups: Sequence[Group],
+  best: dict[str, Group],
+  teacher: dict[str, Any] | None,
 ) -> Iterator[Exhibit | Missing]:
   few = len(groups) <= _MOST_CURVES
   shown = list(groups if few else best.values())
   which = '' if few else ' Of each method the setting that validates best.'
-  for key, what, scale, ylabel in (
-    ('accuracy', 'validation accuracy', 100, 'validation accuracy (%)'),
-    ('loss', 'validation NLL', 1, 'validation NLL (nats)'),
+  # What the teacher's loss is on the validation split is not recorded.
+  reached = teacher['validation_accuracy'] if teacher else None
+  reached = None if reached is None else 100 * reached
+  for key, what, scale, unit, line in (
+    ('accuracy', 'validation accuracy', 100, '%', reached),
+    ('loss', 'validation NLL', 1, 'nats', None),
   ):
     title = f'{what} over training'
     curves = {
@@ -118,8 +123,11 @@ def _learning_curves(
       yield Exhibit(
         title.replace(' ', '_').lower(),
         title,
-        f'Mean over seeds; bands are ± 1 sample standard deviation.{which}',
-        figures.learning_curves(curves, ylabel=ylabel),
+        'Mean over seeds; bands are ± 1 sample standard deviation. What lies '
+        f'beyond the axis belongs to the first half.{which}',
+        figures.learning_curves(
+          curves, ylabel=f'{what} ({unit})', teacher=line
+        ),
       )
     else:
       yield Missing(title, 'no run has logged a validation')
@@ -163,6 +171,10 @@ def _tuning(comparison: Comparison) -> Iterator[Exhibit | Missing]:
       yield Missing(
         f'the tuning of {method}',
         'there are no validation images, and the test split chooses nothing',
+      )
+    elif not any(map(significance.validation_accuracy, groups)):
+      yield Missing(
+        f'the tuning of {method}', 'no run has a validation accuracy'
       )
     elif fields == numeric and len(fields) == 2 and _is_grid(groups, fields):
       yield _heat_map(method, groups, fields)
