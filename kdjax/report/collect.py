@@ -324,6 +324,7 @@ def _group(
 ) -> tuple[Group, ...]:
   """Groups runs by their settings; leaves out copies."""
   found: dict[frozenset[Any], dict[int, Run | Diverged]] = {}
+  groups: dict[frozenset[Any], Group] = {}
   for run in runs:
     settings = _settings(run)
     seed = settings.pop('seed')
@@ -333,36 +334,31 @@ def _group(
     by_seed = found.setdefault(key, {})
     if seed in by_seed:
       left_out.append((run.path, f'same as {by_seed[seed].path}'))
-    else:
-      by_seed[seed] = run
-  groups = []
-  for by_seed in found.values():
-    ordered = [run for _, run in sorted(by_seed.items())]
-    settings = _settings(ordered[0])
-    del settings['seed']
-    groups.append(
-      Group(
-        label='',
-        method=settings['method.name'],
-        settings=settings,
-        runs=tuple(run for run in ordered if isinstance(run, Run)),
-        diverged=tuple(run for run in ordered if isinstance(run, Diverged)),
-      )
+      continue
+    by_seed[seed] = run
+    ordered = [by_seed[seed] for seed in sorted(by_seed)]
+    groups[key] = Group(
+      label='',
+      method=settings['method.name'],
+      settings=settings,
+      runs=tuple(run for run in ordered if isinstance(run, Run)),
+      diverged=tuple(run for run in ordered if isinstance(run, Diverged)),
     )
   labelled = []
   # Scratch first: the others are compared with it.
   for method in sorted(
-    {group.method for group in groups}, key=lambda name: (name != SCRATCH, name)
+    {group.method for group in groups.values()},
+    key=lambda name: (name != SCRATCH, name),
   ):
-    same_method = [group for group in groups if group.method == method]
-    fields = varying(same_method)
-    same_method.sort(
+    members = [group for group in groups.values() if group.method == method]
+    fields = varying(members)
+    members.sort(
       key=lambda group: [
         _sortable(group.settings.get(field)) for field in fields
       ]
     )
     labelled += [
-      group._replace(label=_label(group, fields)) for group in same_method
+      group._replace(label=_label(group, fields)) for group in members
     ]
   return tuple(labelled)
 
@@ -380,34 +376,32 @@ def _label(group: Group, fields: Sequence[str]) -> str:
 
 def _recipe_notes(groups: Sequence[Group]) -> Iterator[str]:
   """Says where methods were not trained and measured alike."""
-  for field in varying(groups):
-    if is_recipe(field):
-      values: dict[str, list[Any]] = {}
-      for group in groups:
-        value = group.settings.get(field)
-        if value not in values.setdefault(group.method, []):
-          values[group.method].append(value)
-      alike = {frozenset(map(_hashable, found)) for found in values.values()}
-      if len(alike) > 1:
-        shown = '; '.join(
-          f'{method} has {", ".join(map(show, found))}'
-          for method, found in values.items()
-        )
-        yield f'not the same recipe: {field}: {shown}'
+  for field in filter(is_recipe, varying(groups)):
+    # A dict for the order of values.
+    values: dict[str, dict[Any, str]] = {}
+    for group in groups:
+      value = group.settings.get(field)
+      shown = values.setdefault(group.method, {})
+      shown[_hashable(value)] = show(value)
+    if len({frozenset(found) for found in values.values()}) > 1:
+      listed = '; '.join(
+        f'{method} has {", ".join(found.values())}'
+        for method, found in values.items()
+      )
+      yield f'not the same recipe: {field}: {listed}'
 
 
 def _machine_notes(runs: Sequence[Run]) -> Iterator[str]:
   """Says where runs did not have the same machine or libraries."""
+  results = [run.result for run in runs]
   facts = {
-    'device': [run.result['device'] for run in runs],
-    'platform': [run.result['platform'] for run in runs],
-    **{
-      f'version of {package}': [
-        run.result['versions'].get(package) for run in runs
-      ]
-      for package in ('kdjax', 'jax')
-    },
+    'device': [result['device'] for result in results],
+    'platform': [result['platform'] for result in results],
   }
+  for package in ('kdjax', 'jax'):
+    facts[f'version of {package}'] = [
+      result['versions'].get(package) for result in results
+    ]
   for what, values in facts.items():
     counts = collections.Counter(values)
     if len(counts) > 1:
