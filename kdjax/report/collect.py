@@ -17,33 +17,20 @@ SCRATCH = 'scratch'
 
 
 class Run(NamedTuple):
-  """A finished run.
-
-  Attributes:
-    path: its directory.
-    result: the content of its `result.json`.
-    records: the lines of its `metrics.jsonl`.
-    predictions: the arrays of its `predictions.npz`; None if it has none.
-  """
+  """A finished run."""
 
   path: pathlib.Path
-  result: dict[str, Any]
-  records: list[dict[str, Any]]
-  predictions: dict[str, np.ndarray] | None
+  result: dict[str, Any]  # `result.json`
+  records: list[dict[str, Any]]  # The lines of `metrics.jsonl`.
+  predictions: dict[str, np.ndarray] | None  # `predictions.npz`, if it has one.
 
 
 class Diverged(NamedTuple):
-  """A run whose loss is no longer finite.
-
-  Attributes:
-    path: its directory.
-    config: the content of its `config.json`.
-    step: the last step that it logged.
-  """
+  """A run whose loss is no longer finite."""
 
   path: pathlib.Path
-  config: dict[str, Any]
-  step: int
+  config: dict[str, Any]  # `config.json`
+  step: int  # The last one that it logged.
 
 
 class Group(NamedTuple):

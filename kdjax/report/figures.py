@@ -38,7 +38,11 @@ _NONE: dict[str, Any] = {
   'edgecolor': '0.4',
   'hatch': '////',
 }
-_CENTRED: dict[str, Any] = {'ha': 'center', 'va': 'center'}
+_FRAME: dict[str, Any] = {
+  'facecolor': 'none',
+  'edgecolor': 'black',
+  'linewidth': 2,
+}
 
 _style = matplotlib.rc_context(
   {
@@ -158,7 +162,7 @@ def tuning_curve(
   axes.errorbar(
     x,
     mean,
-    _bars(std),
+    std if np.isfinite(std).any() else None,
     label=_seeds(list(map(len, accuracies))),
     color='0.3',
     marker='o',
@@ -211,28 +215,19 @@ def heat_map(
   axes.tick_params(length=0)
   axes.patch.set(**_NONE)
   best = np.nanmax(percent)
-  frame: dict[str, Any] = {
-    'facecolor': 'none',
-    'edgecolor': 'black',
-    'linewidth': 2,
-  }
   for (row, column), value in np.ndenumerate(percent):
     if np.isnan(value):
       continue
-    axes.text(
-      column,
-      row,
-      f'{value:.1f}',
-      color=_ink(image, value),
-      weight='bold' if value == best else 'normal',
-      **_CENTRED,
-    )
+    weight = 'bold' if value == best else 'normal'
+    _write(axes, image, (row, column), f'{value:.1f}', weight=weight)
     if value == best:
-      cell = patches.Rectangle((column - 0.5, row - 0.5), 1, 1, **frame)
-      cell.set(zorder=3, clip_on=False)
-      axes.add_patch(cell)
+      axes.add_patch(
+        patches.Rectangle(
+          (column - 0.5, row - 0.5), 1, 1, zorder=3, clip_on=False, **_FRAME
+        )
+      )
   figure.colorbar(image, ax=axes, label='validation accuracy (%)')
-  handles = {'best': patches.Patch(**frame)}
+  handles = {'best': patches.Patch(**_FRAME)}
   if np.isnan(percent).any():
     handles['no result'] = patches.Patch(**_NONE)
   figure.legend(
@@ -270,8 +265,8 @@ def per_class_accuracy(
   figure = _figure(panels * ((1.4 if panels > 1 else 2.4) + longest))
   grid = figure.subplots(panels, sharey=True, squeeze=False)[:, 0]
   for panel, axes in enumerate(grid):
-    first = panel * per_panel
-    names = class_names[first : first + per_panel]
+    shown = slice(panel * per_panel, (panel + 1) * per_panel)
+    names = class_names[shown]
     _plain(axes)
     axes.set_ylabel('accuracy (%)')
     axes.set_xlim(-0.5, per_panel - 0.5)
@@ -280,18 +275,14 @@ def per_class_accuracy(
     for place in range(0, len(names), 2):
       axes.axvspan(place - 0.5, place + 0.5, color='0.95', zorder=0)
     for index, values in enumerate(accuracies.values()):
-      mean, std = 100 * np.stack(
-        _mean_and_std(values[:, first : first + per_panel])
-      )
-      bars = _bars(std)
-      if bars is not None:
-        # No accuracy lies beyond these.
-        bars = np.minimum([std, std], np.maximum([mean, 100 - mean], 0))
+      mean, std = 100 * np.stack(_mean_and_std(values[:, shown]))
+      # No accuracy lies beyond 0 and 100 %; NaN is no bar.
+      bars = np.minimum(std, np.maximum([mean, 100 - mean], 0))
       offset = 0.8 * ((index + 0.5) / len(accuracies) - 0.5)
       axes.errorbar(
         np.arange(len(names)) + offset,
         mean,
-        bars,
+        bars if np.isfinite(std).any() else None,
         label=labels[index],
         linestyle='',
         elinewidth=0.8,
@@ -367,7 +358,7 @@ def confusion_matrices(
       for (row, column), value in np.ndenumerate(percent):
         if value > 0:
           text = f'{value:.0f}' if value >= 0.5 else '<1'
-          axes.text(column, row, text, color=_ink(image, value), **_CENTRED)
+          _write(axes, image, (row, column), text)
   figure.colorbar(
     image,
     ax=grid.tolist(),
@@ -397,12 +388,12 @@ def disagreements(
     The images in rows, with the three names under each and a tick at those that
     are right.
   """
-  captions = []
-  for truth, *predicted in zip(labels, student, teacher, strict=True):
-    lines = [f'true: {_shorten(truth)}']
-    for who, name in zip(('student', 'teacher'), predicted, strict=True):
-      lines.append(f'{who}: {_shorten(name)}{" ✓" if name == truth else ""}')
-    captions.append('\n'.join(lines))
+  captions = [
+    f'true: {_shorten(truth)}\n'
+    f'student: {_shorten(ours)}{" ✓" * (ours == truth)}\n'
+    f'teacher: {_shorten(theirs)}{" ✓" * (theirs == truth)}'
+    for truth, ours, theirs in zip(labels, student, teacher, strict=True)
+  ]
   widest = max(
     _text_width(line) for text in captions for line in text.splitlines()
   )
@@ -525,10 +516,26 @@ def _name_ticks(axis: Axis, names: Sequence[str], room: float) -> None:
   )
 
 
-def _ink(image: AxesImage, value: float) -> str:
-  """Returns the colour of text that can be read on the shade of a value."""
-  red, green, blue, _ = image.to_rgba(np.asarray(value))
-  return 'white' if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else 'black'
+def _write(
+  axes: Axes,
+  image: AxesImage,
+  cell: tuple[int, ...],
+  text: str,
+  weight: str = 'normal',
+) -> None:
+  """Writes into a cell of a map, in a colour that can be read on its shade."""
+  row, column = cell
+  red, green, blue, _ = image.to_rgba(np.asarray(image.get_array())[cell])
+  dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+  axes.text(
+    column,
+    row,
+    text,
+    color='white' if dark else 'black',
+    weight=weight,
+    ha='center',
+    va='center',
+  )
 
 
 def _show_image(axes: Axes, image: np.ndarray) -> None:
@@ -623,8 +630,3 @@ def _is_logarithmic(x: np.ndarray) -> bool:
   if x[0] <= 0 or x[-1] < 10 * x[0]:
     return False
   return unevenness(np.log(x)) <= unevenness(x)
-
-
-def _bars(std: np.ndarray) -> np.ndarray | None:
-  """Returns the lengths of error bars; None where there are none."""
-  return std if np.isfinite(std).any() else None
