@@ -250,23 +250,22 @@ def _part(
   finished: Sequence[Run], left_out: list[tuple[pathlib.Path, str]]
 ) -> tuple[list[Run], dict[str, Any] | None, Run | None]:
   """Parts students from the run that trained their teacher, which all share."""
-  taught_by = [run.result['teacher'] for run in finished]
+  teachers = [
+    run.result['teacher'] for run in finished if run.result['teacher']
+  ]
   members = {
     member['digest']
-    for teacher in taught_by
-    if teacher
+    for teacher in teachers
     for member in teacher.get('members', ())
   }
-  digests = members | {teacher['digest'] for teacher in taught_by if teacher}
+  digests = members | {teacher['digest'] for teacher in teachers}
   students = [run for run in finished if not _weights(run) & digests]
-  taught = {
-    run.path: run.result['teacher'] for run in students if run.result['teacher']
-  }
+  taught = [run for run in students if run.result['teacher']]
   _check_same(
     'teacher',
-    {path: {'digest': teacher['digest']} for path, teacher in taught.items()},
+    {run.path: {'digest': run.result['teacher']['digest']} for run in taught},
   )
-  teacher = next(iter(taught.values()), None)
+  teacher = taught[0].result['teacher'] if taught else None
   teacher_run = None
   for run in finished:
     if not _weights(run) & digests:

@@ -184,8 +184,8 @@ def _values(groups: Sequence[Group], field: str) -> list[float]:
 
 
 def _is_grid(groups: Sequence[Group], fields: Sequence[str]) -> bool:
-  sizes = [len(_values(groups, field)) for field in fields]
-  return min(sizes) > 1 and len(groups) == sizes[0] * sizes[1]
+  rows, columns = (len(_values(groups, field)) for field in fields)
+  return min(rows, columns) > 1 and len(groups) == rows * columns
 
 
 def _heat_map(
