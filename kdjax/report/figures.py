@@ -85,7 +85,7 @@ def learning_curves(
     in the second half of the epochs, so that small differences are seen.
   """
   title, labels = _with_seeds(
-    {label: len(values) for label, (_, values) in curves.items()}
+    {label: values for label, (_, values) in curves.items()}
   )
   figure = _figure(3.3)
   axes = figure.add_subplot(xlabel='epoch', ylabel=ylabel)
@@ -255,9 +255,7 @@ def per_class_accuracy(
     deviation, cut at 0 and 100 %, where there are several. Many classes are
     spread over several panels.
   """
-  title, labels = _with_seeds(
-    {label: len(values) for label, values in accuracies.items()}
-  )
+  title, labels = _with_seeds(accuracies)
   panels = math.ceil(len(class_names) / 34)
   per_panel = math.ceil(len(class_names) / panels)
   class_names = [_shorten(name) for name in class_names]
@@ -300,7 +298,7 @@ def confusion_matrices(
   """Draws confusion matrices on one scale.
 
   Args:
-    class_names: name of each class.
+    class_names: their names.
     matrices: for each label the share of each true class (rows) that was taken
       for each class (columns), from 0 to 1, `[classes, classes]`; NaN for a
       class without examples.
@@ -599,12 +597,16 @@ def _seeds(counts: Collection[int]) -> str:
   return f'mean ± std of {high if low == high else f"{low} to {high}"} seeds'
 
 
-def _with_seeds(counts: Mapping[str, int]) -> tuple[str | None, list[str]]:
+def _with_seeds(
+  series: Mapping[str, Sequence[Any] | np.ndarray],
+) -> tuple[str | None, list[str]]:
   """Returns a legend's title and labels that say how many seeds each has."""
-  if len(set(counts.values())) == 1:
-    return _seeds(counts.values()), list(counts)
+  counts = [len(runs) for runs in series.values()]
+  if len(set(counts)) == 1:
+    return _seeds(counts), list(series)
   return None, [
-    f'{label}; {_seeds([count])}' for label, count in counts.items()
+    f'{label}; {_seeds([count])}'
+    for label, count in zip(series, counts, strict=True)
   ]
 
 

@@ -293,6 +293,8 @@ def test_disagreements_are_of_the_best_distilled_run(tmp_path, drawn):
   write_run(tmp_path / 'scratch', validation=0.9)
   exhibit(tmp_path)
   (shown,) = drawn['disagreements']
+  accuracy, loss = drawn['learning_curves']
+  assert (accuracy['teacher'], loss['teacher']) == (99.0, None)
   # Of images 0, 1 and 3 the teacher has the last one wrong.
   np.testing.assert_array_equal(shown['images'], IMAGES[[0, 1, 3]])
   assert shown['labels'] == ['zero', 'one', 'zero']
@@ -329,3 +331,10 @@ def test_a_run_that_agrees_with_its_teacher_has_no_disagreements(
   assert 'teacher disagree: they agree on all' in notes[0]
   assert 'they classify no test image right together' in notes[1]
   assert 'disagreements' not in drawn
+
+
+def test_without_the_teachers_logits_no_images_are_chosen(tmp_path, drawn):
+  write_run(tmp_path / 'a', 'feature', predictions=predictions((0, 1, 1, 0)))
+  _, notes = exhibit(tmp_path)
+  assert len(notes) == 2
+  assert all("the teacher's logits of them are not known" in n for n in notes)
