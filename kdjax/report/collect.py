@@ -17,33 +17,20 @@ SCRATCH = 'scratch'
 
 
 class Run(NamedTuple):
-  """A finished run.
-
-  Attributes:
-    path: its directory.
-    result: the content of its `result.json`.
-    records: the lines of its `metrics.jsonl`.
-    predictions: the arrays of its `predictions.npz`; None if it has none.
-  """
+  """A finished run."""
 
   path: pathlib.Path
-  result: dict[str, Any]
-  records: list[dict[str, Any]]
-  predictions: dict[str, np.ndarray] | None
+  result: dict[str, Any]  # `result.json`
+  records: list[dict[str, Any]]  # The lines of `metrics.jsonl`.
+  predictions: dict[str, np.ndarray] | None  # `predictions.npz`, if it has one.
 
 
 class Diverged(NamedTuple):
-  """A run whose loss is no longer finite.
-
-  Attributes:
-    path: its directory.
-    config: the content of its `config.json`.
-    step: the last step that it logged.
-  """
+  """A run whose loss is no longer finite."""
 
   path: pathlib.Path
-  config: dict[str, Any]
-  step: int
+  config: dict[str, Any]  # `config.json`
+  step: int  # The last one that it logged.
 
 
 class Group(NamedTuple):
@@ -269,23 +256,22 @@ def _part(
   finished: Sequence[Run], left_out: list[tuple[pathlib.Path, str]]
 ) -> tuple[list[Run], dict[str, Any] | None, Run | None]:
   """Parts students from the run that trained their teacher, which all share."""
-  taught_by = [run.result['teacher'] for run in finished]
+  teachers = [
+    run.result['teacher'] for run in finished if run.result['teacher']
+  ]
   members = {
     member['digest']
-    for teacher in taught_by
-    if teacher
+    for teacher in teachers
     for member in teacher.get('members', ())
   }
-  digests = members | {teacher['digest'] for teacher in taught_by if teacher}
+  digests = members | {teacher['digest'] for teacher in teachers}
   students = [run for run in finished if not _weights(run) & digests]
-  taught = {
-    run.path: run.result['teacher'] for run in students if run.result['teacher']
-  }
+  taught = [run for run in students if run.result['teacher']]
   _check_same(
     'teacher',
-    {path: {'digest': teacher['digest']} for path, teacher in taught.items()},
+    {run.path: {'digest': run.result['teacher']['digest']} for run in taught},
   )
-  teacher = next(iter(taught.values()), None)
+  teacher = taught[0].result['teacher'] if taught else None
   teacher_run = None
   for run in finished:
     if not _weights(run) & digests:
@@ -330,6 +316,7 @@ def _group(
 ) -> tuple[Group, ...]:
   """Groups runs by their settings; leaves out copies."""
   found: dict[frozenset[Any], dict[int, Run | Diverged]] = {}
+  groups: dict[frozenset[Any], Group] = {}
   for run in runs:
     settings = _settings(run)
     seed = settings.pop('seed')
@@ -339,36 +326,31 @@ def _group(
     by_seed = found.setdefault(key, {})
     if seed in by_seed:
       left_out.append((run.path, f'same as {by_seed[seed].path}'))
-    else:
-      by_seed[seed] = run
-  groups = []
-  for by_seed in found.values():
-    ordered = [run for _, run in sorted(by_seed.items())]
-    settings = _settings(ordered[0])
-    del settings['seed']
-    groups.append(
-      Group(
-        label='',
-        method=settings['method.name'],
-        settings=settings,
-        runs=tuple(run for run in ordered if isinstance(run, Run)),
-        diverged=tuple(run for run in ordered if isinstance(run, Diverged)),
-      )
+      continue
+    by_seed[seed] = run
+    ordered = [by_seed[seed] for seed in sorted(by_seed)]
+    groups[key] = Group(
+      label='',
+      method=settings['method.name'],
+      settings=settings,
+      runs=tuple(run for run in ordered if isinstance(run, Run)),
+      diverged=tuple(run for run in ordered if isinstance(run, Diverged)),
     )
   labelled = []
   # Scratch first: the others are compared with it.
   for method in sorted(
-    {group.method for group in groups}, key=lambda name: (name != SCRATCH, name)
+    {group.method for group in groups.values()},
+    key=lambda name: (name != SCRATCH, name),
   ):
-    same_method = [group for group in groups if group.method == method]
-    fields = varying(same_method)
-    same_method.sort(
+    members = [group for group in groups.values() if group.method == method]
+    fields = varying(members)
+    members.sort(
       key=lambda group: [
         _sortable(group.settings.get(field)) for field in fields
       ]
     )
     labelled += [
-      group._replace(label=_label(group, fields)) for group in same_method
+      group._replace(label=_label(group, fields)) for group in members
     ]
   return tuple(labelled)
 
@@ -386,34 +368,32 @@ def _label(group: Group, fields: Sequence[str]) -> str:
 
 def _recipe_notes(groups: Sequence[Group]) -> Iterator[str]:
   """Says where methods were not trained and measured alike."""
-  for field in varying(groups):
-    if is_recipe(field):
-      values: dict[str, list[Any]] = {}
-      for group in groups:
-        value = group.settings.get(field)
-        if value not in values.setdefault(group.method, []):
-          values[group.method].append(value)
-      alike = {frozenset(map(_hashable, found)) for found in values.values()}
-      if len(alike) > 1:
-        shown = '; '.join(
-          f'{method} has {", ".join(map(show, found))}'
-          for method, found in values.items()
-        )
-        yield f'not the same recipe: {field}: {shown}'
+  for field in filter(is_recipe, varying(groups)):
+    # A dict for the order of values.
+    values: dict[str, dict[Any, str]] = {}
+    for group in groups:
+      value = group.settings.get(field)
+      shown = values.setdefault(group.method, {})
+      shown[_hashable(value)] = show(value)
+    if len({frozenset(found) for found in values.values()}) > 1:
+      listed = '; '.join(
+        f'{method} has {", ".join(found.values())}'
+        for method, found in values.items()
+      )
+      yield f'not the same recipe: {field}: {listed}'
 
 
 def _machine_notes(runs: Sequence[Run]) -> Iterator[str]:
   """Says where runs did not have the same machine or libraries."""
+  results = [run.result for run in runs]
   facts = {
-    'device': [run.result['device'] for run in runs],
-    'platform': [run.result['platform'] for run in runs],
-    **{
-      f'version of {package}': [
-        run.result['versions'].get(package) for run in runs
-      ]
-      for package in ('kdjax', 'jax')
-    },
+    'device': [result['device'] for result in results],
+    'platform': [result['platform'] for result in results],
   }
+  for package in ('kdjax', 'jax'):
+    facts[f'version of {package}'] = [
+      result['versions'].get(package) for result in results
+    ]
   for what, values in facts.items():
     counts = collections.Counter(values)
     if len(counts) > 1:

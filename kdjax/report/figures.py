@@ -1,8 +1,8 @@
 """The figures of a report: functions from arrays to Matplotlib figures.
 
 All are as wide as a column of text, set in 8 points, and can be read in print
-without colour: series differ in marker, line and lightness, colour maps get
-steadily lighter or darker.
+without colour: series differ in marker and line too, colour maps get steadily
+lighter or darker. Arrays of one figure have to fit each other.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib import colors, font_manager, patches, textpath, ticker
+from matplotlib import colors, font_manager, patches, ticker
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
@@ -24,7 +24,11 @@ from kdjax.system import escape
 _WIDTH = 6.3  # inches
 _TEXT = 8.0  # points
 _LINE = 0.17  # inches from one line of text to the next
+_LETTER = 0.067  # inches, the mean width of a letter
 
+# Okabe and Ito's colours, less black and yellow. With four kinds of lines and
+# eight markers, twelve series differ in colour and line, twenty-four in all.
+_COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 _MARKERS = 'os^Dv*PX'
 _LINES = ('-', '--', '-.', ':')
 _MAP = 'cividis'
@@ -34,7 +38,11 @@ _NONE: dict[str, Any] = {
   'edgecolor': '0.4',
   'hatch': '////',
 }
-_CENTRED: dict[str, Any] = {'ha': 'center', 'va': 'center'}
+_FRAME: dict[str, Any] = {
+  'facecolor': 'none',
+  'edgecolor': 'black',
+  'linewidth': 2,
+}
 
 _style = matplotlib.rc_context(
   {
@@ -55,7 +63,10 @@ _style = matplotlib.rc_context(
 
 @_style
 def learning_curves(
-  curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, ylabel: str
+  curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+  *,
+  ylabel: str,
+  teacher: float | None = None,
 ) -> Figure:
   """Draws how a quantity develops over epochs, for several groups of runs.
 
@@ -66,29 +77,24 @@ def learning_curves(
     curves: for each label the epochs `[epochs]` and the values of each run
       `[runs, epochs]`, NaN where a run has none.
     ylabel: what the values are, with their unit.
+    teacher: the teacher's value, if it is known: a dashed line.
 
   Returns:
     A line for the mean over runs, and a band of ± one sample standard
-    deviation where there are at least two.
-
-  Raises:
-    ValueError: there are no curves, or shapes that do not fit.
+    deviation where there are at least two. The axis has the range of the means
+    in the second half of the epochs, so that small differences are seen.
   """
-  _check_some(curves, 'curves')
-  for label, (epochs, values) in curves.items():
-    _check_some(values, f'runs of {label}')
-    _check_some(epochs, f'epochs of {label}')
-    _check_shape(f'values of {label}', values, (None, len(epochs)))
   title, labels = _with_seeds(
-    {label: len(values) for label, (_, values) in curves.items()}
+    {label: values for label, (_, values) in curves.items()}
   )
-  figure = _figure(2.9)
+  figure = _figure(3.3)
   axes = figure.add_subplot(xlabel='epoch', ylabel=ylabel)
   _plain(axes)
   axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
+  late = [] if teacher is None else [np.array([teacher])]
   for index, (epochs, values) in enumerate(curves.values()):
     mean, std = _mean_and_std(values)
-    style = _series(index, len(curves))
+    style = _series(index)
     # Some ten markers on each line, no two lines' on the same epochs.
     every = math.ceil(len(epochs) / 10)
     axes.plot(
@@ -104,9 +110,16 @@ def learning_curves(
       mean - std,
       mean + std,
       color=style['color'],
-      alpha=0.2,
+      alpha=0.15,
       linewidth=0,
     )
+    late.append(mean[len(mean) // 2 :])
+  if teacher is not None:
+    axes.axhline(teacher, color='black', linestyle='--', label='teacher')
+  low, high = min(map(np.min, late)), max(map(np.max, late))
+  if low < high:
+    margin = 0.08 * (high - low)
+    axes.set_ylim(low - margin, high + margin)
   _legend(figure, axes, title)
   return figure
 
@@ -117,7 +130,7 @@ def tuning_curve(
   accuracies: Sequence[np.ndarray],
   *,
   xlabel: str,
-  chosen: float | None,
+  chosen: float,
 ) -> Figure:
   """Draws the validation accuracy over a hyperparameter.
 
@@ -125,79 +138,46 @@ def tuning_curve(
   logarithms are spaced more evenly than they are.
 
   Args:
-    values: the hyperparameter's values.
+    values: the hyperparameter's values, sorted.
     accuracies: at each value, the validation accuracies of its seeds, from 0 to
-      1, `[seeds]`; NaN, or none, for runs without one.
+      1, `[seeds]`.
     xlabel: the hyperparameter, with its unit if it has one.
     chosen: the value that was chosen, which is marked.
 
   Returns:
     A point for the mean at each value, with a bar of ± one sample standard
-    deviation where there are several seeds. A value without any accuracy has a
-    cross at the foot.
-
-  Raises:
-    ValueError: there are no values, not as many accuracies, no accuracy at all,
-      or `chosen` is none of the values.
+    deviation where there are several seeds.
   """
-  _check_some(values, 'values')
-  if len(values) != len(accuracies):
-    raise ValueError(
-      f'{len(values)} values and {len(accuracies)} arrays of accuracies: '
-      'expected as many'
-    )
-  if chosen is not None and chosen not in values:
-    raise ValueError(f'the chosen value {chosen} is none of {list(values)}')
-  order = np.argsort(values)
-  x = np.asarray(values, float)[order]
-  moments = [
-    _mean_and_std(np.asarray(accuracies[index], float)[:, np.newaxis])
-    for index in order
-  ]
-  mean, std = 100 * np.concatenate(moments, axis=1)
-  counts = [np.isfinite(each).sum() for each in accuracies]
-  if not any(counts):
-    raise ValueError('all accuracies are NaN: expected at least one number')
-
+  x = np.asarray(values, float)
+  mean, std = 100 * np.transpose(
+    [np.ravel(_mean_and_std(each[:, np.newaxis])) for each in accuracies]
+  )
   figure = _figure(2.6)
   axes = figure.add_subplot(xlabel=xlabel, ylabel='validation accuracy (%)')
   _plain(axes)
   if _is_logarithmic(x):
     axes.set_xscale('log')
     axes.xaxis.set_minor_locator(ticker.NullLocator())
+  axes.xaxis.set_major_formatter('{x:g}')
   axes.errorbar(
     x,
     mean,
-    _bars(std),
-    label=_seeds([count for count in counts if count]),
+    std if np.isfinite(std).any() else None,
+    label=_seeds(list(map(len, accuracies))),
     color='0.3',
     marker='o',
     capsize=3,
   )
-  missing = x[np.isnan(mean)]
-  if len(missing):
-    axes.plot(
-      missing,
-      np.zeros_like(missing),
-      transform=axes.get_xaxis_transform(),
-      label='no result',
-      color='black',
-      marker='x',
-      linestyle='',
-      clip_on=False,
-    )
-  if chosen is not None:
-    axes.plot(
-      chosen,
-      mean[x == chosen],
-      label=f'chosen: {chosen:g}',
-      color='black',
-      marker='o',
-      markersize=10,
-      markerfacecolor='none',
-      linestyle='',
-    )
-  _value_ticks(axes, x)
+  axes.plot(
+    chosen,
+    mean[x == chosen],
+    label=f'chosen: {chosen:g}',
+    color='black',
+    marker='o',
+    markersize=10,
+    markerfacecolor='none',
+    linestyle='',
+  )
   _legend(figure, axes)
   return figure
 
@@ -223,14 +203,8 @@ def heat_map(
   Returns:
     A map with each accuracy in per cent in its cell. The best cell is framed,
     or all that are equally good; a cell without an accuracy is hatched.
-
-  Raises:
-    ValueError: the shape does not fit, or there is no accuracy at all.
   """
-  _check_shape('accuracies', accuracies, (len(rows), len(columns)))
-  if not np.isfinite(accuracies).any():
-    raise ValueError('all accuracies are NaN: expected at least one number')
-  percent = 100 * np.asarray(accuracies, float)
+  percent = 100 * accuracies
   figure = _figure(max(2.3, 1.3 + 0.32 * len(rows)))
   axes = figure.add_subplot()
   image = axes.imshow(percent, cmap=_MAP, aspect='auto', interpolation='none')
@@ -241,28 +215,19 @@ def heat_map(
   axes.tick_params(length=0)
   axes.patch.set(**_NONE)
   best = np.nanmax(percent)
-  frame: dict[str, Any] = {
-    'facecolor': 'none',
-    'edgecolor': 'black',
-    'linewidth': 2,
-  }
   for (row, column), value in np.ndenumerate(percent):
     if np.isnan(value):
       continue
-    axes.text(
-      column,
-      row,
-      f'{value:.1f}',
-      color=_ink(image, value),
-      weight='bold' if value == best else 'normal',
-      **_CENTRED,
-    )
+    weight = 'bold' if value == best else 'normal'
+    _write(axes, image, (row, column), f'{value:.1f}', weight=weight)
     if value == best:
-      cell = patches.Rectangle((column - 0.5, row - 0.5), 1, 1, **frame)
-      cell.set(zorder=3, clip_on=False)
-      axes.add_patch(cell)
+      axes.add_patch(
+        patches.Rectangle(
+          (column - 0.5, row - 0.5), 1, 1, zorder=3, clip_on=False, **_FRAME
+        )
+      )
   figure.colorbar(image, ax=axes, label='validation accuracy (%)')
-  handles = {'best': patches.Patch(**frame)}
+  handles = {'best': patches.Patch(**_FRAME)}
   if np.isnan(percent).any():
     handles['no result'] = patches.Patch(**_NONE)
   figure.legend(
@@ -289,17 +254,8 @@ def per_class_accuracy(
     A point for the mean over runs, with a bar of ± one sample standard
     deviation, cut at 0 and 100 %, where there are several. Many classes are
     spread over several panels.
-
-  Raises:
-    ValueError: there are no accuracies, or shapes that do not fit.
   """
-  _check_some(accuracies, 'accuracies')
-  for label, values in accuracies.items():
-    _check_some(values, f'runs of {label}')
-    _check_shape(f'accuracies of {label}', values, (None, len(class_names)))
-  title, labels = _with_seeds(
-    {label: len(values) for label, values in accuracies.items()}
-  )
+  title, labels = _with_seeds(accuracies)
   panels = math.ceil(len(class_names) / 34)
   per_panel = math.ceil(len(class_names) / panels)
   class_names = [_shorten(name) for name in class_names]
@@ -307,8 +263,8 @@ def per_class_accuracy(
   figure = _figure(panels * ((1.4 if panels > 1 else 2.4) + longest))
   grid = figure.subplots(panels, sharey=True, squeeze=False)[:, 0]
   for panel, axes in enumerate(grid):
-    first = panel * per_panel
-    names = class_names[first : first + per_panel]
+    shown = slice(panel * per_panel, (panel + 1) * per_panel)
+    names = class_names[shown]
     _plain(axes)
     axes.set_ylabel('accuracy (%)')
     axes.set_xlim(-0.5, per_panel - 0.5)
@@ -317,22 +273,18 @@ def per_class_accuracy(
     for place in range(0, len(names), 2):
       axes.axvspan(place - 0.5, place + 0.5, color='0.95', zorder=0)
     for index, values in enumerate(accuracies.values()):
-      mean, std = 100 * np.stack(
-        _mean_and_std(values[:, first : first + per_panel])
-      )
-      bars = _bars(std)
-      if bars is not None:
-        # No accuracy lies beyond these.
-        bars = np.minimum([std, std], np.maximum([mean, 100 - mean], 0))
+      mean, std = 100 * np.stack(_mean_and_std(values[:, shown]))
+      # No accuracy lies beyond 0 and 100 %; NaN is no bar.
+      bars = np.minimum(std, np.maximum([mean, 100 - mean], 0))
       offset = 0.8 * ((index + 0.5) / len(accuracies) - 0.5)
       axes.errorbar(
         np.arange(len(names)) + offset,
         mean,
-        bars,
+        bars if np.isfinite(std).any() else None,
         label=labels[index],
         linestyle='',
         elinewidth=0.8,
-        **_series(index, len(accuracies)),
+        **_series(index),
       )
   grid[-1].set_xlabel('class')
   _legend(figure, grid[0], title)
@@ -346,7 +298,7 @@ def confusion_matrices(
   """Draws confusion matrices on one scale.
 
   Args:
-    class_names: name of each class.
+    class_names: their names.
     matrices: for each label the share of each true class (rows) that was taken
       for each class (columns), from 0 to 1, `[classes, classes]`; NaN for a
       class without examples.
@@ -355,14 +307,8 @@ def confusion_matrices(
     A panel for each matrix. Shades follow the square root of the share, so that
     rare errors are seen. With at most twenty classes each cell has its share in
     per cent, none where it is zero. A class without examples is hatched.
-
-  Raises:
-    ValueError: there are no matrices, or shapes that do not fit.
   """
-  _check_some(matrices, 'matrices')
   classes = len(class_names)
-  for label, matrix in matrices.items():
-    _check_shape(f'matrix of {label}', matrix, (classes, classes))
   class_names = [_shorten(name) for name in class_names]
   longest = max(map(_text_width, class_names))
   numbered = classes <= 20
@@ -410,7 +356,7 @@ def confusion_matrices(
       for (row, column), value in np.ndenumerate(percent):
         if value > 0:
           text = f'{value:.0f}' if value >= 0.5 else '<1'
-          axes.text(column, row, text, color=_ink(image, value), **_CENTRED)
+          _write(axes, image, (row, column), text)
   figure.colorbar(
     image,
     ax=grid.tolist(),
@@ -439,31 +385,13 @@ def disagreements(
   Returns:
     The images in rows, with the three names under each and a tick at those that
     are right.
-
-  Raises:
-    ValueError: there are no images, or shapes that do not fit.
   """
-  _check_some(images, 'images')
-  if images.ndim != 4:
-    raise ValueError(
-      f'images have shape {images.shape}: expected [count, height, width, '
-      'channels]'
-    )
-  for what, names in (
-    ('labels', labels),
-    ("student's predictions", student),
-    ("teacher's predictions", teacher),
-  ):
-    if len(names) != len(images):
-      raise ValueError(
-        f'{len(images)} images and {len(names)} {what}: expected as many'
-      )
-  captions = []
-  for truth, *predicted in zip(labels, student, teacher, strict=True):
-    lines = [f'true: {_shorten(truth)}']
-    for who, name in zip(('student', 'teacher'), predicted, strict=True):
-      lines.append(f'{who}: {_shorten(name)}{" ✓" if name == truth else ""}')
-    captions.append('\n'.join(lines))
+  captions = [
+    f'true: {_shorten(truth)}\n'
+    f'student: {_shorten(ours)}{" ✓" * (ours == truth)}\n'
+    f'teacher: {_shorten(theirs)}{" ✓" * (theirs == truth)}'
+    for truth, ours, theirs in zip(labels, student, teacher, strict=True)
+  ]
   widest = max(
     _text_width(line) for text in captions for line in text.splitlines()
   )
@@ -495,15 +423,7 @@ def feature_maps(
   Returns:
     A row for the student and one for the teacher. Both maps of a stage have one
     scale from black to white, whose ends are written under them.
-
-  Raises:
-    ValueError: there are no stages, or shapes that do not fit.
   """
-  _check_some(stages, 'stages')
-  _check_shape('image', image, (None, None, None))
-  for name, (student, teacher) in stages.items():
-    _check_shape(f'map of the student at {name}', student, (None, None))
-    _check_shape(f'map of the teacher at {name}', teacher, student.shape)
   columns = 4 if len(stages) <= 4 else 5
   rows = math.ceil(len(stages) / columns)
   side = 0.95 * _WIDTH / (columns + 1) - 0.1
@@ -572,11 +492,12 @@ def _legend(figure: Figure, axes: Axes, title: str | None = None) -> None:
   )
 
 
-def _series(index: int, count: int) -> dict[str, Any]:
-  """Returns marker and colour of one of several series, from dark to light."""
-  # Without the map's lightest end, which is hard to see on white.
-  shade = matplotlib.colormaps[_MAP](0.8 * index / max(count - 1, 1))
-  return {'color': shade, 'marker': _MARKERS[index % len(_MARKERS)]}
+def _series(index: int) -> dict[str, Any]:
+  """Returns marker and colour of one of several series."""
+  return {
+    'color': _COLOURS[index % len(_COLOURS)],
+    'marker': _MARKERS[index % len(_MARKERS)],
+  }
 
 
 def _name_ticks(axis: Axis, names: Sequence[str], room: float) -> None:
@@ -593,25 +514,26 @@ def _name_ticks(axis: Axis, names: Sequence[str], room: float) -> None:
   )
 
 
-def _value_ticks(axes: Axes, values: np.ndarray) -> None:
-  """Labels the values on the axis, less those that another is too close to."""
-  axes.autoscale_view()
-  points = np.stack([values, np.zeros_like(values)], axis=1)
-  places = (axes.transScale + axes.transLimits).transform(points)[:, 0]
-  kept: list[float] = []
-  end = -math.inf
-  for value, place in zip(values, 0.85 * _WIDTH * places, strict=True):
-    half = _text_width(f'{value:g}') / 2
-    if place - half > end + 0.05:
-      kept.append(value)
-      end = place + half
-  axes.set_xticks(kept, [f'{value:g}' for value in kept])
-
-
-def _ink(image: AxesImage, value: float) -> str:
-  """Returns the colour of text that can be read on the shade of a value."""
-  red, green, blue, _ = image.to_rgba(np.asarray(value))
-  return 'white' if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else 'black'
+def _write(
+  axes: Axes,
+  image: AxesImage,
+  cell: tuple[int, ...],
+  text: str,
+  weight: str = 'normal',
+) -> None:
+  """Writes into a cell of a map, in a colour that can be read on its shade."""
+  row, column = cell
+  red, green, blue, _ = image.to_rgba(np.asarray(image.get_array())[cell])
+  dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+  axes.text(
+    column,
+    row,
+    text,
+    color='white' if dark else 'black',
+    weight=weight,
+    ha='center',
+    va='center',
+  )
 
 
 def _show_image(axes: Axes, image: np.ndarray) -> None:
@@ -629,11 +551,8 @@ def _show_image(axes: Axes, image: np.ndarray) -> None:
 
 
 def _text_width(text: str) -> float:
-  """Returns the width of a line of text, in inches."""
-  width, _, _ = textpath.text_to_path.get_text_width_height_descent(
-    text, font_manager.FontProperties(size=_TEXT), ismath=False
-  )
-  return width / 72
+  """Estimates the width of a line of text, in inches."""
+  return _LETTER * len(text)
 
 
 def _drawable(text: str) -> str:
@@ -657,8 +576,7 @@ def _drawable(text: str) -> str:
 
 def _fill(text: str, width: float) -> str:
   """Breaks a text into lines of so many inches."""
-  # A letter of mean width is 0.06 inches wide.
-  filled = textwrap.fill(_drawable(text), max(8, int(width / 0.06)))
+  filled = textwrap.fill(_drawable(text), max(8, int(width / _LETTER)))
   return escape.figure(filled)
 
 
@@ -679,12 +597,16 @@ def _seeds(counts: Collection[int]) -> str:
   return f'mean ± std of {high if low == high else f"{low} to {high}"} seeds'
 
 
-def _with_seeds(counts: Mapping[str, int]) -> tuple[str | None, list[str]]:
+def _with_seeds(
+  series: Mapping[str, Sequence[Any] | np.ndarray],
+) -> tuple[str | None, list[str]]:
   """Returns a legend's title and labels that say how many seeds each has."""
-  if len(set(counts.values())) == 1:
-    return _seeds(counts.values()), list(counts)
+  counts = [len(runs) for runs in series.values()]
+  if len(set(counts)) == 1:
+    return _seeds(counts), list(series)
   return None, [
-    f'{label}; {_seeds([count])}' for label, count in counts.items()
+    f'{label}; {_seeds([count])}'
+    for label, count in zip(series, counts, strict=True)
   ]
 
 
@@ -710,25 +632,3 @@ def _is_logarithmic(x: np.ndarray) -> bool:
   if x[0] <= 0 or x[-1] < 10 * x[0]:
     return False
   return unevenness(np.log(x)) <= unevenness(x)
-
-
-def _bars(std: np.ndarray) -> np.ndarray | None:
-  """Returns the lengths of error bars; None where there are none."""
-  return std if np.isfinite(std).any() else None
-
-
-def _check_some(values: Any, what: str) -> None:
-  if not len(values):
-    raise ValueError(f'there are no {what}: expected at least one')
-
-
-def _check_shape(
-  what: str, values: np.ndarray, expected: Sequence[int | None]
-) -> None:
-  shape = np.shape(values)
-  if len(shape) != len(expected) or any(
-    wanted not in (None, found)
-    for found, wanted in zip(shape, expected, strict=True)
-  ):
-    shown = ', '.join('any' if size is None else str(size) for size in expected)
-    raise ValueError(f'{what}: shape {list(shape)}, expected [{shown}]')

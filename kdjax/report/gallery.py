@@ -1,9 +1,8 @@
 """Chooses the figures that a comparison has, and gives them their arrays."""
 
 import io
-import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,7 +11,7 @@ from kdjax import config as config_lib
 from kdjax.report import collect, feature_maps, figures, significance
 from kdjax.report.collect import Comparison, Group
 
-_MOST_CURVES = 8
+_MOST_CURVES = 12
 _MOST_IMAGES = 8
 
 
@@ -32,18 +31,6 @@ class Exhibit(NamedTuple):
   figure: Figure
 
 
-class Missing(NamedTuple):
-  """A figure that could not be made.
-
-  Attributes:
-    title: what it would be.
-    reason: what it lacks.
-  """
-
-  title: str
-  reason: str
-
-
 def exhibits(
   comparison: Comparison, data_dir: str | None = None
 ) -> tuple[list[Exhibit], list[str]]:
@@ -56,13 +43,11 @@ def exhibits(
   Returns:
     The figures, and a note for each that could not be made.
   """
-  made, notes = [], []
-  for item in _all(comparison, data_dir):
-    if isinstance(item, Exhibit):
-      made.append(item)
-    else:
-      notes.append(f'no figure of {item.title}: {item.reason}')
-  return made, notes
+  found = list(_all(comparison, data_dir))
+  return (
+    [item for item in found if isinstance(item, Exhibit)],
+    [f'no figure of {item}' for item in found if isinstance(item, str)],
+  )
 
 
 def png(figure: Figure) -> bytes:
@@ -72,41 +57,55 @@ def png(figure: Figure) -> bytes:
   return file.getvalue()
 
 
+class _Images(NamedTuple):
+  """Test images and the names of their classes, or why they are not known."""
+
+  pixels: np.ndarray | None
+  class_names: Sequence[str] | None
+  reason: str = ''
+
+
 def _all(
   comparison: Comparison, data_dir: str | None
-) -> Iterator[Exhibit | Missing]:
+) -> Iterator[Exhibit | str]:
+  """Yields figures, and of each that cannot be made what it lacks."""
   finished = [group for group in comparison.groups if group.runs]
   best = significance.best_settings(finished)
-  for method in {group.method: None for group in finished}:
+  for method in dict.fromkeys(group.method for group in finished):
     if method not in best:
-      yield Missing(
-        f'the best setting of {method}',
-        'not all of its settings have a validation accuracy to choose by',
+      yield (
+        f'the best setting of {method}: not all of its settings have a '
+        'validation accuracy to choose by'
       )
-  yield from _learning_curves(finished, best)
+  yield from _learning_curves(finished, best, comparison.teacher)
   yield from _tuning(comparison)
-  images, class_names, reason = _test_images(comparison, data_dir)
-  yield from _classes(comparison, best, class_names)
+  images = _test_images(comparison, data_dir)
+  yield from _classes(comparison, best, images.class_names)
   distilled = _best_distilled(best)
   if distilled is None:
     return
-  yield _disagreements(distilled, images, class_names, reason)
+  yield _disagreements(distilled, images)
   if 'feature' in best:
-    yield _feature_maps(best['feature'], images, reason)
+    yield _feature_maps(best['feature'], images)
 
 
 # Learning curves
 
 
 def _learning_curves(
-  groups: Sequence[Group], best: dict[str, Group]
-) -> Iterator[Exhibit | Missing]:
+  groups: Sequence[Group],
+  best: dict[str, Group],
+  teacher: dict[str, Any] | None,
+) -> Iterator[Exhibit | str]:
   few = len(groups) <= _MOST_CURVES
   shown = list(groups if few else best.values())
   which = '' if few else ' Of each method the setting that validates best.'
-  for key, what, scale, ylabel in (
-    ('accuracy', 'validation accuracy', 100, 'validation accuracy (%)'),
-    ('loss', 'validation NLL', 1, 'validation NLL (nats)'),
+  # What the teacher's loss is on the validation split is not recorded.
+  reached = teacher['validation_accuracy'] if teacher else None
+  reached = None if reached is None else 100 * reached
+  for key, what, scale, unit, line in (
+    ('accuracy', 'validation accuracy', 100, '%', reached),
+    ('loss', 'validation NLL', 1, 'nats', None),
   ):
     title = f'{what} over training'
     curves = {
@@ -118,11 +117,14 @@ def _learning_curves(
       yield Exhibit(
         title.replace(' ', '_').lower(),
         title,
-        f'Mean over seeds; bands are ± 1 sample standard deviation.{which}',
-        figures.learning_curves(curves, ylabel=ylabel),
+        'Mean over seeds; bands are ± 1 sample standard deviation. What lies '
+        f'beyond the axis belongs to the first half.{which}',
+        figures.learning_curves(
+          curves, ylabel=f'{what} ({unit})', teacher=line
+        ),
       )
     else:
-      yield Missing(title, 'no run has logged a validation')
+      yield f'{title}: no run has logged a validation'
 
 
 def _curve(
@@ -148,7 +150,7 @@ def _curve(
 # Tuning
 
 
-def _tuning(comparison: Comparison) -> Iterator[Exhibit | Missing]:
+def _tuning(comparison: Comparison) -> Iterator[Exhibit | str]:
   for method in dict.fromkeys(group.method for group in comparison.groups):
     groups = [group for group in comparison.groups if group.method == method]
     fields = collect.varying(groups)
@@ -160,10 +162,12 @@ def _tuning(comparison: Comparison) -> Iterator[Exhibit | Missing]:
     if not numeric:
       continue
     if not comparison.data['validation']:
-      yield Missing(
-        f'the tuning of {method}',
-        'there are no validation images, and the test split chooses nothing',
+      yield (
+        f'the tuning of {method}: there are no validation images, and the test '
+        'split chooses nothing'
       )
+    elif not any(map(significance.validation_accuracy, groups)):
+      yield f'the tuning of {method}: no run has a validation accuracy'
     elif fields == numeric and len(fields) == 2 and _is_grid(groups, fields):
       yield _heat_map(method, groups, fields)
     else:
@@ -180,8 +184,8 @@ def _values(groups: Sequence[Group], field: str) -> list[float]:
 
 
 def _is_grid(groups: Sequence[Group], fields: Sequence[str]) -> bool:
-  sizes = [len(_values(groups, field)) for field in fields]
-  return min(sizes) > 1 and len(groups) == sizes[0] * sizes[1]
+  rows, columns = (len(_values(groups, field)) for field in fields)
+  return min(rows, columns) > 1 and len(groups) == rows * columns
 
 
 def _heat_map(
@@ -192,13 +196,10 @@ def _heat_map(
   accuracies = np.full((len(rows), len(columns)), np.nan)
   finished = [group for group in groups if group.runs]
   for group in significance.with_common_seeds(finished):
-    accuracy = significance.validation_accuracy(group)
-    if accuracy is not None:
-      place = (
-        rows.index(group.settings[row]),
-        columns.index(group.settings[column]),
-      )
-      accuracies[place] = accuracy
+    settings = group.settings
+    place = rows.index(settings[row]), columns.index(settings[column])
+    # None becomes NaN.
+    accuracies[place] = significance.validation_accuracy(group)
   names = config_lib.short_names(fields)
   return Exhibit(
     f'tuning_{method}',
@@ -215,38 +216,27 @@ def _tuning_curves(
   method: str, groups: Sequence[Group], fields: Sequence[str], field: str
 ) -> Iterator[Exhibit]:
   """A curve for each choice of the other fields that three values share."""
-  name = config_lib.short_names(fields)[field]
-  others = [other for other in fields if other != field]
-
-  def slice_of(group: Group) -> str:
-    return ', '.join(
-      f'{config_lib.short_names(fields)[other]} = '
-      f'{collect.show(group.settings[other])}'
-      for other in others
-    )
-
-  finished = [
-    group
-    for group in groups
-    if group.runs and significance.validation_accuracy(group) is not None
-  ]
-  slices = [
-    sorted(members, key=lambda group: group.settings[field])
-    for _, members in itertools.groupby(
-      sorted(finished, key=slice_of), key=slice_of
-    )
-  ]
-  curves = [
-    significance.with_common_seeds(members)
-    for members in slices
+  names = config_lib.short_names(fields)
+  slices: dict[str, list[Group]] = {}
+  for group in sorted(groups, key=lambda group: group.settings[field]):
+    if significance.validation_accuracy(group) is not None:
+      where = ', '.join(
+        f'{names[other]} = {collect.show(group.settings[other])}'
+        for other in fields
+        if other != field
+      )
+      slices.setdefault(where, []).append(group)
+  curves = {
+    where: significance.with_common_seeds(members)
+    for where, members in sorted(slices.items())
     if len(members) >= 3
-  ]
-  for number, members in enumerate(curves, 1):
+  }
+  for number, (where, members) in enumerate(curves.items(), 1):
     chosen = significance.best_settings(members)[method]
-    where = slice_of(members[0])
-    title = f'validation accuracy of {method} by {name}'
+    title = f'validation accuracy of {method} by {names[field]}'
     yield Exhibit(
-      f'tuning_{method}_{name}' + (f'_{number}' if len(curves) > 1 else ''),
+      f'tuning_{method}_{names[field]}'
+      + (f'_{number}' if len(curves) > 1 else ''),
       f'{title} ({where})' if where else title,
       'Validation accuracy at the best epoch, of the seeds that all values '
       'have; chosen is the value with the best mean.'
@@ -257,7 +247,7 @@ def _tuning_curves(
           np.array(significance.validation_accuracies(group), float)
           for group in members
         ],
-        xlabel=name,
+        xlabel=names[field],
         chosen=chosen.settings[field],
       ),
     )
@@ -280,29 +270,30 @@ def _classes(
   comparison: Comparison,
   best: dict[str, Group],
   class_names: Sequence[str] | None,
-) -> Iterator[Exhibit | Missing]:
+) -> Iterator[Exhibit | str]:
   """What is right and what is confused, class by class."""
   title = 'accuracy of each class'
+  # Of each run of a label, [runs, classes, classes].
   matrices: dict[str, np.ndarray] = {}
+  teacher = significance.teacher_logits(comparison)
   for group in best.values():
-    if any(run.predictions is None for run in group.runs):
-      yield Missing(
-        f'{title} of {group.label}', 'a run of it has left no predictions'
-      )
+    predictions = [run.predictions for run in group.runs if run.predictions]
+    if len(predictions) < len(group.runs):
+      yield f'{title} of {group.label}: a run of it has left no predictions'
       continue
+    if teacher is not None and not matrices:
+      labels = predictions[0]['labels']
+      matrices['teacher'] = significance.confusion(labels, teacher)[None]
     matrices[group.label] = np.array(
       [
-        significance.confusion(predictions['labels'], predictions['best'])
-        for run in group.runs
-        if (predictions := run.predictions) is not None
+        significance.confusion(arrays['labels'], arrays['best'])
+        for arrays in predictions
       ]
     )
   if not matrices:
     return
-  teacher = _teacher_confusion(comparison)
-  if teacher is not None:
-    matrices = {'teacher': teacher, **matrices}
-  names = class_names or _numbered(next(iter(matrices.values())).shape[-1])
+  classes = next(iter(matrices.values())).shape[-1]
+  names = class_names or list(map(str, range(classes)))
   of_each = 'Of each method the setting that validates best; test images.'
   yield Exhibit(
     'accuracy_of_each_class',
@@ -327,41 +318,28 @@ def _classes(
   )
 
 
-def _teacher_confusion(comparison: Comparison) -> np.ndarray | None:
-  """`[1, C, C]`, like that of one run."""
-  logits = significance.teacher_logits(comparison)
-  labels = next(
-    (
-      run.predictions['labels']
-      for group in comparison.groups
-      for run in group.runs
-      if run.predictions
-    ),
-    None,
-  )
-  if logits is None or labels is None:
-    return None
-  return significance.confusion(labels, logits)[np.newaxis]
-
-
-def _numbered(classes: int) -> list[str]:
-  return [str(index) for index in range(classes)]
-
-
 # Single images
 
 
-def _test_images(
-  comparison: Comparison, data_dir: str | None
-) -> tuple[np.ndarray | None, Sequence[str] | None, str]:
-  """Test images and class names as far as known, and why not."""
+def _test_images(comparison: Comparison, data_dir: str | None) -> _Images:
   run = next(run for group in comparison.groups for run in group.runs)
   try:
-    images, names = feature_maps.test_images(run, data_dir=data_dir)
+    return _Images(*feature_maps.test_images(run, data_dir=data_dir))
   except (OSError, ValueError) as error:
-    teacher = comparison.teacher or {}
-    return None, teacher.get('class_names'), str(error)
-  return images, names, ''
+    # The teacher's class names do without the images.
+    names = (comparison.teacher or {}).get('class_names')
+    return _Images(None, names, str(error))
+
+
+def _lacking(run: collect.Run, images: _Images) -> str:
+  """Says what figures of single images lack; '' if nothing."""
+  if images.pixels is None:
+    return images.reason
+  if not run.predictions:
+    return 'the run has left no predictions'
+  if 'teacher' not in run.predictions:
+    return "the teacher's logits of them are not known"
+  return ''
 
 
 def _best_distilled(best: dict[str, Group]) -> Group | None:
@@ -375,39 +353,32 @@ def _best_distilled(best: dict[str, Group]) -> Group | None:
   )
 
 
-def _disagreements(
-  group: Group,
-  images: np.ndarray | None,
-  class_names: Sequence[str] | None,
-  reason: str,
-) -> Exhibit | Missing:
+def _disagreements(group: Group, images: _Images) -> Exhibit | str:
   run = group.runs[0]
   title = (
     f'test images on which {group.label}, seed {run.result["seed"]}, and its '
     'teacher disagree'
   )
-  if images is None:
-    return Missing(title, reason)
-  if not run.predictions:
-    return Missing(title, 'the run has left no predictions')
-  if 'teacher' not in run.predictions:
-    return Missing(title, "the teacher's logits of them are not known")
+  if reason := _lacking(run, images):
+    return f'{title}: {reason}'
+  assert run.predictions is not None
+  assert images.pixels is not None
   labels = run.predictions['labels']
   student = run.predictions['best'].argmax(-1)
   teacher = run.predictions['teacher'].argmax(-1)
   chosen = choose_disagreements(labels, student, teacher)
   if not len(chosen):
-    return Missing(title, 'they agree on all')
-  names = np.array(class_names)
+    return f'{title}: they agree on all'
+  names = np.array(images.class_names)
   return Exhibit(
     'disagreements',
     title,
     f'{len(chosen)} of {(student != teacher).sum()} test images; first those '
     'that the teacher has right, of as many classes as possible.',
     figures.disagreements(
-      images[chosen],
+      images.pixels[chosen],
       *(
-        [str(name) for name in names[classes[chosen]]]
+        names[classes[chosen]].tolist()
         for classes in (labels, student, teacher)
       ),
     ),
@@ -429,8 +400,8 @@ def choose_disagreements(
     most: how many at most.
 
   Returns:
-    Indices of examples: first those that the teacher has right, and among
-    these one of each class before a second of any.
+    Indices: first of examples that the teacher has right, and among these one
+    of each class before a second of any.
   """
   seen: dict[tuple[bool, int], int] = {}
   ranked = []
@@ -441,31 +412,32 @@ def choose_disagreements(
   return np.array([index for *_, index in sorted(ranked)[:most]], int)
 
 
-def _feature_maps(
-  group: Group, images: np.ndarray | None, reason: str
-) -> Exhibit | Missing:
+def _feature_maps(group: Group, images: _Images) -> Exhibit | str:
   run = group.runs[0]
   title = f'stages of {group.label}, seed {run.result["seed"]}, and its teacher'
-  if images is None:
-    return Missing(title, reason)
-  if not run.predictions:
-    return Missing(title, 'the run has left no predictions')
-  labels = run.predictions['labels']
-  right = np.flatnonzero(
-    (run.predictions['best'].argmax(-1) == labels)
-    & (run.predictions['teacher'].argmax(-1) == labels)
+  if reason := _lacking(run, images):
+    return f'{title}: {reason}'
+  assert run.predictions is not None
+  assert images.pixels is not None
+  right = np.all(
+    [
+      run.predictions[which].argmax(-1) == run.predictions['labels']
+      for which in ('best', 'teacher')
+    ],
+    axis=0,
   )
-  if not len(right):
-    return Missing(title, 'they classify no test image right together')
-  image = images[right[0]]
+  if not right.any():
+    return f'{title}: they classify no test image right together'
+  first = int(right.argmax())
+  image = images.pixels[first]
   try:
     stages = feature_maps.stage_maps(run, image)
   except (OSError, ValueError) as error:
-    return Missing(title, str(error))
+    return f'{title}: {error}'
   return Exhibit(
     'feature_maps',
     title,
-    f'Test image {right[0]}, the first that both classify right. Mean over '
+    f'Test image {first}, the first that both classify right. Mean over '
     'channels; the student after its connectors.',
     figures.feature_maps(image, stages),
   )

@@ -46,16 +46,13 @@ def html(
   pictures: Iterable[tuple[Exhibit, bytes]],
   notes: Sequence[str],
 ) -> str:
-  """Writes the page.
+  """Returns the page: HTML that refers to nothing outside itself.
 
   Args:
     comparison: the runs.
     rows: what `kdjax.report.significance.rows` returns.
     pictures: the figures, each with its PNG file.
     notes: further notes beside the comparison's own.
-
-  Returns:
-    HTML that refers to nothing outside itself.
   """
   title = f'Knowledge distillation on {comparison.data["name"]}'
   notes = [*comparison.notes, *notes]

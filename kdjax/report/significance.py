@@ -30,36 +30,22 @@ NUMBERS = (
 
 
 class Summary(NamedTuple):
-  """A number over seeds.
-
-  Attributes:
-    mean: its mean.
-    std: its sample standard deviation (n - 1 degrees of freedom); None with
-      one seed.
-    seeds: how many.
-  """
+  """A number over seeds; the standard deviation is that of a sample."""
 
   mean: float
-  std: float | None
+  std: float | None  # None with one seed.
   seeds: int
 
 
 class Gain(NamedTuple):
-  """How far the mean of one group lies above that of another.
-
-  Attributes:
-    difference: of the means.
-    low: lower end of its 95 % confidence interval, if there is one.
-    high: its upper end.
-    p: two-sided p-value of the hypothesis that there is no difference.
-    untested: why there is neither interval nor p-value; '' if there are.
-  """
+  """How far the mean of one group lies above that of another."""
 
   difference: float
+  # The 95 % confidence interval, and the two-sided p-value.
   low: float | None = None
   high: float | None = None
   p: float | None = None
-  untested: str = ''
+  untested: str = ''  # Why there is neither.
 
 
 class Row(NamedTuple):
@@ -81,14 +67,7 @@ class Row(NamedTuple):
 
 
 def summarize(values: Sequence[float]) -> Summary:
-  """Returns the mean and the sample standard deviation of some values.
-
-  Args:
-    values: one or more.
-
-  Returns:
-    Their summary.
-  """
+  """Returns mean and sample standard deviation of one or more values."""
   return Summary(
     statistics.fmean(values),
     statistics.stdev(values) if len(values) > 1 else None,
@@ -127,16 +106,12 @@ def gain(values: Sequence[float], baseline: Sequence[float]) -> Gain:
 def measure_run(
   run: collect.Run, teacher_logits: np.ndarray | None
 ) -> dict[str, float | None]:
-  """Returns the numbers of one run.
+  """Returns each of `NUMBERS` of one run; None where the run lacks it.
 
   Args:
-    run: the run.
+    run: the run; it is measured on the test split at the best epoch.
     teacher_logits: of the comparison's teacher on the test split, `[N, C]`, to
       compare a run with that was not taught; None if they are unknown.
-
-  Returns:
-    Each of `NUMBERS`, those on the test split at the best epoch; None where the
-    run lacks it.
   """
   best, student = run.result['best'], run.result['student']
   test = best['test']
@@ -166,14 +141,10 @@ def measure_run(
 
 
 def teacher_logits(comparison: collect.Comparison) -> np.ndarray | None:
-  """Finds the teacher's logits on the test split.
+  """Returns the teacher's logits on the test split, `[N, C]`.
 
-  Args:
-    comparison: the runs.
-
-  Returns:
-    `[N, C]`, as a run that it taught has them, or else the run that trained it;
-    None if no run has.
+  As a run that it taught has them, or else the run that trained it; None if no
+  run has.
   """
   if not comparison.teacher:
     return None
@@ -190,14 +161,7 @@ def teacher_logits(comparison: collect.Comparison) -> np.ndarray | None:
 
 
 def rows(comparison: collect.Comparison) -> list[Row]:
-  """Returns the rows of the comparison's table.
-
-  Args:
-    comparison: the runs.
-
-  Returns:
-    A row for the teacher, if there is one, and one for each group.
-  """
+  """Returns a row for the teacher, if there is one, and one for each group."""
   logits = teacher_logits(comparison)
   found = []
   if comparison.teacher:
@@ -228,12 +192,8 @@ def best_settings(
 ) -> dict[str, collect.Group]:
   """Chooses the settings of each method that do best on validation.
 
-  Args:
-    groups: the groups of a comparison.
-
-  Returns:
-    A group for each method; none for a method with several settings where not
-    all have a validation accuracy. Of equals the first.
+  Of equals the first; none of a method with several settings where not all have
+  a validation accuracy.
   """
   chosen = {}
   for method in dict.fromkeys(group.method for group in groups):
@@ -261,14 +221,7 @@ def best_settings(
 def with_common_seeds(
   groups: Sequence[collect.Group],
 ) -> list[collect.Group]:
-  """Leaves groups the seeds that all of them have, so that they compare.
-
-  Args:
-    groups: groups with runs that finished.
-
-  Returns:
-    The groups with fewer runs; as they are where no seed is common to all.
-  """
+  """Keeps the runs whose seeds all groups have; all if none is common."""
   seeds = [{run.result['seed'] for run in group.runs} for group in groups]
   common = set.intersection(*seeds) if seeds else set()
   if not common:
@@ -293,14 +246,14 @@ def validation_accuracy(group: collect.Group) -> float | None:
 
 
 def confusion(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
-  """Returns the share of each true class that is taken for each class.
+  """Returns the share of each true class (rows) that is taken for each class.
 
   Args:
     labels: class indices, integer `[N]`.
     logits: `[N, C]`.
 
   Returns:
-    `[C, C]`, rows are true classes; the diagonal is each class's accuracy.
+    `[C, C]`; the diagonal is each class's accuracy.
   """
   return confusion_matrix(
     labels,
@@ -349,7 +302,7 @@ def _accuracies(group: collect.Group) -> list[float]:
 def _baseline(
   group: collect.Group, groups: Sequence[collect.Group]
 ) -> collect.Group | None:
-  """The runs without distillation that have the same recipe."""
+  """Returns the runs without distillation that have the same recipe."""
 
   def recipe(group: collect.Group) -> dict[str, object]:
     return {
@@ -360,13 +313,11 @@ def _baseline(
 
   if group.method == collect.SCRATCH or not group.runs:
     return None
-  return next(
-    (
-      other
-      for other in groups
-      if other.method == collect.SCRATCH
+  for other in groups:
+    if (
+      other.method == collect.SCRATCH
       and other.runs
       and recipe(other) == recipe(group)
-    ),
-    None,
-  )
+    ):
+      return other
+  return None

@@ -1,4 +1,7 @@
-"""The tables of a comparison: for a terminal, in Markdown and as CSV."""
+"""The tables of a comparison: for a terminal, in Markdown and as CSV.
+
+Their rows are those that `kdjax.report.significance.rows` returns.
+"""
 
 import collections
 import csv
@@ -18,17 +21,11 @@ _NONE = '-'
 
 
 class Column(NamedTuple):
-  """A column of the table that people read.
+  """A column of the table that people read."""
 
-  Attributes:
-    header: what it shows, with its unit.
-    cell: returns a row's text.
-    brief: whether it is among those that fit a terminal.
-  """
-
-  header: str
+  header: str  # What it shows, with its unit.
   cell: Callable[[Row], str]
-  brief: bool = False
+  brief: bool = False  # Whether it is among those that fit a terminal.
 
 
 def _mean(name: str, form: str, scale: float = 1) -> Callable[[Row], str]:
@@ -104,48 +101,25 @@ COLUMNS = (
 )
 
 
-def terminal(rows: Sequence[Row]) -> str:
-  """Formats a comparison for a terminal, with the columns that fit one.
-
-  Args:
-    rows: what `kdjax.report.significance.rows` returns.
-
-  Returns:
-    The table.
-  """
-  return tables.align(
-    cells(rows, [column for column in COLUMNS if column.brief])
-  )
-
-
 def cells(
   rows: Sequence[Row], columns: Sequence[Column] = COLUMNS
 ) -> list[list[str]]:
-  """Formats the table for people.
-
-  Args:
-    rows: what `kdjax.report.significance.rows` returns.
-    columns: those to show; all by default.
-
-  Returns:
-    The text of each cell, line by line, the first one the header.
-  """
+  """Returns the text of each cell, line by line, the first one the header."""
   return [
     [column.header for column in columns],
     *([column.cell(row) for column in columns] for row in rows),
   ]
 
 
+def terminal(rows: Sequence[Row]) -> str:
+  """Formats the columns that fit a terminal."""
+  return tables.align(
+    cells(rows, [column for column in COLUMNS if column.brief])
+  )
+
+
 def markdown(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
-  """Formats a comparison in Markdown, with its footnotes.
-
-  Args:
-    comparison: the runs.
-    rows: what `kdjax.report.significance.rows` returns.
-
-  Returns:
-    The table, and what to know of it.
-  """
+  """Formats a comparison in Markdown, with its footnotes."""
   header, *lines = [
     f'| {" | ".join(map(escape.markdown, line))} |' for line in cells(rows)
   ]
@@ -160,15 +134,7 @@ def markdown(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
 def footnotes(
   comparison: collect.Comparison, rows: Sequence[Row]
 ) -> Iterator[str]:
-  """Says what the numbers of the table are, and what they are not.
-
-  Args:
-    comparison: the runs.
-    rows: what `kdjax.report.significance.rows` returns.
-
-  Yields:
-    Sentences, those that apply.
-  """
+  """Says what the numbers of the table are, and what they are not."""
   yield (
     f'On the {comparison.data["test"]:,} test images, at the epoch with the '
     'best validation accuracy, unless a column says otherwise. Mean ± sample '
@@ -241,15 +207,10 @@ def _gain_footnotes(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def comparison_csv(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
-  """Returns the unrounded numbers of each row.
+  """Returns the unrounded numbers of each row as CSV with a header.
 
-  Args:
-    comparison: the runs.
-    rows: what `kdjax.report.significance.rows` returns.
-
-  Returns:
-    CSV with a header. Accuracies, calibration errors, agreements and gains are
-    shares from 0 to 1; what is unknown is empty.
+  Accuracies, calibration errors, agreements and gains are shares from 0 to 1;
+  what is unknown is empty.
   """
   lines = []
   for row in rows:
@@ -265,59 +226,51 @@ def comparison_csv(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
       mean, std, seeds = summary or (None, None, None)
       line |= {f'{name}_mean': mean, f'{name}_std': std, f'{name}_n': seeds}
     line['gain_over'] = row.baseline
-    gain = row.gain
+    difference, low, high, p, _ = row.gain or 5 * (None,)
     line |= {
-      'gain': gain and gain.difference,
-      'gain_ci_low': gain and gain.low,
-      'gain_ci_high': gain and gain.high,
-      'gain_p': gain and gain.p,
+      'gain': difference,
+      'gain_ci_low': low,
+      'gain_ci_high': high,
+      'gain_p': p,
     }
     lines.append(line)
   return _csv(lines)
 
 
 def runs_csv(comparison: collect.Comparison) -> str:
-  """Returns the unrounded numbers of each run.
-
-  Args:
-    comparison: the runs.
-
-  Returns:
-    CSV with a header, in units as in `comparison_csv`.
-  """
+  """Returns the numbers of each run as CSV, in units as in `comparison_csv`."""
   logits = significance.teacher_logits(comparison)
   lines = []
-
-  def add(
-    label: str,
-    run: collect.Run | collect.Diverged,
-    logits: np.ndarray | None,
-    **more: Any,
-  ) -> None:
-    config = collect.config_of(run)
-    line = {
-      'path': run.path,
-      'label': label,
-      'method': config['method']['name'],
-      'seed': config['seed'],
-      **more,
-    }
-    if isinstance(run, collect.Run):
-      line |= {'diverged_at_step': None}
-      line |= significance.measure_run(run, logits)
-    else:
-      line |= {'diverged_at_step': run.step}
-    lines.append(line)
-
   if comparison.teacher_run:
     # Not compared with itself.
-    add('teacher', comparison.teacher_run, None)
+    lines.append(_run_line('teacher', comparison.teacher_run, {}, None))
   for group in comparison.groups:
+    settings = _settings(comparison, group)
     every: list[collect.Run | collect.Diverged]
     every = [*group.runs, *group.diverged]
-    for run in every:
-      add(group.label, run, logits, **_settings(comparison, group))
+    lines += [_run_line(group.label, run, settings, logits) for run in every]
   return _csv(lines)
+
+
+def _run_line(
+  label: str,
+  run: collect.Run | collect.Diverged,
+  settings: Mapping[str, Any],
+  logits: np.ndarray | None,
+) -> dict[str, Any]:
+  config = collect.config_of(run)
+  line = {
+    'path': run.path,
+    'label': label,
+    'method': config['method']['name'],
+    'seed': config['seed'],
+    **settings,
+  }
+  if isinstance(run, collect.Diverged):
+    return line | {'diverged_at_step': run.step}
+  return (
+    line | {'diverged_at_step': None} | significance.measure_run(run, logits)
+  )
 
 
 def _settings(

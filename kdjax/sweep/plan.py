@@ -24,28 +24,20 @@ _MOST_SAMPLES = 100_000
 
 
 class Run(NamedTuple):
-  """One run of a sweep.
+  """One run of a sweep."""
 
-  Attributes:
-    name: name of its directory; runs of one name are one run.
-    method: name of its method.
-    settings: the fields that the sweep sets in it, but for method and seed.
-    config: its whole configuration.
-  """
-
-  name: str
+  name: str  # Of its directory; runs of one name are one run.
   method: str
-  settings: Settings
+  settings: Settings  # What the sweep sets in it, but for method and seed.
   config: ml_collections.ConfigDict
 
 
 def default() -> ml_collections.ConfigDict:
-  """Returns the configuration that sweeps start from.
+  """Returns a new configuration that sweeps start from.
 
-  Returns:
-    A new configuration: `run`, that of the runs as in `kdjax.config.default`,
-    with one checkpoint kept beside the best; `seeds`, what every setting is
-    trained with; and `stages`, each made by `stage`.
+  `run` is that of the runs as in `kdjax.config.default`, with one checkpoint
+  kept beside the best; `seeds`, what every setting is trained with; and
+  `stages`, each made by `stage`.
   """
   run = config_lib.default()
   # There are many of them, and each checkpoint is about 80 MB.
@@ -118,9 +110,6 @@ def comparison(
   Args:
     methods: their names.
     seeds: what each is trained with, if not with those of the sweep.
-
-  Returns:
-    A description for `config.stages`.
   """
   return stage('comparison', grid={_METHOD: methods}, seeds=seeds)
 
@@ -173,14 +162,13 @@ def runs(
   """
   found: dict[str, Run] = {}
   seeds = config.seeds if stage['seeds'] is None else stage['seeds']
-  for settings in _settings(stage):
-    settings = {**stage['fixed'], **settings}
-    method = settings.pop(_METHOD, config.run.method.name)
-    settings = {**chosen.get(method, {}), **settings}
+  for drawn in _settings(stage):
+    own = {**stage['fixed'], **drawn}
+    method = own.pop(_METHOD, config.run.method.name)
     # What other methods are set to makes no other run of this one.
     settings = {
       field: value
-      for field, value in settings.items()
+      for field, value in (chosen.get(method, {}) | own).items()
       if _method_of(field) in (None, method)
     }
     for seed in seeds:

@@ -13,11 +13,7 @@ from kdjax.system import logs
 
 
 class SweepLog:
-  """The progress of a sweep: which run goes on, and how much time is left.
-
-  Args:
-    total: number of runs.
-  """
+  """The progress of a sweep's runs, so many, and the time that is left."""
 
   def __init__(self, total: int):
     self._total = total
@@ -40,14 +36,7 @@ class SweepLog:
 
   @contextlib.contextmanager
   def run(self, name: str) -> Iterator[None]:
-    """Shows that a run goes on, and measures how long it takes.
-
-    Args:
-      name: the run's name.
-
-    Yields:
-      Nothing; the run goes inside.
-    """
+    """Shows that a run of this name goes on, and measures its time."""
     number = self._done + 1
     logs.logger.info('run %d/%d: %s%s', number, self._total, name, self._left())
     start = time.perf_counter()

@@ -122,35 +122,27 @@ def _write(workdir: pathlib.Path, stages: Sequence[Mapping[str, Any]]) -> None:
 
 
 def table(summary: Mapping[str, Any]) -> str:
-  """Formats a sweep for a terminal: what was chosen, and how the runs went.
+  """Formats the runs of each stage for a terminal: what became of them.
+
+  Accuracies are those on the validation split: the test split is for the
+  report.
 
   Args:
     summary: as `run` returns it.
-
-  Returns:
-    A table of the runs of each stage, with validation accuracies: the test
-    split is for the report.
   """
   lines = [('stage', 'run', 'validation accuracy', '')]
   for stage in summary['stages']:
     for record in stage['runs']:
+      method, settings = record['method'], record['settings']
       accuracy = record.get('validation_accuracy')
-      others = any(
-        other['method'] == record['method']
-        and other['settings'] != record['settings']
-        for other in stage['runs']
-      )
       remark = '' if record['state'] == _FINISHED else record['state']
-      if others and stage['chosen'].get(record['method']) == record['settings']:
+      if stage['chosen'].get(method) == settings and any(
+        other['method'] == method and other['settings'] != settings
+        for other in stage['runs']
+      ):
         remark = 'chosen'
-      lines.append(
-        (
-          stage['name'],
-          record['name'],
-          '-' if accuracy is None else f'{accuracy:.2%}',
-          remark,
-        )
-      )
+      shown = '-' if accuracy is None else f'{accuracy:.2%}'
+      lines.append((stage['name'], record['name'], shown, remark))
   return tables.align(lines, left=2)
 
 
@@ -175,12 +167,8 @@ def confirming(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _describe(one: Run) -> dict[str, Any]:
-  return {
-    'name': one.name,
-    'method': one.method,
-    'settings': one.settings,
-    'seed': one.config.seed,
-  }
+  settings = {'method': one.method, 'settings': one.settings}
+  return {'name': one.name, **settings, 'seed': one.config.seed}
 
 
 def _recorded(one: Run, workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -205,11 +193,10 @@ def _run(one: Run, workdir: pathlib.Path, session: Session) -> dict[str, Any]:
   error: Exception | None = None
   try:
     train.train_and_evaluate(one.config, workdir, session)
-  except FloatingPointError as caught:
-    error = caught
   except Exception as caught:
-    # Of several processes the others may know nothing of it, and wait.
-    if jax.process_count() > 1:
+    # Of several processes the others may know nothing of it, and wait. That a
+    # run diverged, all know.
+    if jax.process_count() > 1 and not isinstance(caught, FloatingPointError):
       raise
     error = caught
   record = _recorded(one, workdir)
@@ -228,23 +215,16 @@ def _choose(records: Sequence[Mapping[str, Any]]) -> dict[str, Settings]:
 
   Settings with a run that did not finish are never chosen.
   """
-  settings: dict[str, Settings] = {}
-  found: dict[str, dict[str, list[Mapping[str, Any]]]] = defaultdict(
-    lambda: defaultdict(list)
-  )
+  candidates: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
   for record in records:
-    key = json.dumps(record['settings'], sort_keys=True)
-    settings[key] = record['settings']
-    found[record['method']][key].append(record)
+    key = record['method'], json.dumps(record['settings'], sort_keys=True)
+    candidates.setdefault(key, []).append(record)
+  best: dict[str, tuple[float, float]] = {}
   chosen = {}
-  for method, candidates in found.items():
-    scores = {
-      key: score
-      for key, runs in candidates.items()
-      if (score := metrics.validation_score(runs)) is not None
-    }
-    if scores:
-      chosen[method] = settings[max(scores, key=lambda key: scores[key])]
+  for (method, _), runs in candidates.items():
+    score = metrics.validation_score(runs)
+    if score and (method not in best or score > best[method]):
+      best[method], chosen[method] = score, runs[0]['settings']
   return chosen
 
 
@@ -273,39 +253,14 @@ def _share_logits(
     return
   sharing: dict[pathlib.Path, list[Run]] = defaultdict(list)
   for one in runs:
-    config = one.config
-    method, _ = config_lib.build_method(config)
-    if (
-      method.needs_teacher
-      and not method.teacher_features
-      and not config.teacher.replay
-      and not config_lib.has_logits(config)
-      and not run_directory.read_result(workdir / one.name)
-    ):
-      settings = run_directory.as_json(config)
-      decisive = json.dumps(
-        [
-          settings['data'],
-          settings['train']['batch_size'],
-          settings['student']['dtype'],
-          settings['teacher'],
-        ]
-      )
-      digest = hashlib.sha256(decisive.encode()).hexdigest()
-      name = f'seed{config.seed}-{digest[:8]}'
-      sharing[workdir / _REPLAY / name].append(one)
+    if _can_share(one, workdir):
+      sharing[workdir / _REPLAY / _images_shown(one.config)].append(one)
   free = shutil.disk_usage(workdir).free
   planned = 0
   for directory, sharers in sharing.items():
     if len(sharers) < 2 and not directory.exists():
       continue
-    dataset = session.dataset(sharers[0].config.data)
-    steps = max(
-      plan_lib.plan(one.config, dataset).total_steps for one in sharers
-    )
-    # Of float32, the larger of the two.
-    size = 4 * steps * sharers[0].config.train.batch_size
-    size *= len(dataset.class_names)
+    size = _size_of_logits(sharers, session)
     if planned + size > free / 2:
       logger.warning(
         'the teacher computes its logits in every run: to keep them would take '
@@ -323,3 +278,38 @@ def _share_logits(
     planned += size
     for one in sharers:
       one.config.teacher.replay = str(directory)
+
+
+def _can_share(one: Run, workdir: pathlib.Path) -> bool:
+  """Whether a run is still to be made and needs only its teacher's logits."""
+  method, _ = config_lib.build_method(one.config)
+  return bool(
+    method.needs_teacher
+    and not method.teacher_features
+    and not one.config.teacher.replay
+    and not config_lib.has_logits(one.config)
+    and not run_directory.read_result(workdir / one.name)
+  )
+
+
+def _images_shown(config: ml_collections.ConfigDict) -> str:
+  """Names what decides which images a teacher is shown, and which teacher."""
+  settings = run_directory.as_json(config)
+  decisive = json.dumps(
+    [
+      settings['data'],
+      settings['train']['batch_size'],
+      settings['student']['dtype'],
+      settings['teacher'],
+    ]
+  )
+  digest = hashlib.sha256(decisive.encode()).hexdigest()
+  return f'seed{config.seed}-{digest[:8]}'
+
+
+def _size_of_logits(runs: Sequence[Run], session: Session) -> int:
+  """Returns the bytes of the logits of the longest of some runs, in float32."""
+  config = runs[0].config
+  dataset = session.dataset(config.data)
+  steps = max(plan_lib.plan(one.config, dataset).total_steps for one in runs)
+  return 4 * steps * config.train.batch_size * len(dataset.class_names)

@@ -88,18 +88,19 @@ def test_curves_have_a_line_of_each_seed(tmp_path, drawn):
   np.testing.assert_array_equal(epochs, [1, 2])
   np.testing.assert_allclose(values, [[80, 90], [60, np.nan]])
   assert accuracy['ylabel'] == 'validation accuracy (%)'
+  assert (accuracy['teacher'], loss['teacher']) == (None, None)
   np.testing.assert_allclose(loss['curves']['scratch'][1][0], [0.5, 0.25])
 
 
 def test_of_many_settings_the_best_have_curves(tmp_path, drawn):
-  tune(tmp_path, method__response__temperature=[float(t) for t in range(1, 9)])
+  tune(tmp_path, method__response__temperature=[float(t) for t in range(1, 13)])
   exhibit(tmp_path)
-  assert len(drawn['learning_curves'][0]['curves']) == 8
+  assert len(drawn['learning_curves'][0]['curves']) == 12
   write_run(tmp_path / 'scratch')
   exhibit(tmp_path)
   assert list(drawn['learning_curves'][2]['curves']) == [
     'scratch',
-    'response (temperature = 8)',
+    'response (temperature = 12)',
   ]
 
 
@@ -166,6 +167,7 @@ def test_a_full_grid_makes_a_heat_map(tmp_path, drawn):
     records=[{'kind': 'train', 'step': 3, 'loss': None}],
   )
   (hidden / 'config.json').unlink()
+  (hidden / 'result.json').unlink()
   made, _ = gallery.exhibits(collect.read([tmp_path]))
   (caption,) = (e.caption for e in made if e.name == 'tuning_response')
   assert caption.endswith(
@@ -178,6 +180,21 @@ def test_a_full_grid_makes_a_heat_map(tmp_path, drawn):
   )
   assert (grid['rows'], grid['columns']) == ([1.0, 4.0], [0.1, 0.5, 0.9])
   assert (grid['ylabel'], grid['xlabel']) == ('temperature', 'alpha')
+
+
+def test_a_grid_where_all_runs_diverged_is_noted(tmp_path, drawn):
+  write_run(tmp_path / 'scratch')
+  for index, (t, alpha) in enumerate(itertools.product((1.0, 4.0), (0.1, 0.5))):
+    write_unfinished(
+      tmp_path / f'{index}',
+      'response',
+      method__response__temperature=t,
+      method__response__alpha=alpha,
+      records=[{'kind': 'train', 'step': 3, 'loss': None}],
+    )
+  _, notes = exhibit(tmp_path)
+  assert any('no figure of the tuning of response' in note for note in notes)
+  assert 'heat_map' not in drawn
 
 
 def test_no_full_grid_makes_a_curve_of_each_slice(tmp_path, drawn):
@@ -277,6 +294,8 @@ def test_disagreements_are_of_the_best_distilled_run(tmp_path, drawn):
   write_run(tmp_path / 'scratch', validation=0.9)
   exhibit(tmp_path)
   (shown,) = drawn['disagreements']
+  accuracy, loss = drawn['learning_curves']
+  assert (accuracy['teacher'], loss['teacher']) == (99.0, None)
   # Of images 0, 1 and 3 the teacher has the last one wrong.
   np.testing.assert_array_equal(shown['images'], IMAGES[[0, 1, 3]])
   assert shown['labels'] == ['zero', 'one', 'zero']
@@ -313,3 +332,10 @@ def test_a_run_that_agrees_with_its_teacher_has_no_disagreements(
   assert 'teacher disagree: they agree on all' in notes[0]
   assert 'they classify no test image right together' in notes[1]
   assert 'disagreements' not in drawn
+
+
+def test_without_the_teachers_logits_no_images_are_chosen(tmp_path, drawn):
+  write_run(tmp_path / 'a', 'feature', predictions=predictions((0, 1, 1, 0)))
+  _, notes = exhibit(tmp_path)
+  assert len(notes) == 2
+  assert all("the teacher's logits of them are not known" in n for n in notes)
