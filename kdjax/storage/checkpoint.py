@@ -33,6 +33,7 @@ from kdjax.models.network import Network
 from kdjax.storage import card as card_lib
 from kdjax.storage import digests, run_directory
 from kdjax.system import atomic, devices
+from kdjax.system.escape import listed
 from kdjax.version import __version__
 
 logger = logging.getLogger(__package__)
@@ -471,6 +472,43 @@ def describe(tree: Any) -> dict[str, str]:
     )
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
+
+
+def check_same(
+  path: _Path,
+  model: str,
+  expected: Mapping[str, str],
+  found: Mapping[str, str],
+  advice: str,
+) -> None:
+  """Checks that arrays are those of a model.
+
+  Args:
+    path: where they are.
+    model: what the model is called.
+    expected: what `describe` says of its arrays.
+    found: the same of what is there.
+    advice: what to do if they are not.
+
+  Raises:
+    ValueError: they are not; the message names those that differ.
+  """
+  lines = []
+  if missing := sorted(expected.keys() - found.keys()):
+    lines.append(f'missing: {listed(missing)}')
+  if extra := sorted(found.keys() - expected.keys()):
+    lines.append(f'unknown: {listed(extra)}')
+  if other := [
+    f'{name} ({found[name]}, expected {expected[name]})'
+    for name in sorted(expected.keys() & found.keys())
+    if expected[name] != found[name]
+  ]:
+    lines.append(f'of another shape or dtype: {listed(other)}')
+  if lines:
+    shown = '\n  '.join(lines)
+    raise ValueError(
+      f'the arrays in {path} are not those of {model}:\n  {shown}\n{advice}'
+    )
 
 
 def describe_tree(path: _Path) -> dict[str, str]:
@@ -925,21 +963,15 @@ def _check_continues(
     is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
 
-  ours = describe(jax.tree.map(data, like))
   theirs = {
     name: f'{saved["dtype"]}{saved["shape"]}'
     for name, saved in metadata[_ARRAYS].items()
   }
-  differing = [
-    f'{name}: saved {theirs.get(name, "nothing")}, '
-    f'expected {ours.get(name, "nothing")}'
-    for name in sorted(ours.keys() | theirs.keys())
-    if ours.get(name) != theirs.get(name)
-  ]
-  if differing:
-    shown = '\n  '.join(differing[:10])
-    raise ValueError(
-      f'{directory} does not fit this run ({len(differing)} arrays differ):\n'
-      f'  {shown}\nContinue it with the configuration and precision that wrote '
-      'it, or choose another run directory'
-    )
+  check_same(
+    directory,
+    'this run',
+    describe(jax.tree.map(data, like)),
+    theirs,
+    'Continue it with the configuration and precision that wrote it, or choose '
+    'another run directory',
+  )

@@ -269,7 +269,7 @@ def _check_arrays(
       f'{path}: {name} cannot be made for images of {list(shape)} '
       f'({type(error).__name__}: {error})'
     ) from error
-  variables_lib.check_same(
+  checkpoint_lib.check_same(
     path, name, expected, found, 'Put a sound copy there, or export it again'
   )
 

@@ -384,14 +384,10 @@ def digests_of_files(workdir: pathlib.Path) -> dict[str, str]:
     By the name of each file that is there.
   """
   return {
-    name: _digest_of_file(workdir / name)
+    name: hashlib.sha256((workdir / name).read_bytes()).hexdigest()
     for name in (metrics_log.METRICS, _PREDICTIONS)
     if (workdir / name).exists()
   }
-
-
-def _digest_of_file(path: pathlib.Path) -> str:
-  return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_file(
@@ -407,17 +403,12 @@ def check_file(
   Raises:
     ValueError: it is not.
   """
-  path = workdir / name
   expected = result.get('files', {}).get(name)
-  if expected is None:
-    return
-  found = 'there is no such file'
-  if path.exists():
-    found = _digest_of_file(path)
-  if found != expected:
+  found = digests_of_files(workdir).get(name, 'no such file')
+  if expected not in (None, found):
     raise ValueError(
-      f'{path} is not as it was when the run finished: expected SHA-256 '
-      f'{expected}, found {found}. Put a sound copy of it there'
+      f'{workdir / name} is not as it was when the run finished: expected '
+      f'SHA-256 {expected}, found {found}. Put a sound copy of it there'
     )
 
 
