@@ -708,11 +708,7 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
 def _check_is_measured(
   workdir: pathlib.Path, checkpoint: str, found: int
 ) -> None:
-  """Checks that what is found is what a finished run measured.
-
-  Raises:
-    FileNotFoundError: it is another one, so the right one is lost.
-  """
+  """Checks that what is found is what a finished run measured."""
   result = run_directory.read_result(workdir)
   if result and (step := result[checkpoint]['step']) != found:
     raise FileNotFoundError(
@@ -810,12 +806,7 @@ def _read_metadata(directory: pathlib.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _reading(directory: pathlib.Path, *, own: bool = True) -> Iterator[None]:
-  """Explains what Orbax raises when it cannot read, of whatever type.
-
-  Args:
-    directory: what is read.
-    own: whether kdjax has written it.
-  """
+  """Explains what Orbax raises when it cannot read, of whatever type."""
   _ignore_late_callbacks()
   try:
     yield

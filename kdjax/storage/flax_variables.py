@@ -35,15 +35,9 @@ _COLLECTIONS = 'params', 'batch_stats'
 
 
 class _Source(NamedTuple):
-  """Where variables are.
+  """Where variables are, in PyTrees of Orbax or in a file."""
 
-  Attributes:
-    trees: directories of PyTrees, by the name that their content has in the
-      whole; '' if it is the whole.
-    file: what is in the file, if it is one.
-    notes: what a person may want to know.
-  """
-
+  # By the name that their content has in the whole; '' if it is the whole.
   trees: dict[str, pathlib.Path]
   file: weights.Stored | None
   notes: tuple[str, ...]
@@ -227,15 +221,7 @@ def _read(source: _Source, names: Mapping[str, str]) -> dict[str, np.ndarray]:
 def _variables_among(
   described: Mapping[str, str],
 ) -> tuple[dict[str, str], list[str]]:
-  """Finds `params` and `batch_stats` among all that was saved.
-
-  Args:
-    described: descriptions of arrays by their path.
-
-  Returns:
-    The paths by those that the arrays have among a module's variables, and what
-    is left out, as briefly as possible.
-  """
+  """Returns the paths of a module's variables by theirs in it, and the rest."""
   root = ''
   paths = [name.split('/') for name in described]
   # Around a state there may be dictionaries of one entry, or a state's own.

@@ -445,7 +445,6 @@ def write_predictions(
 
 def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
   """Flattens a configuration and drops what may change in a run."""
-  flat: dict[str, Any] = {}
   # Settings of the methods that are not used do not matter either.
   method = config['method']
   section = 'custom' if ':' in method['name'] else method['name']
@@ -454,18 +453,12 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
   config = {**config, 'method': used}
   if not methods.build(method['name'])[0].needs_teacher:
     del config['teacher']
-
-  def visit(prefix: str, value: Any) -> None:
-    if prefix in _FREE:
-      return
-    if isinstance(value, dict):
-      for key, child in value.items():
-        visit(f'{prefix}.{key}' if prefix else key, child)
-    else:
-      flat[prefix] = value
-
-  visit('', config)
-  return flat
+  free = tuple(f'{name}.' for name in _FREE)
+  return {
+    name: value
+    for name, value in flax.traverse_util.flatten_dict(config, sep='.').items()
+    if not f'{name}.'.startswith(free)
+  }
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, Any], bool]:
