@@ -950,10 +950,6 @@ def _check_continues(
       'directory'
     )
 
-  def data(leaf: Any) -> Any:
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
-
   theirs = {
     name: f'{saved["dtype"]}{saved["shape"]}'
     for name, saved in metadata[_ARRAYS].items()
@@ -961,7 +957,7 @@ def _check_continues(
   check_same(
     directory,
     'this run',
-    describe(jax.tree.map(data, like)),
+    describe(jax.eval_shape(digests.without_keys, like)),
     theirs,
     'Continue it with the configuration and precision that wrote it, or choose '
     'another run directory',
