@@ -91,15 +91,11 @@ NEEDS_ONLY = {
   # A file from anywhere meets no more code than it must.
   'kdjax.storage.weights': ('numpy', 'safetensors'),
   'kdjax.storage.weights.directory': (),
-  'kdjax.storage.weights.msgpack_file': ('ml_dtypes', 'numpy'),
+  'kdjax.storage.weights.msgpack_file': ('numpy',),
   'kdjax.storage.weights.resnet_names': ('numpy',),
-  'kdjax.storage.weights.unpickler': ('ml_dtypes', 'numpy'),
-  'kdjax.storage.weights.safetensors_file': (
-    'ml_dtypes',
-    'numpy',
-    'safetensors',
-  ),
-  'kdjax.storage.weights.stored_tensors': ('numpy',),
+  'kdjax.storage.weights.unpickler': ('numpy',),
+  'kdjax.storage.weights.safetensors_file': ('numpy', 'safetensors'),
+  'kdjax.storage.weights.stored_tensors': ('ml_dtypes', 'numpy'),
   'kdjax.storage.weights.pytorch': ('numpy',),
 }
 # What a module may take from another one; by default anything.

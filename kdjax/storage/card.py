@@ -11,13 +11,36 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from kdjax.storage import digests
+from kdjax.storage import digests, schema
 from kdjax.system import float32
 
 _Path = str | os.PathLike[str]
 
 # The largest number that JAX takes for the size of an array.
 _LARGEST = 2**31 - 1
+_DTYPES = 'float32', 'bfloat16'
+_MODEL = {
+  'name': schema.TEXT,
+  'num_classes': schema.INTEGER,
+  'stem': schema.TEXT,
+  'width': schema.INTEGER,
+  'dtype': schema.TEXT,
+}
+_MAYBE_LIST = schema.LIST + schema.NULL
+_CARD = {
+  'kdjax': schema.TEXT + schema.NULL,
+  'model': schema.OBJECT,
+  'class_names': _MAYBE_LIST,
+  'preprocessing': {
+    'image_shape': _MAYBE_LIST,
+    'channels': schema.INTEGER,
+    'mean': _MAYBE_LIST,
+    'std': _MAYBE_LIST,
+    'crop': schema.NUMBER,
+  },
+  'metrics': schema.OBJECT,
+  'provenance': schema.OBJECT,
+}
 
 
 def seal(card: Mapping[str, Any], **content: Any) -> str:
@@ -75,92 +98,48 @@ def check(card: Mapping[str, Any], path: _Path) -> None:
   Raises:
     ValueError: something is missing, or is not what it must be.
   """
-  for key in (
-    'kdjax',
-    'model',
-    'class_names',
-    'preprocessing',
-    'metrics',
-    'provenance',
-  ):
-    if key not in card:
-      raise ValueError(f'{path}: the card does not say {key}')
-  version = card['kdjax']
-  _require(
-    path, version is None or isinstance(version, str), 'kdjax', version, 'text'
-  )
+  where = f'the model card in {path}'
+  schema.check(where, card, _CARD)
   check_model(card['model'], path)
-  for key in ('preprocessing', 'metrics', 'provenance'):
-    _require(path, isinstance(card[key], dict), key, card[key], 'a dictionary')
-
   names, count = card['class_names'], card['model']['num_classes']
-  _require(
-    path,
-    names is None
-    or (
-      isinstance(names, list)
-      and len(names) == count
-      and all(isinstance(name, str) for name in names)
-    ),
-    'class_names',
-    names,
-    f'null, or a list of {count} names',
-  )
-
-  _check_preprocessing(card['preprocessing'], path)
-
-
-def _check_preprocessing(known: Mapping[str, Any], path: _Path) -> None:
-  """Checks what a card says of the images of its network."""
-  for key in ('image_shape', 'channels', 'mean', 'std', 'crop'):
-    if key not in known:
-      raise ValueError(f'{path}: the card does not say preprocessing.{key}')
+  known = card['preprocessing']
   channels, shape, crop = known['channels'], known['image_shape'], known['crop']
-  _require(
-    path,
-    _is_size(channels),
-    'preprocessing.channels',
-    channels,
-    'a positive integer',
-  )
-  _require(
-    path,
-    shape is None
-    or (
-      isinstance(shape, list)
-      and len(shape) == 3
-      and all(map(_is_size, shape))
-      and shape[2] == channels
-    ),
-    'preprocessing.image_shape',
-    shape,
-    f'null, or height, width and {channels} channels',
-  )
   mean, std = known['mean'], known['std']
-  _require(
-    path,
-    (mean is None and std is None) or is_normalization(mean, std, channels),
-    'preprocessing.mean and .std',
-    (mean, std),
-    f'null for both, or {channels} numbers for each, positive deviations',
-  )
-  _require(
-    path,
-    float32.is_number(crop) and 0 < crop <= 1,
-    'preprocessing.crop',
-    crop,
-    'a number from 0 to 1, not 0',
-  )
-
-
-def _require(
-  path: _Path, right: bool, name: str, value: Any, expected: str
-) -> None:
-  if not right:
-    raise ValueError(
-      f'{path}: the card says that {name} is {reprlib.repr(value)}, expected '
-      f'{expected}'
-    )
+  for name, value, is_right, expected in (
+    (
+      'class_names',
+      names,
+      names is None
+      or (len(names) == count and all(isinstance(name, str) for name in names)),
+      f'null, or a list of {count} names',
+    ),
+    (
+      'preprocessing.channels',
+      channels,
+      0 < channels <= _LARGEST,
+      'a positive integer',
+    ),
+    (
+      'preprocessing.image_shape',
+      shape,
+      shape is None
+      or (
+        len(shape) == 3 and all(map(_is_size, shape)) and shape[2] == channels
+      ),
+      f'null, or height, width and {channels} channels',
+    ),
+    (
+      'preprocessing.mean and .std',
+      (mean, std),
+      mean is std is None or is_normalization(mean, std, channels),
+      f'null for both, or {channels} numbers for each, positive deviations',
+    ),
+    ('preprocessing.crop', crop, 0 < crop <= 1, 'a number from 0 to 1, not 0'),
+  ):
+    if not is_right:
+      raise ValueError(
+        f'{where}: {name} is {reprlib.repr(value)}, expected {expected}'
+      )
 
 
 def check_model(model: Any, path: _Path) -> None:
@@ -173,25 +152,28 @@ def check_model(model: Any, path: _Path) -> None:
   Raises:
     ValueError: something is missing, of the wrong type, or no such argument.
   """
-  if not isinstance(model, dict):
+  schema.check(path, model, schema.OBJECT, 'model')
+  if unknown := sorted(model.keys() - _MODEL.keys()):
     raise ValueError(
-      f'{path}: its model is {reprlib.repr(model)}, expected a dictionary'
+      f'{path}: its model has {reprlib.repr(unknown[0])}, expected nothing but '
+      f'{", ".join(_MODEL)}'
     )
-  # Of others' models only these may be known.
-  if missing := [key for key in ('name', 'num_classes') if key not in model]:
-    raise ValueError(f'{path}: its model has no {" and no ".join(missing)}')
-  for key, value in model.items():
-    right, expected = _MODEL.get(key, (None, ''))
-    if right is None:
+  # Of others' models only the first two may be known.
+  keys = {'name', 'num_classes'} | model.keys()
+  expected = {key: kinds for key, kinds in _MODEL.items() if key in keys}
+  schema.check(path, model, expected, 'model')
+  # The width of a model which has none may be 0.
+  for key, smallest in ('num_classes', 1), ('width', 0):
+    if not smallest <= model.get(key, smallest) <= _LARGEST:
       raise ValueError(
-        f'{path}: its model has {reprlib.repr(key)}, expected nothing but '
-        f'{", ".join(_MODEL)}'
+        f'{path}: model.{key} is {model[key]}, expected an integer from '
+        f'{smallest} to {_LARGEST}'
       )
-    if not right(value):
-      raise ValueError(
-        f'{path}: its model has {reprlib.repr(value)} as {key}, expected '
-        f'{expected}'
-      )
+  if model.get('dtype', 'float32') not in _DTYPES:
+    raise ValueError(
+      f'{path}: model.dtype is {reprlib.repr(model["dtype"])}, expected '
+      f'{" or ".join(_DTYPES)}'
+    )
 
 
 def check_asked(
@@ -241,20 +223,3 @@ def is_normalization(mean: Any, std: Any, channels: int) -> bool:
 
 def _is_size(value: Any) -> bool:
   return type(value) is int and 0 < value <= _LARGEST
-
-
-# What may be said of a model: whether a value can be, and what it should be.
-_MODEL = {
-  'name': (lambda value: isinstance(value, str), 'text'),
-  'num_classes': (_is_size, 'a positive integer'),
-  'stem': (lambda value: isinstance(value, str), 'text'),
-  # That of a model which has none may be 0.
-  'width': (
-    lambda value: type(value) is int and 0 <= value <= _LARGEST,
-    'an integer',
-  ),
-  'dtype': (
-    lambda value: value in ('float32', 'bfloat16'),
-    "'float32' or 'bfloat16'",
-  ),
-}

@@ -33,6 +33,7 @@ from kdjax.models.network import Network
 from kdjax.storage import card as card_lib
 from kdjax.storage import digests, run_directory
 from kdjax.system import atomic, devices
+from kdjax.system.escape import listed
 from kdjax.version import __version__
 
 logger = logging.getLogger(__package__)
@@ -473,6 +474,43 @@ def describe(tree: Any) -> dict[str, str]:
   }
 
 
+def check_same(
+  path: _Path,
+  model: str,
+  expected: Mapping[str, str],
+  found: Mapping[str, str],
+  advice: str,
+) -> None:
+  """Checks that arrays are those of a model.
+
+  Args:
+    path: where they are.
+    model: what the model is called.
+    expected: what `describe` says of its arrays.
+    found: the same of what is there.
+    advice: what to do if they are not.
+
+  Raises:
+    ValueError: they are not; the message names those that differ.
+  """
+  lines = []
+  if missing := sorted(expected.keys() - found.keys()):
+    lines.append(f'missing: {listed(missing)}')
+  if extra := sorted(found.keys() - expected.keys()):
+    lines.append(f'unknown: {listed(extra)}')
+  if other := [
+    f'{name} ({found[name]}, expected {expected[name]})'
+    for name in sorted(expected.keys() & found.keys())
+    if expected[name] != found[name]
+  ]:
+    lines.append(f'of another shape or dtype: {listed(other)}')
+  if lines:
+    shown = '\n  '.join(lines)
+    raise ValueError(
+      f'the arrays in {path} are not those of {model}:\n  {shown}\n{advice}'
+    )
+
+
 def describe_tree(path: _Path) -> dict[str, str]:
   """Describes the arrays of a PyTree that Orbax has saved, reading none.
 
@@ -670,11 +708,7 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
 def _check_is_measured(
   workdir: pathlib.Path, checkpoint: str, found: int
 ) -> None:
-  """Checks that what is found is what a finished run measured.
-
-  Raises:
-    FileNotFoundError: it is another one, so the right one is lost.
-  """
+  """Checks that what is found is what a finished run measured."""
   result = run_directory.read_result(workdir)
   if result and (step := result[checkpoint]['step']) != found:
     raise FileNotFoundError(
@@ -772,12 +806,7 @@ def _read_metadata(directory: pathlib.Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _reading(directory: pathlib.Path, *, own: bool = True) -> Iterator[None]:
-  """Explains what Orbax raises when it cannot read, of whatever type.
-
-  Args:
-    directory: what is read.
-    own: whether kdjax has written it.
-  """
+  """Explains what Orbax raises when it cannot read, of whatever type."""
   _ignore_late_callbacks()
   try:
     yield
@@ -921,25 +950,15 @@ def _check_continues(
       'directory'
     )
 
-  def data(leaf: Any) -> Any:
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
-
-  ours = describe(jax.tree.map(data, like))
   theirs = {
     name: f'{saved["dtype"]}{saved["shape"]}'
     for name, saved in metadata[_ARRAYS].items()
   }
-  differing = [
-    f'{name}: saved {theirs.get(name, "nothing")}, '
-    f'expected {ours.get(name, "nothing")}'
-    for name in sorted(ours.keys() | theirs.keys())
-    if ours.get(name) != theirs.get(name)
-  ]
-  if differing:
-    shown = '\n  '.join(differing[:10])
-    raise ValueError(
-      f'{directory} does not fit this run ({len(differing)} arrays differ):\n'
-      f'  {shown}\nContinue it with the configuration and precision that wrote '
-      'it, or choose another run directory'
-    )
+  check_same(
+    directory,
+    'this run',
+    describe(jax.eval_shape(digests.without_keys, like)),
+    theirs,
+    'Continue it with the configuration and precision that wrote it, or choose '
+    'another run directory',
+  )

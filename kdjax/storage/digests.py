@@ -62,14 +62,19 @@ def _bytes(array: np.ndarray) -> memoryview:
   return array.reshape(-1).view(np.uint8).data
 
 
-def _leaves(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields the path of each array, and the array on the host."""
+def without_keys(tree: Any) -> Any:
+  """Puts the data of random keys in the place of the keys in a PyTree."""
 
   def data(leaf: Any) -> Any:
     is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(leaf) if is_key else leaf
 
-  host = jax.device_get(jax.tree.map(data, tree))
+  return jax.tree.map(data, tree)
+
+
+def _leaves(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields the path of each array, and the array on the host."""
+  host = jax.device_get(without_keys(tree))
   for path, leaf in jax.tree_util.tree_leaves_with_path(host):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     yield name, np.asarray(leaf, order='C')

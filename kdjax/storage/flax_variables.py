@@ -35,15 +35,9 @@ _COLLECTIONS = 'params', 'batch_stats'
 
 
 class _Source(NamedTuple):
-  """Where variables are.
+  """Where variables are, in PyTrees of Orbax or in a file."""
 
-  Attributes:
-    trees: directories of PyTrees, by the name that their content has in the
-      whole; '' if it is the whole.
-    file: what is in the file, if it is one.
-    notes: what a person may want to know.
-  """
-
+  # By the name that their content has in the whole; '' if it is the whole.
   trees: dict[str, pathlib.Path]
   file: weights.Stored | None
   notes: tuple[str, ...]
@@ -163,7 +157,7 @@ def load(
   described = _describe(source)
   names, left_out = _variables_among(described)
   found = {ours: described[theirs] for ours, theirs in names.items()}
-  check_same(
+  checkpoint.check_same(
     path,
     type(model).__name__,
     expected,
@@ -227,15 +221,7 @@ def _read(source: _Source, names: Mapping[str, str]) -> dict[str, np.ndarray]:
 def _variables_among(
   described: Mapping[str, str],
 ) -> tuple[dict[str, str], list[str]]:
-  """Finds `params` and `batch_stats` among all that was saved.
-
-  Args:
-    described: descriptions of arrays by their path.
-
-  Returns:
-    The paths by those that the arrays have among a module's variables, and what
-    is left out, as briefly as possible.
-  """
+  """Returns the paths of a module's variables by theirs in it, and the rest."""
   root = ''
   paths = [name.split('/') for name in described]
   # Around a state there may be dictionaries of one entry, or a state's own.
@@ -307,50 +293,11 @@ def check_finite(
   """
   if wrong := [
     name
-    for name, array in _flatten(arrays).items()
+    for name, array in flax.traverse_util.flatten_dict(
+      dict(arrays), sep='/'
+    ).items()
     if not np.isfinite(array).all()
   ]:
     raise ValueError(
       f'{path} has values that are not finite in {listed(sorted(wrong))}'
     )
-
-
-def check_same(
-  path: str | os.PathLike[str],
-  model: str,
-  expected: Mapping[str, str],
-  found: Mapping[str, str],
-  advice: str,
-) -> None:
-  """Checks that arrays are those of a model.
-
-  Args:
-    path: where they are.
-    model: what the model is called.
-    expected: what `kdjax.storage.checkpoint.describe` says of its arrays.
-    found: the same of what is there.
-    advice: what to do if they are not.
-
-  Raises:
-    ValueError: they are not; the message names those that differ.
-  """
-  lines = []
-  if missing := sorted(expected.keys() - found.keys()):
-    lines.append(f'missing: {listed(missing)}')
-  if extra := sorted(found.keys() - expected.keys()):
-    lines.append(f'unknown: {listed(extra)}')
-  if other := [
-    f'{name} ({found[name]}, expected {expected[name]})'
-    for name in sorted(expected.keys() & found.keys())
-    if expected[name] != found[name]
-  ]:
-    lines.append(f'of another shape or dtype: {listed(other)}')
-  if lines:
-    shown = '\n  '.join(lines)
-    raise ValueError(
-      f'the arrays in {path} are not those of {model}:\n  {shown}\n{advice}'
-    )
-
-
-def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-  return flax.traverse_util.flatten_dict(dict(tree), sep='/')

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdjax.storage import schema
 from kdjax.system import atomic, logs
 
 METRICS = 'metrics.jsonl'
@@ -16,10 +17,6 @@ METRICS = 'metrics.jsonl'
 # What each line of it has beside the metrics: its number, from 1, and the
 # CRC-32 of all the rest of it.
 _LINE, _CRC = 'line', 'crc32'
-
-
-# What is text in it.
-_KINDS = 'train', 'validation'
 
 
 # What each kind of line has; a number, or None where that is not finite.
@@ -59,9 +56,9 @@ def _read(path: pathlib.Path) -> tuple[list[dict[str, Any]], list[str]]:
     numbered.append((len(whole) + 1, last))
   for number, text in numbered:
     try:
-      records.append(_parse(text, number))
+      records.append(_parse(f'{path}, line {number}', text, number))
     except ValueError as error:
-      wrong.append(f'{path}, line {number}, {error}')
+      wrong.append(str(error))
   return records, wrong
 
 
@@ -73,41 +70,39 @@ def _is_json(text: bytes) -> bool:
   return True
 
 
-def _parse(text: bytes, number: int) -> dict[str, Any]:
+def _parse(where: str, text: bytes, number: int) -> dict[str, Any]:
   """Reads a line of metrics; a ValueError says what is wrong with it."""
   record = json.loads(text) if _is_json(text) else None
   if not isinstance(record, dict):
-    raise ValueError('is no JSON object')
+    raise ValueError(f'{where} is no JSON object')
   # Earlier versions of kdjax wrote neither.
   if _LINE in record or _CRC in record:
     checksum = record.pop(_CRC, None)
     if checksum != _checksum(record):
-      raise ValueError('is damaged: its CRC-32 is not the one recorded there')
+      raise ValueError(
+        f'{where} is damaged: its CRC-32 is not the one recorded there'
+      )
     if (found := record.pop(_LINE)) != number:
-      raise ValueError(f'says that it is line {found}: others are missing')
-  _check_record(record)
+      raise ValueError(
+        f'{where} says that it is line {found}: others are missing'
+      )
+  _check_record(where, record)
   return record
 
 
-def _check_record(record: Mapping[str, Any]) -> None:
-  kind = record.get('kind')
-  if kind not in _KINDS:
+def _check_record(where: str, record: Mapping[str, Any]) -> None:
+  schema.check(where, record, {'kind': schema.TEXT})
+  kind = record['kind']
+  if kind not in _METRICS_OF:
     raise ValueError(
-      f'has {reprlib.repr(kind)} as kind, expected {" or ".join(_KINDS)}'
+      f'{where}: kind is {reprlib.repr(kind)}, expected '
+      f'{" or ".join(_METRICS_OF)}'
     )
-  for name in ('step', *_METRICS_OF[kind]):
-    if name not in record:
-      raise ValueError(f'has no {name}')
-  for name, value in record.items():
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if name == 'step' and not (type(value) is int and value >= 0):
-      raise ValueError(
-        f'has {reprlib.repr(value)} as step, expected an integer'
-      )
-    if name != 'kind' and not (number or value is None):
-      raise ValueError(
-        f'has {reprlib.repr(value)} as {name}, expected a number or null'
-      )
+  metrics = {*_METRICS_OF[kind], *record} - {'kind'}
+  numbers = dict.fromkeys(metrics, schema.NUMBER + schema.NULL)
+  schema.check(where, record, {**numbers, 'step': schema.INTEGER})
+  if record['step'] < 0:
+    raise ValueError(f'{where}: step is {record["step"]}, expected 0 or more')
 
 
 def line(record: Mapping[str, Any], number: int) -> str:
@@ -132,7 +127,7 @@ def diverged_at(records: Sequence[Mapping[str, Any]]) -> int | None:
     the run did not diverge. A run that skips such steps, and whose last line
     tells of nothing else, counts as diverged unless it has a result.
   """
-  for kind in ('train', 'validation'):
+  for kind in _METRICS_OF:
     of_kind = [record for record in records if record['kind'] == kind]
     # What is not finite was written as null.
     if of_kind and any(
@@ -156,9 +151,11 @@ def recover(
       f'{path} has {len(kept)} lines up to step {step}, expected {count}'
     ]
   if wrong:
-    there = {record['step'] for record in kept if record['kind'] == _KINDS[1]}
+    there = {
+      record['step'] for record in kept if record['kind'] == 'validation'
+    }
     kept += [
-      {'kind': _KINDS[1], **validation}
+      {'kind': 'validation', **validation}
       for validation in validations
       if validation['step'] <= step and validation['step'] not in there
     ]

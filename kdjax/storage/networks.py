@@ -185,15 +185,12 @@ def preprocessing(
   Returns:
     `image_shape`, `channels`, `mean`, `std` and `crop`.
   """
+  mean_std = normalization or {'mean': None, 'std': None}
   return {
     'image_shape': image_shape and list(image_shape),
     'channels': channels,
-    **{
-      name: None
-      if normalization is None
-      else np.asarray(normalization[name]).tolist()
-      for name in ('mean', 'std')
-    },
+    'mean': np.asarray(mean_std['mean']).tolist(),
+    'std': np.asarray(mean_std['std']).tolist(),
     'crop': crop,
   }
 
@@ -269,7 +266,7 @@ def _check_arrays(
       f'{path}: {name} cannot be made for images of {list(shape)} '
       f'({type(error).__name__}: {error})'
     ) from error
-  variables_lib.check_same(
+  checkpoint_lib.check_same(
     path, name, expected, found, 'Put a sound copy there, or export it again'
   )
 

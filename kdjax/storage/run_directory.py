@@ -389,14 +389,10 @@ def digests_of_files(workdir: pathlib.Path) -> dict[str, str]:
     By the name of each file that is there.
   """
   return {
-    name: _digest_of_file(workdir / name)
+    name: hashlib.sha256((workdir / name).read_bytes()).hexdigest()
     for name in (metrics_log.METRICS, _PREDICTIONS)
     if (workdir / name).exists()
   }
-
-
-def _digest_of_file(path: pathlib.Path) -> str:
-  return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_file(
@@ -412,17 +408,12 @@ def check_file(
   Raises:
     ValueError: it is not.
   """
-  path = workdir / name
   expected = result.get('files', {}).get(name)
-  if expected is None:
-    return
-  found = 'there is no such file'
-  if path.exists():
-    found = _digest_of_file(path)
-  if found != expected:
+  found = digests_of_files(workdir).get(name, 'no such file')
+  if expected not in (None, found):
     raise ValueError(
-      f'{path} is not as it was when the run finished: expected SHA-256 '
-      f'{expected}, found {found}. Put a sound copy of it there'
+      f'{workdir / name} is not as it was when the run finished: expected '
+      f'SHA-256 {expected}, found {found}. Put a sound copy of it there'
     )
 
 
@@ -459,7 +450,6 @@ def write_predictions(
 
 def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
   """Flattens a configuration and drops what may change in a run."""
-  flat: dict[str, Any] = {}
   # Settings of the methods that are not used do not matter either.
   method = config['method']
   section = 'custom' if ':' in method['name'] else method['name']
@@ -468,18 +458,12 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
   config = {**config, 'method': used}
   if not methods.build(method['name'])[0].needs_teacher:
     del config['teacher']
-
-  def visit(prefix: str, value: Any) -> None:
-    if prefix in _FREE:
-      return
-    if isinstance(value, dict):
-      for key, child in value.items():
-        visit(f'{prefix}.{key}' if prefix else key, child)
-    else:
-      flat[prefix] = value
-
-  visit('', config)
-  return flat
+  free = tuple(f'{name}.' for name in _FREE)
+  return {
+    name: value
+    for name, value in flax.traverse_util.flatten_dict(config, sep='.').items()
+    if not f'{name}.'.startswith(free)
+  }
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, Any], bool]:

@@ -180,7 +180,7 @@ def check(
         f"module '{head}': name its last layer in an attribute `head`"
       )
     expected = {name: expected[name] for name in expected.keys() - fresh}
-  variables_lib.check_same(
+  checkpoint.check_same(
     initial.report['path'],
     f'{config.student.name} on {dataset.name}',
     expected,

@@ -162,7 +162,7 @@ def test_a_run_with_another_broken_line_is_left_out(tmp_path):
   path = write_run(tmp_path / 'b', seed=1) / 'metrics.jsonl'
   path.write_text('{"kind"\n' + path.read_text())
   ((_, reason),) = collect.read([tmp_path]).left_out
-  assert reason.startswith(f'{path}, line 1, is no JSON')
+  assert reason.startswith(f'{path}, line 1 is no JSON')
 
 
 def test_a_copy_counts_once(tmp_path):

@@ -98,17 +98,15 @@ def test_fields_of_an_earlier_result_are_checked(edit, message, tmp_path):
 @pytest.mark.parametrize(
   ('line', 'message'),
   [
-    ({'step': 1}, 'line 2, has None as kind, expected train or validation'),
-    ({'kind': 'train', 'step': 1}, 'line 2, has no loss'),
+    ({'step': 1}, 'line 2 lacks kind'),
+    ({'kind': 'train', 'step': 1}, 'line 2 lacks loss'),
+    ({'kind': 'eval'}, "kind is 'eval', expected train or validation"),
     (
       {'kind': 'train', 'step': 1, 'loss': 'x'},
-      "has 'x' as loss, expected a n",
+      "loss is 'x', expected a number or null",
     ),
-    (
-      {'kind': 'train', 'step': -1, 'loss': 1},
-      'has -1 as step, expected an in',
-    ),
-    ([1], 'line 2, is no JSON object'),
+    ({'kind': 'train', 'step': -1, 'loss': 1}, 'step is -1, expected 0'),
+    ([1], 'line 2 is no JSON object'),
   ],
 )
 def test_lines_of_an_earlier_version_are_checked(line, message, tmp_path):
@@ -147,7 +145,7 @@ def test_metrics_that_are_damaged_are_kept_aside_and_made_good(
   path.write_text(''.join(lines))
   known = [{'step': step, **VALUES} for step in (2, 3, 4)]
   write(tmp_path, (4,), 3, lines=6, validations=known)
-  assert f'{path}, line 4, is damaged: its CRC-32 is not' in caplog.text
+  assert f'{path}, line 4 is damaged: its CRC-32 is not' in caplog.text
   kept = tmp_path / 'damaged' / metrics_log.METRICS
   assert kept.read_text() == ''.join(lines)
   assert str(kept) in caplog.text

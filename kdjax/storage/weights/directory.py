@@ -240,8 +240,7 @@ def _processor_images(said: Mapping[str, Any]) -> _Images | None:
   if (
     mean is None
     or std is None
-    or isinstance(factor, bool)
-    or not isinstance(factor, int | float)
+    or not _is_number(factor)
     or factor <= 0
     or said.get('rescale_offset')
   ):
@@ -275,14 +274,15 @@ def _size(size: Any) -> tuple[int, int] | None:
 
 
 def _share(value: Any) -> float:
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  return float(value) if is_number and 0 < value <= 1 else 1.0
+  return float(value) if _is_number(value) and 0 < value <= 1 else 1.0
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _numbers(values: Any) -> list[float] | None:
-  if not isinstance(values, list) or not all(
-    isinstance(x, int | float) and not isinstance(x, bool) for x in values
-  ):
+  if not isinstance(values, list) or not all(map(_is_number, values)):
     return None
   return [float(x) for x in values]
 

@@ -11,7 +11,6 @@ import mmap
 import pathlib
 from collections.abc import Mapping
 
-import ml_dtypes
 import numpy as np
 
 from kdjax.storage.weights import stored_tensors
@@ -36,14 +35,6 @@ _LENGTHS: Mapping[int, tuple[str, int]] = {
   **{0xD9: ('bytes', 1), 0xDA: ('bytes', 2), 0xDB: ('bytes', 4)},
   **{0xDC: ('list', 2), 0xDD: ('list', 4)},
   **{0xDE: ('map', 2), 0xDF: ('map', 4)},
-}
-_DTYPES = {
-  np.dtype(kind).name: np.dtype(kind)
-  for kind in (
-    *(np.bool_, np.int8, np.int16, np.int32, np.int64),
-    *(np.uint8, np.uint16, np.uint32, np.uint64),
-    *(ml_dtypes.bfloat16, np.float16, np.float32, np.float64),
-  )
 }
 
 
@@ -195,12 +186,12 @@ class _Reader:
       self.expect('number') for _ in range(min(self.expect('list'), 65))
     )
     dtype = self.text()
-    if dtype not in _DTYPES:
+    if dtype not in stored_tensors.DTYPES:
       raise ValueError(
         f'{escape.listed([name])} is of {dtype}: expected numbers'
       )
     data = self.take(self.expect('bytes'))
-    known = _DTYPES[dtype]
+    known = stored_tensors.DTYPES[dtype]
     if (
       self.at != end
       or len(shape) > 32

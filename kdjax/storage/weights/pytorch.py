@@ -130,7 +130,7 @@ def read_legacy(path: pathlib.Path) -> stored_tensors.Stored:
     if len(header) < 8 or not 0 <= nbytes <= len(view) - start:
       raise ValueError('its tensors end too soon: the file is truncated')
     window = view[start : start + nbytes]
-    storages[key] = nbytes, functools.partial(_whole, window)
+    storages[key] = nbytes, window.toreadonly
     start += nbytes
 
   def find(storage: unpickler.Storage) -> tuple[int, Bytes]:
@@ -139,10 +139,6 @@ def read_legacy(path: pathlib.Path) -> stored_tensors.Stored:
     return storages[storage.key]
 
   return _stored(loaded, find, len(content), 'PyTorch (before 1.6)')
-
-
-def _whole(content: memoryview) -> memoryview:
-  return content
 
 
 def _map(path: pathlib.Path, most: int = 0) -> mmap.mmap:
@@ -255,14 +251,7 @@ def _stored(
   size: int,
   kind: str,
 ) -> stored_tensors.Stored:
-  """Puts together the tensors of a pickle.
-
-  Args:
-    loaded: what was pickled.
-    find: returns the number of bytes of a storage, and what reads them.
-    size: bytes of the file.
-    kind: what kind of file it is.
-  """
+  """Puts together the tensors of a pickle, whose bytes `find` finds."""
   tensors: dict[str, stored_tensors.Tensor] = {}
   others = []
   for name, leaf in _leaves(loaded):

@@ -106,12 +106,7 @@ def _torchvision(name: str) -> str:
 
 
 def _children(first: int) -> Callable[[str], str]:
-  """Names the children of a ResNet in a `Sequential`, which has numbers.
-
-  Args:
-    first: number of the first stage: 4 after convolution, norm, ReLU and
-      max-pool, 3 without a max-pool.
-  """
+  """Names the modules of a `Sequential` by the number of its first stage."""
   modules = {'0': 'conv1', '1': 'bn1'} | {
     str(first + stage): f'layer{stage + 1}' for stage in range(4)
   }
@@ -186,7 +181,8 @@ _NAMINGS = (
     _first(r'conv2_x\.0\.residual_function\.0\.weight'),
     _sequential,
   ),
-  # The one whose first stage comes first: that of the other is its second.
+  # The first stage is 4 after convolution, norm, ReLU and max-pool, 3 without a
+  # max-pool. Stage 3 is tried first: that of the other is its second.
   *(
     _Naming(
       f"numbers of a Sequential's modules, stages {first} to {first + 3}",
@@ -245,7 +241,7 @@ def find(file: stored_tensors.Stored, *, headless: bool = False) -> Found:
   rest = [name for name in part.rest if name not in images.values()]
   original |= {name: name for name in rest}
   tensors = {name: file.tensors[place] for name, place in original.items()}
-  network = recognise(
+  network = _recognise(
     {name: tensor.shape for name, tensor in tensors.items()}, original
   )
   _check_stem(part, network)
@@ -558,22 +554,11 @@ def _check_dtypes(
   return sorted({*dtypes.values()} - {'float32'})
 
 
-def recognise(
+def _recognise(
   shapes: Mapping[str, tuple[int, ...]],
   original: Mapping[str, str] | None = None,
 ) -> Network:
-  """Tells which ResNet has tensors of these names and shapes.
-
-  Args:
-    shapes: shapes by canonical name, without counters of batches.
-    original: how the tensors are called where they come from.
-
-  Returns:
-    The network.
-
-  Raises:
-    ValueError: none that is known; what differs is named.
-  """
+  """Tells which ResNet has tensors of these shapes, by canonical name."""
   if empty := [
     (original or {}).get(key, key)
     for key, shape in shapes.items()
@@ -734,7 +719,7 @@ def from_flax(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     for path, leaf in _flat(variables.get(collection, {})):
       array = np.asarray(leaf)
       arrays[_canonical(path)] = _to_torch_layout(array)
-  network = recognise({name: array.shape for name, array in arrays.items()})
+  network = _recognise({name: array.shape for name, array in arrays.items()})
   return {name: arrays[name] for name in network.shapes}
 
 

@@ -2,9 +2,9 @@
 
 import functools
 import pathlib
+import re
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import safetensors
 
@@ -14,20 +14,14 @@ from kdjax.system import escape
 # A ResNet-101 takes 60 kB; the parser needs many times as much.
 MAX_HEADER = 2**24
 
+# F64, I8, U16, …
 _DTYPES = {
-  'F64': np.dtype(np.float64),
-  'F32': np.dtype(np.float32),
-  'F16': np.dtype(np.float16),
-  'BF16': np.dtype(ml_dtypes.bfloat16),
-  'I64': np.dtype(np.int64),
-  'I32': np.dtype(np.int32),
-  'I16': np.dtype(np.int16),
-  'I8': np.dtype(np.int8),
-  'U64': np.dtype(np.uint64),
-  'U32': np.dtype(np.uint32),
-  'U16': np.dtype(np.uint16),
-  'U8': np.dtype(np.uint8),
-  'BOOL': np.dtype(np.bool_),
+  re.sub('[a-z]+', name[0].upper(), name): dtype
+  for name, dtype in stored_tensors.DTYPES.items()
+  if name not in ('bool', 'bfloat16')
+} | {
+  'BOOL': stored_tensors.DTYPES['bool'],
+  'BF16': stored_tensors.DTYPES['bfloat16'],
 }
 
 

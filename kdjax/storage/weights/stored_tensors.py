@@ -5,7 +5,18 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
+
+DTYPES = {
+  np.dtype(kind).name: np.dtype(kind)
+  for kind in (
+    *(np.bool_, np.int8, np.int16, np.int32, np.int64),
+    *(np.uint8, np.uint16, np.uint32, np.uint64),
+    *(ml_dtypes.bfloat16, np.float16, np.float32, np.float64),
+  )
+}
+"""Dtypes that an array may have, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
