@@ -1,10 +1,10 @@
-"""The process that `kdjax.benchmark.compare` measures kdjax in.
+"""The process that `kdjax.benchmark` measures kdjax in.
 
 python -m kdjax.benchmark.worker JSON
 
 What it trains is the program of a run, with its data set, as `kdjax.main` does;
 only the teacher is not trained but random, which is as fast. Its argument and
-the lines that it reads and writes are described in `compare`.
+the lines that it reads and writes are described in `workers`.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ _PRODUCTS = 4
 
 
 def main() -> None:
-  """Makes the first step of a run, then does what is asked for."""
+  """Trains as the argument and the lines of the input say."""
   xla.setup()
   try:
     training = Training(ml_collections.ConfigDict(json.loads(sys.argv[1])))
@@ -170,7 +170,7 @@ def _random_teacher(run: Run) -> Teacher:
 
 
 def _matmul_flops_per_s(dtype: str) -> float:
-  """Measures products of large matrices; gives the speed of the fastest."""
+  """Measures products of large matrices; returns the speed of the fastest."""
   size = 2048 if jax.default_backend() == 'cpu' else 8192
   # Random numbers: of constants some devices are faster.
   a, b = (
