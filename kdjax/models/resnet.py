@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.models import cpu_conv, cpu_pool, norm
+from kdjax.models import batch_norm, cpu_conv, cpu_pool
 
 _EPSILON = 1e-5
 
@@ -40,7 +40,9 @@ Conv = functools.partial(
   kernel_init=nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
   conv_general_dilated=cpu_conv.conv_general_dilated,
 )
-BatchNorm = functools.partial(norm.BatchNorm, momentum=0.9, epsilon=_EPSILON)
+BatchNorm = functools.partial(
+  batch_norm.BatchNorm, momentum=0.9, epsilon=_EPSILON
+)
 
 
 def _conv_norm(

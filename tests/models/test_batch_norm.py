@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from kdjax.models import norm
+from kdjax.models import batch_norm
 
 # An odd size, maps of one value, and no map at all.
 SHAPES = [(8, 4, 4, 3), (5, 7, 3, 2), (6, 1, 1, 4), (16, 5)]
@@ -52,7 +52,9 @@ def test_it_trains_as_flax_does(shape, dtype):
     return y, stats, gradients
 
   tolerance = 2e-5 if dtype == 'float32' else 3e-2
-  found, expected = map(value_and_gradients, (norm.BatchNorm, nn.BatchNorm))
+  found, expected = map(
+    value_and_gradients, (batch_norm.BatchNorm, nn.BatchNorm)
+  )
   assert jax.tree.structure(found) == jax.tree.structure(expected)
   for ours, flax in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
     np.testing.assert_allclose(
@@ -68,12 +70,12 @@ def test_it_predicts_and_starts_as_flax_does():
   for train in (False, True):
     found, expected = (
       module(use_running_average=not train).init(jax.random.key(0), x)
-      for module in (norm.BatchNorm, nn.BatchNorm)
+      for module in (batch_norm.BatchNorm, nn.BatchNorm)
     )
     jax.tree.map(np.testing.assert_array_equal, found, expected)
   found, expected = (
     jax.jit(module(use_running_average=True).apply)(variables(5), x)
-    for module in (norm.BatchNorm, nn.BatchNorm)
+    for module in (batch_norm.BatchNorm, nn.BatchNorm)
   )
   np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
@@ -82,7 +84,7 @@ def test_the_gradient_is_that_of_the_formula():
   x = images((4, 2, 2, 3))
   known = variables(3)['params']
   check_grads(
-    lambda x, scale, bias: norm.batch_norm(x, scale, bias, 1e-5)[0],
+    lambda x, scale, bias: batch_norm.batch_norm(x, scale, bias, 1e-5)[0],
     (x, known['scale'], known['bias']),
     order=1,
     modes=['rev'],
@@ -93,7 +95,7 @@ def test_the_gradient_is_that_of_the_formula():
 
 def test_a_constant_channel_has_no_variance_below_zero():
   x = jnp.full((7, 3, 3, 1), 1000.1)
-  y, _, var = jax.jit(norm.batch_norm, static_argnums=3)(
+  y, _, var = jax.jit(batch_norm.batch_norm, static_argnums=3)(
     x, jnp.ones(1), jnp.zeros(1), 1e-5
   )
   assert var >= 0
