@@ -157,13 +157,7 @@ def _largest(difference: np.ndarray) -> float:
 
 
 def check(name: str, compared: Compared, count: int, tolerance: float) -> None:
-  """Checks that an export is the network.
-
-  Args:
-    name: its format.
-    compared: how it does.
-    count: on how many images.
-    tolerance: difference that is rounding.
+  """Checks that an export is the network, by how it does on `count` images.
 
   Raises:
     ValueError: it is not.

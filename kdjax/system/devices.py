@@ -151,11 +151,8 @@ def divide(batch: _T) -> _T:
 def local_rows(batch_size: int) -> np.ndarray:
   """Returns the rows of a divided batch that are on this process's devices.
 
-  Args:
-    batch_size: examples in the batch, a multiple of the number of devices.
-
-  Returns:
-    Their indices, in the order in which `assemble` takes them.
+  Their indices are in the order in which `assemble` takes them; `batch_size` is
+  a multiple of the number of devices.
   """
   indices = sharded().addressable_devices_indices_map((batch_size,))
   everything = np.arange(batch_size)
@@ -193,17 +190,13 @@ def _gather() -> Callable[[Any], Any]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-  """Has what goes wrong in one process go wrong in all.
+  """Raises in all processes what one raises, as they would wait for it.
 
-  Else the others would wait for it. For code in which processes do not wait for
-  each other.
-
-  Yields:
-    Nothing; the work goes inside.
+  For code in which processes do not wait for each other.
 
   Raises:
-    Exception: as the work does; in other processes a ValueError that says what
-      went wrong, and where.
+    Exception: as the work inside does; in other processes a ValueError that
+      says what went wrong, and where.
   """
   if jax.process_count() == 1:
     yield
@@ -222,10 +215,7 @@ def together() -> Iterator[None]:
 
 
 def once(act: Callable[[], None]) -> None:
-  """Does something in one process, and waits for it in the others.
-
-  Args:
-    act: what is done. What it raises, the other processes raise too.
+  """Does something in the first process, and waits for it in the others.
 
   Raises:
     Exception: as `act` does; in other processes a ValueError that says what
