@@ -85,16 +85,7 @@ def run(
 def run_config(
   config: ml_collections.ConfigDict, mode: str
 ) -> ml_collections.ConfigDict:
-  """Returns the configuration of the run that a mode measures.
-
-  Args:
-    config: configuration of a run.
-    mode: name of a method, or `TEACHER`.
-
-  Returns:
-    That configuration with the mode's method, or the one that trains its
-    teacher.
-  """
+  """Returns the configuration of the run that a mode measures."""
   if mode == TEACHER:
     return config_lib.teacher_run(config)
   run = config.copy_and_resolve_references()

@@ -17,7 +17,7 @@ def summarize(
   flops_per_image: float,
   matmul_flops_per_s: float,
 ) -> dict[str, Any]:
-  """Adds to what was measured of an implementation what follows from it.
+  """Adds to the measurements of an implementation what follows from them.
 
   Args:
     measured: `step_times_s`, the time of a step in each burst, at least two;
@@ -31,18 +31,14 @@ def summarize(
     the median; and `flops_utilization`, from 0 to 1.
   """
   times = measured['step_times_s']
-  lower, median, upper = statistics.quantiles(times, method='inclusive')
-  images_per_s = batch_size / median
+  quartiles = statistics.quantiles(times, method='inclusive')
+  names = ('min', 'lower_quartile', 'median', 'upper_quartile', 'max')
+  step_s = dict(zip(names, (min(times), *quartiles, max(times)), strict=True))
+  images_per_s = batch_size / step_s['median']
   return {
     **measured,
     'images_per_s': images_per_s,
-    'step_s': {
-      'min': min(times),
-      'lower_quartile': lower,
-      'median': median,
-      'upper_quartile': upper,
-      'max': max(times),
-    },
+    'step_s': step_s,
     'flops_utilization': images_per_s * flops_per_image / matmul_flops_per_s,
   }
 
@@ -50,11 +46,10 @@ def summarize(
 def ratio(
   implementations: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any] | None:
-  """Compares kdjax with the fastest of the others.
+  """Compares kdjax with the fastest of the other implementations of a mode.
 
-  Args:
-    implementations: those of a mode, as `summarize` returns them; measured in
-      turns, so that burst i of one stands beside burst i of another.
+  They were measured in turns, so that burst i of one stands beside burst i of
+  another.
 
   Returns:
     `to`, the name of the other, and kdjax's speed by the other's: `median`, of

@@ -30,7 +30,7 @@ def check(python: str, runs: Mapping[str, ml_collections.ConfigDict]) -> None:
 
   Raises:
     OSError: the worker or PyTorch is not there.
-    ValueError: a network or a method is none that the worker knows.
+    ValueError: the worker does not know a network or a method.
   """
   networks = _networks(python)
   for mode, run in runs.items():
