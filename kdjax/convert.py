@@ -12,7 +12,7 @@ from absl import app, flags
 
 from kdjax import models
 from kdjax.data import class_names
-from kdjax.export import staging, to_orbax, to_safetensors
+from kdjax.export import formats, staging
 from kdjax.models import normalization, resnet
 from kdjax.storage import checkpoint, digests, networks
 from kdjax.system import atomic
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
     )
     print('\n'.join(found.recognised or [f'{source}: written by kdjax']))
     network, card = _complete(found, names)
-    write = to_safetensors.write if destination.suffix else to_orbax.write
+    write = formats.WRITERS['safetensors' if destination.suffix else 'orbax']
     with staging.beside(destination.parent) as staged:
       written = staged / destination.name
       write(written, network, card, ())

@@ -14,13 +14,13 @@ import pytest
 import tiny
 
 from kdjax import config as config_lib
-from kdjax.benchmark import compare
+from kdjax.benchmark import compare, figures, pytorch, workers
 
 # Arithmetic
 
 
 def test_statistics_are_those_over_bursts():
-  summary = compare.summarize(
+  summary = figures.summarize(
     {'step_times_s': [0.5, 0.1, 0.3, 0.2, 0.4], 'start_up_s': 7.0},
     batch_size=6,
     flops_per_image=100.0,
@@ -40,7 +40,7 @@ def test_statistics_are_those_over_bursts():
 
 
 def implementation(*step_times_s, batch_size=8):
-  return compare.summarize(
+  return figures.summarize(
     {
       'compile_s': None,
       'start_up_s': 2.0,
@@ -55,7 +55,7 @@ def implementation(*step_times_s, batch_size=8):
 
 
 def test_ratio_is_to_the_fastest_other_and_round_by_round():
-  ratio = compare.ratio(
+  ratio = figures.ratio(
     {
       'kdjax': implementation(0.1, 0.2, 0.4),
       'torch eager': implementation(0.5, 0.5, 0.5),
@@ -71,7 +71,7 @@ def test_ratio_is_to_the_fastest_other_and_round_by_round():
 
 
 def test_no_ratio_without_another():
-  assert compare.ratio({'kdjax': implementation(0.1, 0.2)}) is None
+  assert figures.ratio({'kdjax': implementation(0.1, 0.2)}) is None
 
 
 def test_table_has_what_was_measured_and_fits():
@@ -80,7 +80,7 @@ def test_table_has_what_was_measured_and_fits():
     | {'compile_s': 12.34, 'warm_start_up_s': 1.5},
     'torch compile': implementation(12.1, 12.2, 12.3),
   }
-  table = compare.table(
+  table = figures.table(
     {
       'device': 'abacus',
       'platform': 'cpu',
@@ -92,7 +92,7 @@ def test_table_has_what_was_measured_and_fits():
           'flops_per_image': 1e9,
           'matmul_flops_per_s': 1e12,
           'implementations': implementations,
-          'ratio': compare.ratio(implementations),
+          'ratio': figures.ratio(implementations),
         }
       },
     }
@@ -127,13 +127,13 @@ for number, line in enumerate(sys.stdin):
 
 def pretend(step, extra=0):
   script = f'STEP, EXTRA = {step}, {extra}\n{PRETENDER}'
-  return compare.start('pretender', [sys.executable, '-c', script])
+  return workers.start('pretender', [sys.executable, '-c', script])
 
 
 def test_bursts_go_round_until_the_time_is_spent():
   with pretend(0.25) as slow, pretend(0.01, extra=3) as fast:
     assert slow.read() == fast.read() == {'ready': True}
-    measured = compare.alternate({'slow': slow, 'fast': fast}, seconds=10)
+    measured = workers.alternate({'slow': slow, 'fast': fast}, seconds=10)
   # Bursts of 1.00 and 1.03 s: nine rounds are 18.27 s of the 20 s to spend.
   assert measured == {
     'slow': {
@@ -152,7 +152,7 @@ def test_bursts_go_round_until_the_time_is_spent():
 def test_there_are_five_rounds_at_least():
   with pretend(3.0) as worker:
     worker.read()
-    measured = compare.alternate({'slow': worker}, seconds=0.1)
+    measured = workers.alternate({'slow': worker}, seconds=0.1)
   assert measured['slow']['steps_per_burst'] == 1
   assert measured['slow']['step_times_s'] == [3.0] * 5
 
@@ -163,7 +163,7 @@ def test_a_worker_that_dies_is_quoted(last_words):
     f'import sys; {last_words} print("first", *range(100), sep="\\n", '
     'file=sys.stderr); sys.exit("out of oil")'
   )
-  with compare.start('engine', [sys.executable, '-c', script]) as worker:
+  with workers.start('engine', [sys.executable, '-c', script]) as worker:
     if last_words:
       worker.read()
       worker.process.wait()
@@ -197,7 +197,7 @@ def test_pytorch_gets_the_same_shapes_and_settings():
   config.method.response.temperature = 3.0
   config.student.dtype = 'bfloat16'
   data = {'image_shape': [32, 32, 3], 'num_classes': 7, 'train_size': 99}
-  spec = compare.pytorch_spec(config, 'eager', data | {'platform': 'cpu'})
+  spec = pytorch.spec(config, 'eager', data | {'platform': 'cpu'})
   assert data.items() <= spec.items()
   assert spec['settings'] == {'temperature': 3.0, 'alpha': 0.5}
   assert spec['student']['name'] == 'resnet18'
@@ -332,21 +332,21 @@ def test_a_baseline_that_would_be_another_is_refused(tmp_path):
     mode: compare.run_config(config, mode)
     for mode in ('scratch', 'response', 'feature', 'teacher')
   }
-  compare.check_baseline(python, runs)
+  pytorch.check(python, runs)
 
   python = knowing(tmp_path, 'resnet18')
-  compare.check_baseline(python, {'scratch': runs['scratch']})
+  pytorch.check(python, {'scratch': runs['scratch']})
   for mode in ('response', 'teacher'):
     with pytest.raises(ValueError, match=f"'resnet50', which mode {mode}"):
-      compare.check_baseline(python, {mode: runs[mode]})
+      pytorch.check(python, {mode: runs[mode]})
 
   python = knowing(tmp_path, 'resnet18', 'resnet50')
   runs['feature'].method.feature.student_features = ('stage4',)
   with pytest.raises(ValueError, match='student_features'):
-    compare.check_baseline(python, runs)
+    pytorch.check(python, runs)
   runs['scratch'].method.name = 'brand_new'
   with pytest.raises(ValueError, match="no method 'brand_new'"):
-    compare.check_baseline(python, runs)
+    pytorch.check(python, runs)
 
 
 @pytest.mark.slow

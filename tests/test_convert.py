@@ -77,8 +77,9 @@ import numpy as np
 from absl import flags
 from absl.testing import flagsaver
 from kdjax import convert
+from kdjax.export import formats
 
-sound = convert.to_orbax.write
+sound = formats.write_orbax
 
 def damaging(path, network, card, platforms):
   fc = {**network.variables['params']['fc'], 'bias': np.ones(3, np.float32)}
@@ -87,7 +88,7 @@ def damaging(path, network, card, platforms):
   sound(path, network._replace(variables=variables), card, platforms)
 
 for writer, *argv in json.loads(sys.argv[1]):
-  convert.to_orbax.write = globals()[writer]
+  formats.WRITERS['orbax'] = globals()[writer]
   with flagsaver.flagsaver():
     try:
       convert.main(flags.FLAGS(['convert', *argv]))

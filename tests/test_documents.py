@@ -60,7 +60,10 @@ def world(tmp_path_factory):
     train.train_and_evaluate(config, root / 'runs' / name)
   for name in ('stablehlo', 'safetensors'):
     write.export(
-      root / 'runs/student', [name], root / f'student.{name}', images=4
+      root / 'runs/student',
+      [name],
+      root / f'student.{name}',
+      write.Options(images=4),
     )
   model = models.build('resnet18', num_classes=10, stem='cifar', width=4)
   variables = jax.jit(lambda key: model.init(key, np.zeros((1, 8, 8, 1))))(

@@ -74,7 +74,7 @@ ONLY = {
   'tensorflow': (),
   'torch': (),
   # Optional: a command says so where they are not installed.
-  'jax2onnx': ('kdjax.export.to_onnx',),
+  'jax2onnx': ('kdjax.export.formats',),
   'onnxruntime': ('kdjax.storage.program_files',),
   'clu': (),  # It imports TensorFlow.
   'orbax': ('kdjax.storage.checkpoint',),
@@ -117,7 +117,7 @@ DEFINE_FLAGS = (
 KNOW_INTERMEDIATES = ('kdjax.models.features',)
 
 # An export is compiled where it is loaded.
-COMPILE = ('kdjax.system.xla', 'kdjax.export.to_stablehlo')
+COMPILE = ('kdjax.system.xla', 'kdjax.export.formats')
 
 
 # Reading a package

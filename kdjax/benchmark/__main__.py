@@ -9,7 +9,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from kdjax.benchmark import compare
+from kdjax.benchmark import compare, figures
 from kdjax.system import atomic
 from kdjax.system.command import command, define_path, start
 
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
       seconds=_SECONDS.value,
       baseline_python=_BASELINE_PYTHON.value if _BASELINE.value else None,
     )
-    print(compare.table(result))
+    print(figures.table(result))
     atomic.write(output, f'{json.dumps(result, indent=2)}\n'.encode())
   print(f'\nall figures: {output}')
 

@@ -1,10 +1,10 @@
-"""The process that `kdjax.benchmark.compare` measures kdjax in.
+"""The process that `kdjax.benchmark` measures kdjax in.
 
 python -m kdjax.benchmark.worker JSON
 
 What it trains is the program of a run, with its data set, as `kdjax.main` does;
 only the teacher is not trained but random, which is as fast. Its argument and
-the lines that it reads and writes are described in `compare`.
+the lines that it reads and writes are described in `workers`.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ _PRODUCTS = 4
 
 
 def main() -> None:
-  """Makes the first step of a run, then does what is asked for."""
+  """Trains as the argument and the lines of the input say."""
   xla.setup()
   try:
     training = Training(ml_collections.ConfigDict(json.loads(sys.argv[1])))
@@ -54,29 +54,20 @@ def _answer(training: 'Training') -> None:
     request = json.loads(line)
     if request.get('flops'):
       _say(training.flops())
-    else:
-      start = time.perf_counter()
-      steps = training.steps(request['steps'])
-      seconds = time.perf_counter() - start
-      _say(
-        {
-          'seconds': seconds,
-          'steps': steps,
-          'peak_memory_bytes': _peak_memory(),
-        }
-      )
+      continue
+    start = time.perf_counter()
+    steps = training.steps(request['steps'])
+    _say(
+      {
+        'seconds': time.perf_counter() - start,
+        'steps': steps,
+        'peak_memory_bytes': _peak_memory(),
+      }
+    )
 
 
 class Training:
-  """A run from its configuration on, without checkpoints and log.
-
-  Args:
-    config: the run's configuration.
-
-  Raises:
-    ValueError: the configuration does not fit the data or the teacher.
-    FileNotFoundError: the data are not there.
-  """
+  """A run from its configuration on, without checkpoints and log."""
 
   def __init__(self, config: ml_collections.ConfigDict):
     self._config = config
@@ -90,14 +81,10 @@ class Training:
     self._done = 0
 
   def steps(self, least: int) -> int:
-    """Trains, and waits for the device.
-
-    Args:
-      least: number of steps; the device is given several at once, so there may
-        be some more.
+    """Trains at least so many steps, and waits for the device.
 
     Returns:
-      The number of steps.
+      The number of steps: the device is given several at once.
     """
     plan = self._program.plan
     count = 0

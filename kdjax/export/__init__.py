@@ -1,5 +1,4 @@
 """Exports a network in a format that needs no kdjax.
 
-`python -m kdjax.export`. Each format is a module with `write(path, network,
-card, platforms)`.
+`python -m kdjax.export`. `formats` has the function that writes each format.
 """

@@ -5,7 +5,7 @@ python -m kdjax.export --workdir=runs/fkd --format=safetensors,stablehlo
 
 from absl import app, flags
 
-from kdjax.export import to_stablehlo, write
+from kdjax.export import formats, write
 from kdjax.system import atomic
 from kdjax.system.command import command, define_path
 
@@ -16,7 +16,7 @@ _WORKDIR = define_path(
   required=True,
 )
 _FORMAT = flags.DEFINE_list(
-  'format', None, f'Some of {", ".join(write.FORMATS)}.', required=True
+  'format', None, f'Some of {", ".join(formats.WRITERS)}.', required=True
 )
 _OUTPUT = define_path(
   'output',
@@ -32,8 +32,8 @@ _EMA = flags.DEFINE_bool(
 )
 _PLATFORMS = flags.DEFINE_list(
   'platforms',
-  list(to_stablehlo.DEFAULT_PLATFORMS),
-  f'What a StableHLO program can run on: {", ".join(to_stablehlo.PLATFORMS)}.',
+  list(formats.DEFAULT_PLATFORMS),
+  f'What a StableHLO program can run on: {", ".join(formats.PLATFORMS)}.',
 )
 _IMAGES = flags.DEFINE_integer(
   'images',
@@ -56,12 +56,14 @@ def main(argv: list[str]) -> None:
         atomic.local(_WORKDIR.value),
         _FORMAT.value,
         atomic.local(_OUTPUT.value) if _OUTPUT.value else None,
-        checkpoint=_CHECKPOINT.value,
-        ema=_EMA.value,
-        platforms=_PLATFORMS.value,
-        images=_IMAGES.value,
-        data_dir=_DATA_DIR.value,
-        overwrite=_OVERWRITE.value,
+        write.Options(
+          checkpoint=_CHECKPOINT.value,
+          ema=_EMA.value,
+          platforms=_PLATFORMS.value,
+          images=_IMAGES.value,
+          data_dir=_DATA_DIR.value,
+          overwrite=_OVERWRITE.value,
+        ),
       )
     )
 

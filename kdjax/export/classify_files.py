@@ -16,13 +16,7 @@ from kdjax.system.logs import logger
 
 
 def count(paths: Sequence[str]) -> int:
-  """Counts images.
-
-  Args:
-    paths: files, and folders of files.
-
-  Returns:
-    How many of the files may be images, by their names.
+  """Counts the files, also in folders, that may be images by their names.
 
   Raises:
     FileNotFoundError: there is no such file or folder.
@@ -46,44 +40,51 @@ def classify(
   Args:
     student: the network.
     paths: files, and folders of files.
-    top: how many classes to give of each image.
-    as_json: whether to give a line of JSON for each image, not a table.
+    top: how many classes to show of each image.
+    as_json: whether to return a line of JSON for each image, not a table.
     batch_size: how many images to read at once.
 
   Yields:
     How many images were tried, and the text for those of them that could be
     read; empty if none could.
   """
-  # Images of any size cannot be put into one batch.
+  # Images of different sizes do not fit into one batch.
   size = batch_size if student.image_shape else 1
   files = itertools.chain.from_iterable(map(_files, paths))
   while batch := list(itertools.islice(files, size)):
-    named = list(filter(is_image, batch))
+    tried, read, images = 0, [], []
     for file in batch:
-      if not is_image(file):
+      if is_image(file):
+        tried += 1
+        image = _read(student, file)
+        if image is not None:
+          read.append(file)
+          images.append(image)
+      else:
+        endings = ', '.join(EXTENSIONS)
         logger.warning(
-          'left out: %s does not end with %s',
-          escape.printable(file),
-          ', '.join(EXTENSIONS),
-        )
-    read, images = [], []
-    for file in named:
-      try:
-        images.append(student.read(file))
-        read.append(file)
-      except (UnreadableError, OSError) as error:
-        logger.warning('left out: %s', escape.printable(str(error)))
-      except MemoryError:
-        logger.warning(
-          'left out: there is not enough memory for %s', escape.printable(file)
+          'left out: %s does not end with %s', escape.printable(file), endings
         )
     text = ''
-    if read:
+    if images:
       predicted = [
         _best(student, row, top) for row in student(np.stack(images))
       ]
       text = (_json if as_json else _table)(read, predicted)
-    yield len(named), text
+    yield tried, text
+
+
+def _read(student: Student, file: str) -> np.ndarray | None:
+  """Reads an image; None, with a warning, if it cannot be read."""
+  try:
+    return student.read(file)
+  except (UnreadableError, OSError) as error:
+    logger.warning('left out: %s', escape.printable(str(error)))
+  except MemoryError:
+    logger.warning(
+      'left out: there is not enough memory for %s', escape.printable(file)
+    )
+  return None
 
 
 def _count(path: str) -> int:

@@ -151,12 +151,8 @@ def of_network(network: Network, card: Mapping[str, Any]) -> Student:
   """Makes a function of a network, folded (see `kdjax.models.fold`).
 
   Args:
-    network: its model and variables; without `normalization` it is given
-      pixels.
+    network: model and variables; without `normalization` it takes pixels.
     card: what is known of it (see `kdjax.storage.networks.Pretrained`).
-
-  Returns:
-    The function.
   """
   model, variables = models.fold(*network)
   compiled = xla.jit(functools.partial(classify, model))
@@ -164,14 +160,7 @@ def of_network(network: Network, card: Mapping[str, Any]) -> Student:
 
 
 def check_normalized(network: Network) -> None:
-  """Checks that it is known how a network's images are normalised.
-
-  Args:
-    network: its model and variables.
-
-  Raises:
-    ValueError: it is not.
-  """
+  """Raises a ValueError if it is unknown how images are normalised."""
   if 'normalization' not in network.variables:
     raise ValueError(
       'these weights do not say how images are normalised: give them the mean '
@@ -182,12 +171,6 @@ def check_normalized(network: Network) -> None:
 
 def image_shape(card: Mapping[str, Any]) -> tuple[int, int, int]:
   """Returns height, width and channels of a network's images.
-
-  Args:
-    card: what is known of it.
-
-  Returns:
-    The three.
 
   Raises:
     ValueError: they are unknown.
@@ -205,15 +188,6 @@ def image_shape(card: Mapping[str, Any]) -> tuple[int, int, int]:
 def classify(
   model: Any, variables: features.Variables, images: jax.Array
 ) -> jax.Array:
-  """Computes the probabilities of the classes; a pure function.
-
-  Args:
-    model: a Flax module called as `model(images, train=…)`.
-    variables: its collections, with `normalization`.
-    images: pixels from 0 to 255, `[size, height, width, channels]`.
-
-  Returns:
-    Probabilities, float32 `[size, classes]`.
-  """
+  """Computes the probabilities of the classes from pixels; a pure function."""
   outputs, _ = features.forward(model, variables, images, train=False)
   return jax.nn.softmax(outputs.logits)

@@ -7,8 +7,6 @@ rounding relative to how far apart they lie; but where they lie far apart that
 is more than a probability may change. So both are compared.
 """
 
-import statistics
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -35,10 +33,6 @@ _LEAST = 1e-30
 _CLOSE = 0.1
 
 _BATCH_SIZE = 128
-
-CALLS = 50
-"""Calls that a latency is the median of."""
-_WARM_UP_CALLS = 5
 
 
 class Compared(NamedTuple):
@@ -101,14 +95,8 @@ def compare(
   Raises:
     ValueError: there is no image.
   """
-  sizes: list[int] = []
-  # Of each export and batch: the largest differences; then how many images.
-  differences: dict[str, list[tuple[float, float]]] = {
-    name: [] for name in exports
-  }
-  counts: dict[str, list[tuple[int, int, int]]] = {name: [] for name in exports}
-  right: list[int] = []
-  labelled, spread = True, _CLOSE
+  parts: dict[str, list[tuple[float, ...]]] = {name: [] for name in exports}
+  count, right, labelled, spread = 0, 0, True, _CLOSE
   for images, labels in batches:
     if not len(images):
       continue
@@ -116,44 +104,47 @@ def compare(
     expected = np.asarray(
       jax.nn.softmax(predict.predict_images(network, images, _BATCH_SIZE))
     )
-    predictions = expected.argmax(axis=1)
-    best = np.sort(expected, axis=1)[:, -2:]
-    apart = best[:, -1] - best[:, 0] > tolerance
-    logarithms = _logarithms(expected)
-    spread = max(spread, float(np.ptp(logarithms, axis=1).max()))
-    sizes.append(len(images))
-    right.append(int(np.sum(predictions == labels)))
+    count += len(images)
+    right += np.sum(expected.argmax(axis=1) == labels)
+    spread = max(spread, np.ptp(_logarithms(expected), axis=1).max())
     for name, export in exports.items():
-      found = export(images)
-      other = found.argmax(axis=1) != predictions
-      differences[name].append(
-        (
-          _largest(found - expected),
-          _largest(_logarithms(found) - logarithms),
-        )
+      parts[name].append(
+        _differences(export(images), expected, labels, tolerance)
       )
-      counts[name].append(
-        (
-          int(other.sum()),
-          int((other & apart).sum()),
-          int(np.sum(found.argmax(axis=1) == labels)),
-        )
-      )
-  count = sum(sizes)
   if not count:
     raise ValueError('there is no test image to compare the export on')
   compared = {}
-  for name in exports:
-    differing, contrary, correct = map(sum, zip(*counts[name], strict=True))
-    largest, largest_log = map(max, zip(*differences[name], strict=True))
+  for name, rows in parts.items():
+    difference, log_difference = np.max(rows, axis=0)[:2]
+    differing, contrary, correct = np.sum(rows, axis=0)[2:]
     compared[name] = Compared(
-      largest,
-      largest_log / spread,
-      differing,
-      contrary,
+      float(difference),
+      float(log_difference / spread),
+      int(differing),
+      int(contrary),
       correct / count if labelled else None,
     )
-  return count, sum(right) / count if labelled else None, compared
+  return count, right / count if labelled else None, compared
+
+
+def _differences(
+  found: np.ndarray,
+  expected: np.ndarray,
+  labels: np.ndarray | None,
+  tolerance: float,
+) -> tuple[float, ...]:
+  """Returns the fields of `Compared` for one batch, as sums and in nats."""
+  predictions = found.argmax(axis=1)
+  differing = predictions != expected.argmax(axis=1)
+  best = np.sort(expected, axis=1)[:, -2:]
+  apart = best[:, -1] - best[:, 0] > tolerance
+  return (
+    _largest(found - expected),
+    _largest(_logarithms(found) - _logarithms(expected)),
+    differing.sum(),
+    (differing & apart).sum(),
+    np.sum(predictions == labels),
+  )
 
 
 def _logarithms(probabilities: np.ndarray) -> np.ndarray:
@@ -166,13 +157,7 @@ def _largest(difference: np.ndarray) -> float:
 
 
 def check(name: str, compared: Compared, count: int, tolerance: float) -> None:
-  """Checks that an export is the network.
-
-  Args:
-    name: its format.
-    compared: how it does.
-    count: on how many images.
-    tolerance: difference that is rounding.
+  """Checks that an export is the network, by how it does on `count` images.
 
   Raises:
     ValueError: it is not.
@@ -188,22 +173,3 @@ def check(name: str, compared: Compared, count: int, tolerance: float) -> None:
       f'(at most {tolerance:.2g} is rounding), and {compared.differing} '
       'predictions do. Nothing was exported'
     )
-
-
-def latency(student: Student) -> float:
-  """Measures how long one image takes, from pixels to probabilities.
-
-  Args:
-    student: the network.
-
-  Returns:
-    Seconds, the median of `CALLS` calls.
-  """
-  assert student.image_shape
-  image = np.zeros((1, *student.image_shape), np.uint8)
-  seconds = []
-  for _ in range(_WARM_UP_CALLS + CALLS):
-    start = time.perf_counter()
-    student(image)
-    seconds.append(time.perf_counter() - start)
-  return statistics.median(seconds[_WARM_UP_CALLS:])

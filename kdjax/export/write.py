@@ -2,24 +2,15 @@
 
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
 from kdjax import data
-from kdjax.evaluation import tables
-from kdjax.export import (
-  predictor,
-  staging,
-  to_onnx,
-  to_orbax,
-  to_safetensors,
-  to_stablehlo,
-  verify,
-)
+from kdjax.export import formats, predictor, staging, summary, verify
 from kdjax.models import features
 from kdjax.models.network import Network
 from kdjax.storage import checkpoint as checkpoint_lib
@@ -27,41 +18,42 @@ from kdjax.storage import networks, program_files, run_directory
 from kdjax.system.logs import logger
 from kdjax.training import teacher as teacher_lib
 
-FORMATS: dict[str, Callable[..., None]] = {
-  'orbax': to_orbax.write,
-  'safetensors': to_safetensors.write,
-  'stablehlo': to_stablehlo.write,
-  'onnx': to_onnx.write,
-}
-"""What writes each format."""
-
 _FOLDER, _NAME = 'export', 'student'
 # Images that are compared at once, and of noise where there are no others.
 _IMAGES, _NOISE_IMAGES = 512, 64
 
-_HEADER = (
-  '',
-  'MB',
-  'parameters',
-  'one image (ms)',
-  'accuracy',
-  'largest difference',
-)
-
 _Batches = Iterator[tuple[np.ndarray, np.ndarray | None]]
+
+
+class Options(NamedTuple):
+  """What is exported, and how.
+
+  Attributes:
+    checkpoint: of a run directory, 'best' or 'last'.
+    ema: of a run, whether to take the moving averages of its variables.
+    platforms: what a StableHLO program can run on.
+    images: how many test images to compare on, the first ones; 0 for all, and
+      for 64 of noise.
+    data_dir: where the run's data are, if not where they were in training.
+    overwrite: whether to replace what is there.
+  """
+
+  checkpoint: str = 'best'
+  ema: bool = False
+  platforms: Sequence[str] = formats.DEFAULT_PLATFORMS
+  images: int = 0
+  data_dir: str | None = None
+  overwrite: bool = False
+
+
+_DEFAULT = Options()
 
 
 def export(
   path: pathlib.Path,
-  formats: Sequence[str],
+  names: Sequence[str],
   output: pathlib.Path | None = None,
-  *,
-  checkpoint: str = 'best',
-  ema: bool = False,
-  platforms: Sequence[str] = to_stablehlo.DEFAULT_PLATFORMS,
-  images: int = 0,
-  data_dir: str | None = None,
-  overwrite: bool = False,
+  options: Options = _DEFAULT,
 ) -> str:
   """Exports a network.
 
@@ -72,16 +64,10 @@ def export(
 
   Args:
     path: what `kdjax.storage.networks.load` takes; a run must have finished.
-    formats: some of `FORMATS`.
+    names: formats, some of `formats.WRITERS`.
     output: where the export goes, of one format; by default `export/` in the
       run directory.
-    checkpoint: of a run directory, 'best' or 'last'.
-    ema: of a run, whether to take the moving averages of its variables.
-    platforms: what a StableHLO program can run on.
-    images: how many test images to compare on, the first ones; 0 for all, and
-      for 64 of noise.
-    data_dir: where the run's data are, if not where they were in training.
-    overwrite: whether to replace what is there.
+    options: see `Options`.
 
   Returns:
     A table of the networks and the exports.
@@ -93,84 +79,55 @@ def export(
   """
   path = path.absolute()
   run = _run_of(path)
-  targets = _targets(run, formats, output)
+  targets = _targets(run, names, output)
   for name, target in targets.items():
-    _check_free(name, target, overwrite)
+    _check_free(name, target, options.overwrite)
   if run == path and run_directory.read_result(path) is None:
     raise ValueError(
       f'the run in {path} has not finished: start its own command again first, '
       'or name one of its checkpoints'
     )
-  network, card, _ = networks.load(path, checkpoint, ema)
+  network, card, _ = networks.load(path, options.checkpoint, options.ema)
   predictor.check_normalized(network)
   shape = predictor.image_shape(card)
-  try:
-    test = _test_split(run, card, data_dir)
-  except (OSError, ValueError) as error:
-    if run:
-      raise
-    logger.warning('what is exported is compared on noise: %s', error)
-    test = None
-  tolerance = verify.tolerance(card['model'])
+  test = _test_split(run, card, options.data_dir)
   folder = next(iter(targets.values())).parent
   with staging.beside(folder) as staged:
     exports = {}
     for name, target in targets.items():
       logger.info('%s: writing it, and reading it back', name)
-      FORMATS[name](staged / target.name, network, card, platforms)
-      exports[name] = predictor.load_student(staged / target.name)
+      written = staged / target.name
+      formats.WRITERS[name](written, network, card, options.platforms)
+      exports[name] = predictor.load_student(written)
+    tolerance = verify.tolerance(card['model'])
     count, accuracy, compared = verify.compare(
-      network, exports, _batches(test, shape, images), tolerance
+      network, exports, _batches(test, shape, options.images), tolerance
     )
     for name in exports:
       verify.check(name, compared[name], count, tolerance)
-    # Measured before they take their places.
-    lines = [_HEADER, *_network_lines(run, network, card, accuracy, images)]
-    for name, target in targets.items():
-      lines.append(
-        _line(
-          target.name,
-          exports[name],
-          sum(map(_file_bytes, _files(name, staged / target.name))),
-          optax.tree.size(network.variables['params']),
-          compared[name].accuracy,
-          compared[name].difference,
-        )
+    rows = _network_rows(
+      network, card, accuracy, run, all_images=not options.images
+    )
+    rows += [
+      summary.Row(
+        target.name,
+        exports[name],
+        sum(map(_file_bytes, _files(name, staged / target.name))),
+        rows[-1].parameters,
+        compared[name].accuracy,
+        compared[name].difference,
       )
+      for name, target in targets.items()
+    ]
+    # The latencies are measured before anything takes its place.
+    table = summary.table(rows)
     _put(staged, targets)
   what = 'test images' if test else 'images of noise'
   return (
-    f'{tables.align(lines)}\n\n'
+    f'{table}\n\n'
     'accuracy, and largest difference of a probability from the student: on '
-    f'{count:,} {what}\none image: median of {verify.CALLS} calls, '
+    f'{count:,} {what}\none image: median of {summary.CALLS} calls, '
     f'{jax.devices()[0].device_kind}\nwritten to: {folder}'
-  )
-
-
-def _network_lines(
-  run: pathlib.Path | None,
-  network: Network,
-  card: Mapping[str, Any],
-  accuracy: float | None,
-  images: int,
-) -> Iterator[tuple[str, ...]]:
-  """Yields the lines of the table about teacher and student."""
-  teacher = run and _teacher(run)
-  # A file of logits takes no time.
-  if teacher and teacher.network:
-    yield _line(
-      f'teacher {teacher.report["model"]}',
-      predictor.of_network(teacher.network, card),
-      _variable_bytes(teacher.network),
-      teacher.report['parameters'],
-      None if images else teacher.report['test']['accuracy'],
-    )
-  yield _line(
-    f'student {card["model"]["name"]}',
-    predictor.of_network(network, card),
-    _variable_bytes(network),
-    optax.tree.size(network.variables['params']),
-    accuracy,
   )
 
 
@@ -185,29 +142,31 @@ def _run_of(path: pathlib.Path) -> pathlib.Path | None:
 
 def _targets(
   run: pathlib.Path | None,
-  formats: Sequence[str],
+  names: Sequence[str],
   output: pathlib.Path | None,
 ) -> dict[str, pathlib.Path]:
   """Says where each format goes."""
   if (
-    unknown := [name for name in formats if name not in FORMATS] or not formats
+    unknown := [name for name in names if name not in formats.WRITERS]
+    or not names
   ):
     raise ValueError(
-      f'unknown formats {unknown}: expected some of {", ".join(FORMATS)}'
+      f'unknown formats {unknown}: expected some of '
+      f'{", ".join(formats.WRITERS)}'
     )
   if output is None:
     if run is None:
       raise ValueError('say with --output where the export goes')
-    return {name: run / _FOLDER / f'{_NAME}.{name}' for name in formats}
-  if len(formats) > 1:
+    return {name: run / _FOLDER / f'{_NAME}.{name}' for name in names}
+  if len(names) > 1:
     raise ValueError(
       f'--output={output} is the place of one format, not of '
-      f'{", ".join(formats)}: leave it out, or export one after the other'
+      f'{", ".join(names)}: leave it out, or export one after the other'
     )
-  (name,) = formats
+  (name,) = names
   suffix = output.suffix.removeprefix('.')
   # By it files are known again; directories are by what is in them.
-  if suffix != name and (name != 'orbax' or suffix in FORMATS):
+  if suffix != name and (name != 'orbax' or suffix in formats.WRITERS):
     raise ValueError(
       f'cannot export {name} to {output}: expected a name that ends in .{name}'
     )
@@ -254,24 +213,33 @@ def _check_free(name: str, target: pathlib.Path, overwrite: bool) -> None:
 
 def _test_split(
   run: pathlib.Path | None, card: Mapping[str, Any], data_dir: str | None
-) -> data.Split | data.Stream:
-  """Loads the test images of the run that a network comes from."""
+) -> data.Split | data.Stream | None:
+  """Loads the test images of the run that a network comes from.
+
+  None, with a warning, where they are missing and no run was named.
+  """
   known = card['provenance']
-  if run:
-    config = run_directory.read_config(run)
-  elif known.get('config'):
-    config = run_directory.complete(known['config'])
-  else:
-    raise ValueError('it is not of a run, so there are no test images')
-  if data_dir:
-    config.data.data_dir = data_dir
-  dataset = data.load(config.data)
-  if dataset.digest != known.get('data_digest'):
-    raise ValueError(
-      f'the network was trained on other data ({config.data.name}): SHA-256 '
-      f'{known.get("data_digest")}, now {dataset.digest}. Say with --data_dir '
-      'where they are'
-    )
+  try:
+    if run:
+      config = run_directory.read_config(run)
+    elif known.get('config'):
+      config = run_directory.complete(known['config'])
+    else:
+      raise ValueError('it is not of a run, so there are no test images')
+    if data_dir:
+      config.data.data_dir = data_dir
+    dataset = data.load(config.data)
+    if dataset.digest != known.get('data_digest'):
+      raise ValueError(
+        f'the network was trained on other data ({config.data.name}): SHA-256 '
+        f'{known.get("data_digest")}, now {dataset.digest}. Say with '
+        '--data_dir where they are'
+      )
+  except (OSError, ValueError) as error:
+    if run:
+      raise
+    logger.warning('what is exported is compared on noise: %s', error)
+    return None
   return dataset.test
 
 
@@ -314,23 +282,36 @@ def _teacher(run: pathlib.Path) -> teacher_lib.Teacher | None:
   return teacher._replace(report=trained_with)
 
 
-def _line(
-  title: str,
-  network: predictor.Student,
-  size: int,
-  parameters: int,
+def _network_rows(
+  network: Network,
+  card: Mapping[str, Any],
   accuracy: float | None,
-  difference: float | None = None,
-) -> tuple[str, ...]:
-  """A line of the table."""
-  return (
-    title,
-    f'{size / 1e6:.1f}',
-    f'{parameters:,}',
-    f'{1e3 * verify.latency(network):.2f}',
-    '-' if accuracy is None else f'{accuracy:.2%}',
-    '-' if difference is None else f'{difference:.1e}',
+  run: pathlib.Path | None,
+  *,
+  all_images: bool,
+) -> list[summary.Row]:
+  """Returns the rows of the student and, before it, of its teacher."""
+  rows = []
+  teacher = run and _teacher(run)
+  # A teacher of which only logits are stored takes no time.
+  if teacher and teacher.network:
+    rows.append(
+      summary.Row(
+        f'teacher {teacher.report["model"]}',
+        predictor.of_network(teacher.network, card),
+        _variable_bytes(teacher.network),
+        teacher.report['parameters'],
+        teacher.report['test']['accuracy'] if all_images else None,
+      )
+    )
+  student = summary.Row(
+    f'student {card["model"]["name"]}',
+    predictor.of_network(network, card),
+    _variable_bytes(network),
+    optax.tree.size(network.variables['params']),
+    accuracy,
   )
+  return [*rows, student]
 
 
 def _variable_bytes(network: Network) -> int:

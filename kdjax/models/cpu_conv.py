@@ -71,13 +71,9 @@ def conv_general_dilated(
     feature_group_count=feature_group_count,
     precision=precision,
   )
-  ordinary = (
-    lhs.ndim == 4
-    and dimension_numbers == NHWC
-    and feature_group_count == 1
-    and set(lhs_dilation or (1,)) | set(rhs_dilation or (1,)) == {1}
-  )
-  if not ordinary:
+  dilated = {*(lhs_dilation or ()), *(rhs_dilation or ())} - {1}
+  grouped = feature_group_count != 1
+  if lhs.ndim != 4 or dimension_numbers != NHWC or grouped or dilated:
     return general(lhs, rhs)
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(
@@ -91,32 +87,45 @@ def conv_general_dilated(
   tiny = min(math.prod(lhs.shape[1:3]), math.prod(out_shape[1:3])) <= _TINY_MAP
   if not (pointwise or tiny) or min(itertools.chain(*pads)) < 0:
     return _by_platform(general, general, lhs, rhs)
-  # A tap of the kernel that only ever meets padding adds nothing: on a 1×1 map
-  # that leaves one of nine.
-  rows, columns = (
-    [
-      tap
-      for tap in range(rhs.shape[axis])
-      if any(
-        0
-        <= tap + window_strides[axis] * o - pads[axis][0]
-        < lhs.shape[axis + 1]
-        for o in range(out_shape[axis + 1])
-      )
-    ]
-    for axis in (0, 1)
-  )
-  if not (rows and columns):
+  taps = _useful_taps(lhs.shape, rhs.shape, out_shape, window_strides, pads)
+  if not taps:
     return general(lhs, rhs)
   product = functools.partial(
     _matrix_product,
-    taps=list(itertools.product(rows, columns)),
+    taps=taps,
     out_size=out_shape[1:3],
     strides=tuple(window_strides),
     padding=pads,
     precision=precision,
   )
   return _by_platform(general, product, lhs, rhs)
+
+
+def _useful_taps(
+  shape: Sequence[int],
+  kernel_shape: Sequence[int],
+  out_shape: Sequence[int],
+  strides: Sequence[int],
+  padding: _Padding,
+) -> list[tuple[int, int]]:
+  """Lists the places in the kernel that meet more than padding.
+
+  The others add nothing: on a 1×1 map, one of nine places is left.
+  """
+
+  def useful(axis: int) -> list[int]:
+    """Along height (0) or width (1)."""
+    size, low = shape[axis + 1], padding[axis][0]
+    return [
+      tap
+      for tap in range(kernel_shape[axis])
+      if any(
+        0 <= tap + strides[axis] * out - low < size
+        for out in range(out_shape[axis + 1])
+      )
+    ]
+
+  return list(itertools.product(useful(0), useful(1)))
 
 
 def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ as in `kdjax.models.cpu_conv`, the choice falls when a program is lowered.
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,14 @@ import jax.numpy as jnp
 from jax import lax
 
 _Pair = tuple[int, int]
+
+
+class _Pool(NamedTuple):
+  """What `max_pool` is given beside the images, each for height and width."""
+
+  window: _Pair
+  strides: _Pair
+  padding: tuple[_Pair, _Pair]
 
 
 def max_pool(
@@ -34,69 +43,51 @@ def max_pool(
     `[batch, out_height, out_width, channels]`. The gradient of a window goes to
     the first of its largest elements.
   """
-  return _max_pool(
-    (window_shape[0], window_shape[1]),
-    (strides[0], strides[1]),
-    (tuple(padding[0]), tuple(padding[1])),
-    x,
-  )
+  height, width = window_shape
+  down, right = strides
+  rows, columns = padding
+  return _max_pool(_Pool((height, width), (down, right), (rows, columns)), x)
 
 
-def _general(
-  window: _Pair, strides: _Pair, padding: tuple[_Pair, _Pair], x: jax.Array
-) -> jax.Array:
-  return nn.max_pool(x, window, strides, padding)
+def _general(pool: _Pool, x: jax.Array) -> jax.Array:
+  return nn.max_pool(x, *pool)
 
 
-def _prediction(
-  window: _Pair, strides: _Pair, padding: tuple[_Pair, _Pair], x: jax.Array
-) -> jax.Array:
-  """The same where no gradient is wanted; XLA makes one operation of both."""
+def _prediction(pool: _Pool, x: jax.Array) -> jax.Array:
+  """The pool where no gradient is wanted; XLA makes one operation of it."""
   # A conversion to ONNX by jax2onnx 0.17 drops the padding of the pool itself.
-  padded = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
-  return nn.max_pool(padded, window_shape=window, strides=strides)
+  padding = ((0, 0), *pool.padding, (0, 0))
+  padded = jnp.pad(x, padding, constant_values=-jnp.inf)
+  return nn.max_pool(padded, window_shape=pool.window, strides=pool.strides)
 
 
-_max_pool = jax.custom_vjp(_prediction, nondiff_argnums=(0, 1, 2))
+_max_pool = jax.custom_vjp(_prediction, nondiff_argnums=(0,))
 
 
-def _forward(
-  window: _Pair, strides: _Pair, padding: tuple[_Pair, _Pair], x: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  general = functools.partial(_general, window, strides, padding)
-  largest = functools.partial(_largest, window, strides, padding)
+def _forward(pool: _Pool, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  general = functools.partial(_general, pool)
+  largest = functools.partial(_largest, pool)
   return lax.platform_dependent(x, cpu=largest, default=general), x
 
 
 def _backward(
-  window: _Pair,
-  strides: _Pair,
-  padding: tuple[_Pair, _Pair],
-  x: jax.Array,
-  cotangent: jax.Array,
+  pool: _Pool, x: jax.Array, cotangent: jax.Array
 ) -> tuple[jax.Array]:
-  settings = window, strides, padding
+  general = functools.partial(_general, pool)
 
-  def general(x: jax.Array, cotangent: jax.Array) -> jax.Array:
-    return jax.vjp(functools.partial(_general, *settings), x)[1](cotangent)[0]
+  def gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
+    return jax.vjp(general, x)[1](cotangent)[0]
 
-  return (
-    lax.platform_dependent(
-      x,
-      cotangent,
-      cpu=functools.partial(_gradient, *settings),
-      default=general,
-    ),
-  )
+  on_cpu = functools.partial(_gradient, pool)
+  return (lax.platform_dependent(x, cotangent, cpu=on_cpu, default=gradient),)
 
 
 _max_pool.defvjp(_forward, _backward)
 
 
-def _taps(
-  window: _Pair, strides: _Pair, padding: tuple[_Pair, _Pair], x: jax.Array
-) -> Iterator[jax.Array]:
+def _taps(pool: _Pool, x: jax.Array) -> Iterator[jax.Array]:
   """Yields the first element of all windows, the second, and so on."""
+  window, strides, padding = pool
   out_height, out_width = (
     (x.shape[axis + 1] + sum(padding[axis]) - window[axis]) // strides[axis] + 1
     for axis in (0, 1)
@@ -112,28 +103,21 @@ def _taps(
       yield tap[:, :out_height, :out_width]
 
 
-def _largest(
-  window: _Pair, strides: _Pair, padding: tuple[_Pair, _Pair], x: jax.Array
-) -> jax.Array:
+def _largest(pool: _Pool, x: jax.Array) -> jax.Array:
   """The pool written with comparisons."""
-  return functools.reduce(jnp.maximum, _taps(window, strides, padding, x))
+  return functools.reduce(jnp.maximum, _taps(pool, x))
 
 
-def _gradient(
-  window: _Pair,
-  strides: _Pair,
-  padding: tuple[_Pair, _Pair],
-  x: jax.Array,
-  cotangent: jax.Array,
-) -> jax.Array:
+def _gradient(pool: _Pool, x: jax.Array, cotangent: jax.Array) -> jax.Array:
   """Gradient of the pool, summed phase by phase of the stride."""
+  window, strides, padding = pool
   batch, height, width, channels = x.shape
   out_height, out_width = cotangent.shape[1:3]
 
   # The tap of each window that won, the first of equals.
   winner = jnp.zeros(cotangent.shape, jnp.int32)
   largest = jnp.full(cotangent.shape, -jnp.inf, x.dtype)
-  for index, tap in enumerate(_taps(window, strides, padding, x)):
+  for index, tap in enumerate(_taps(pool, x)):
     wins = tap > largest
     winner = jnp.where(wins, index, winner)
     largest = jnp.where(wins, tap, largest)

@@ -165,16 +165,8 @@ def forward(
       f'{type(model).__name__} returns {found}: expected logits, one array '
       '[batch, classes]'
     )
-  captured = flax.traverse_util.flatten_dict(
-    changed.get('intermediates', {}), sep='/'
-  )
-  # A module that is called several times has one output per call: the last.
-  features = {
-    name: captured[f'{name}/__call__'][-1]
-    for name in names
-    if f'{name}/__call__' in captured
-  }
-  features |= _named_params(collections, set(names) - features.keys())
+  intermediates = changed.get('intermediates', {})
+  features = _captured(names, intermediates, collections.get('params', {}))
   missing = [name for name in names if name not in features]
   if missing:
     raise ValueError(
@@ -187,31 +179,28 @@ def forward(
   )
 
 
-def _named_params(
-  collections: Variables, names: set[str]
+def _captured(
+  names: Sequence[str], intermediates: Variables, params: Variables
 ) -> dict[str, jax.Array]:
-  """Returns those of the names that are paths of parameters."""
+  """Returns the outputs of modules, and the parameters, that have the names."""
   if not names:
     return {}
-  params = flax.traverse_util.flatten_dict(
-    flax.core.unfreeze(collections.get('params', {})), sep='/'
+  outputs, values = (
+    flax.traverse_util.flatten_dict(flax.core.unfreeze(dict(tree)), sep='/')
+    for tree in (intermediates, params)
   )
-  return {name: params[name] for name in names if name in params}
+  # A module that is called several times has one output per call: the last.
+  return {name: values[name] for name in names if name in values} | {
+    name: outputs[f'{name}/__call__'][-1]
+    for name in names
+    if f'{name}/__call__' in outputs
+  }
 
 
 def feature_names(
   model: nn.Module, variables: Variables, images: Any
 ) -> list[str]:
-  """Lists the names that `forward` can capture.
-
-  Args:
-    model: a Flax module called as `model(images, train=…)`.
-    variables: its collections, or their shapes and dtypes.
-    images: images, or their shape and dtype.
-
-  Returns:
-    The path of every submodule, sorted.
-  """
+  """Lists the path of every submodule, which `forward` can capture, sorted."""
   _, changed = jax.eval_shape(
     lambda variables, images: model.apply(
       variables, images, train=False, capture_intermediates=True
@@ -228,14 +217,7 @@ def output_shapes(
 ) -> Outputs:
   """Returns the shapes and dtypes of what `forward` returns, computing nothing.
 
-  Args:
-    model: a Flax module called as `model(images, train=…)`.
-    variables: its collections, or their shapes and dtypes.
-    images: images, or their shape and dtype.
-    names: as in `forward`.
-
-  Returns:
-    Outputs of `jax.ShapeDtypeStruct`.
+  Variables and images may be their shapes and dtypes.
   """
   outputs, _ = jax.eval_shape(
     lambda variables, images: forward(
@@ -252,12 +234,7 @@ def batch_norm_values(
 ) -> dict[str, int]:
   """Counts the values that each BatchNorm takes statistics of in training.
 
-  From shapes alone, computing nothing.
-
-  Args:
-    model: a Flax module called as `model(images, train=…)`.
-    images: shape of the images that it sees at once, `[batch, height, width,
-      channels]`.
+  Computed from the shape of the images that the model sees at once.
 
   Returns:
     Values per channel, by the module's path; the fewest where it is called

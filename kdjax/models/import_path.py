@@ -52,6 +52,12 @@ def build(
       f"'{path}' cannot be called with what it takes of {', '.join(offered)} "
       f'({type(error).__name__}: {error})'
     ) from error
+  _check_model(path, model)
+  return model
+
+
+def _check_model(path: str, model: Any) -> None:
+  """Checks that a user's function returned a Flax module to train."""
   # The base class itself is no network: Flax recurses when it looks at one.
   if not isinstance(model, nn.Module) or type(model) is nn.Module:
     raise ValueError(
@@ -73,7 +79,6 @@ def build(
       f"'{path}' returns {type(model).__name__} with a field that cannot be "
       f'hashed ({error}): use tuples in place of lists'
     ) from error
-  return model
 
 
 def _import(path: str) -> Callable[..., Any]:

@@ -80,13 +80,8 @@ def check_scale(
 ) -> None:
   """Checks that numbers are not those of pixels from 0 to 255.
 
-  Args:
-    mean: mean of each channel.
-    std: standard deviation of each channel.
-    what: what they are called in the message.
-
   Raises:
-    ValueError: they can only be those; the message has them divided by 255.
+    ValueError: they are; the message calls them `what`, and has them divided.
   """
   if max(mean, default=0) > _LARGEST_MEAN or max(std, default=0) > _LARGEST_STD:
     raise ValueError(

@@ -374,14 +374,7 @@ class ResNet(nn.Module):
 
 
 def stems_like(stem: str) -> list[str]:
-  """Lists the other stems that have the same weights as one.
-
-  Args:
-    stem: a name in `STEMS`, or any other, for which there are none.
-
-  Returns:
-    Their names.
-  """
+  """Lists the other stems whose weights have the same shapes."""
   return [
     other
     for other in STEMS

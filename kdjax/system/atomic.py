@@ -114,14 +114,11 @@ def new_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def check_name(path: pathlib.Path) -> None:
-  """Checks that a directory to be made can be told in a line.
-
-  Args:
-    path: the directory.
+  """Checks that a directory to be made has a name that fits in one line.
 
   Raises:
-    ValueError: its name has an end of a line, a control character or bytes that
-      are no text.
+    ValueError: it has an end of a line, a control character or bytes that are
+      not UTF-8.
     NotADirectoryError: it is a file, or in one.
   """
   for each in (path, *path.parents):
@@ -138,15 +135,7 @@ def check_name(path: pathlib.Path) -> None:
 
 
 def set_aside(path: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
-  """Moves what is damaged out of the way, and keeps it.
-
-  Args:
-    path: a file or a directory of a run.
-    workdir: the run directory.
-
-  Returns:
-    Where it is now: in `damaged/` of the run directory.
-  """
+  """Moves a damaged file of a run to `damaged/` in the run directory."""
   directory = workdir / 'damaged'
   directory.mkdir(exist_ok=True)
   target, number = directory / path.name, 1
@@ -158,9 +147,6 @@ def set_aside(path: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
 
 def remove_directory(path: pathlib.Path) -> None:
   """Removes a directory, of which nobody ever sees a part.
-
-  Args:
-    path: the directory.
 
   Raises:
     OSError: it cannot be moved away; it is still there as it was.
@@ -174,8 +160,7 @@ def remove_leftovers(directory: pathlib.Path, names: Iterable[str]) -> None:
 
   Args:
     directory: where they wrote; no other process may write there now.
-    names: the names of the files and directories that they wrote, of which
-      others are left alone.
+    names: names of the files and directories that they wrote.
   """
   for name in names:
     leftover = re.compile(rf'{re.escape(name)}\..+\.\d+\.tmp')
@@ -195,15 +180,7 @@ def _beside(path: pathlib.Path) -> pathlib.Path:
 
 
 def cannot_write(what: str, cause: Exception | str) -> OSError:
-  """Makes the error of a run that can keep no more of what it does.
-
-  Args:
-    what: what could not be written.
-    cause: what was raised, or what it said.
-
-  Returns:
-    An error that says what to do.
-  """
+  """Makes the error that `what` could not be written, and what to do."""
   return OSError(
     f'cannot write {what}: {cause}\nCheckpoints that were complete before are '
     'intact: make sure that there is room and that the directory can be '

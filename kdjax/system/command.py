@@ -33,17 +33,7 @@ class _PathParser(flags.ArgumentParser[str]):
 def define_path(
   name: str, default: str | None, description: str, *, required: bool = False
 ) -> flags.FlagHolder[Any]:
-  """Defines a flag that is the path of a file or a directory.
-
-  Args:
-    name: its name.
-    default: its value where it is not given.
-    description: what `--help` says of it.
-    required: whether it must be given.
-
-  Returns:
-    The flag; a home directory in its value is expanded.
-  """
+  """Defines a flag whose value is a path, with a home directory expanded."""
   return flags.DEFINE(
     _PathParser(),
     name,
@@ -194,11 +184,7 @@ def _leave(message: str) -> NoReturn:
 
 
 def start(main: Callable[[list[str]], None]) -> None:
-  """Reads the flags, a configuration among them, and runs a command.
-
-  Args:
-    main: the command, given what absl leaves of the command line.
-  """
+  """Reads the flags, a configuration among them, and runs a command."""
   app.run(main, flags_parser=_read_flags)
 
 
@@ -270,12 +256,8 @@ def _unknown_fields(argv: Sequence[str]) -> list[str]:
 def describe_unknown(field: str, config: Mapping[str, Any]) -> str | None:
   """Says that a configuration has no such field, and which one may be meant.
 
-  Args:
-    field: the field's dotted name.
-    config: the configuration.
-
   Returns:
-    One line; None if there is such a field.
+    One line; None if there is a field of that dotted name.
   """
   section, path = config, 'config'
   for part in field.split('.'):
@@ -309,14 +291,10 @@ def _all_fields(config: Mapping[str, Any], path: str = 'config') -> list[str]:
 
 
 def default_workdir(mode: str | None = None) -> str:
-  """Names the directory of a command that was given none.
+  """Names the run directory of a command that was given none.
 
-  Args:
-    mode: what was chosen in place of the configuration's own method.
-
-  Returns:
-    `runs/` and the name of the file that the flag `--config` gives, with its
-    variant and the mode where they are given.
+  It is `runs/` and the name of the file of `--config`, with its variant and the
+  mode where they are given.
   """
   file = config_flags.get_config_filename(flags.FLAGS['config'])
   path, _, variant = file.partition(':')

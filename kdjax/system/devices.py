@@ -151,11 +151,8 @@ def divide(batch: _T) -> _T:
 def local_rows(batch_size: int) -> np.ndarray:
   """Returns the rows of a divided batch that are on this process's devices.
 
-  Args:
-    batch_size: examples in the batch, a multiple of the number of devices.
-
-  Returns:
-    Their indices, in the order in which `assemble` takes them.
+  Their indices are in the order in which `assemble` takes them; `batch_size` is
+  a multiple of the number of devices.
   """
   indices = sharded().addressable_devices_indices_map((batch_size,))
   everything = np.arange(batch_size)
@@ -202,8 +199,8 @@ def share_errors() -> Iterator[None]:
     Nothing; the work goes inside.
 
   Raises:
-    Exception: as the work does; in other processes a ValueError that says what
-      went wrong, and where.
+    Exception: as the work inside does; in other processes a ValueError that
+      says what went wrong, and where.
   """
   if jax.process_count() == 1:
     yield

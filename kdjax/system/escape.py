@@ -23,11 +23,7 @@ _MARKUP = re.compile(r'[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])')
 def printable(text: str) -> str:
   """Escapes what ends a line, steers a terminal or is no Unicode.
 
-  Args:
-    text: such as the name of a class or a file.
-
-  Returns:
-    One line, with escapes as in Python's string literals.
+  The result is one line, with escapes as in Python's string literals.
   """
   return ''.join(
     character
@@ -38,26 +34,12 @@ def printable(text: str) -> str:
 
 
 def lines(text: str) -> str:
-  """Escapes the same, and leaves the ends of lines.
-
-  Args:
-    text: such as an error that tells names, or a table.
-
-  Returns:
-    The text, with as many lines.
-  """
+  """Escapes the same in each line, such as those of an error or a table."""
   return '\n'.join(map(printable, text.split('\n')))
 
 
 def unicode(text: str) -> str:
-  """Escapes what is no Unicode, and nothing else: for JSON.
-
-  Args:
-    text: such as the name of a file.
-
-  Returns:
-    Text that any encoding of Unicode holds.
-  """
+  """Escapes what no encoding of Unicode can hold, no more: for JSON."""
   return text.encode(errors='backslashreplace').decode()
 
 

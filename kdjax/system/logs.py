@@ -62,15 +62,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def progress(total: int, unit: str) -> tqdm.tqdm:
-  """Makes a progress bar on standard error, where that is a terminal.
-
-  Args:
-    total: what there is to do.
-    unit: what is counted.
-
-  Returns:
-    The bar, a context manager; `update(n)` says that n more are done.
-  """
+  """Returns a progress bar on standard error, if that is a terminal."""
   return tqdm.tqdm(
     total=total,
     unit=unit,

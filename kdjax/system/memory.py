@@ -20,14 +20,7 @@ _LIMITS = (
 
 
 def size(tree: Any) -> int:
-  """Returns the bytes of arrays, or of their shapes and dtypes.
-
-  Args:
-    tree: a PyTree of what has a `shape` and a `dtype`.
-
-  Returns:
-    Their sum, exactly.
-  """
+  """Returns the bytes of a PyTree of arrays, or of their shapes and dtypes."""
   # JAX's own is 32 bits where that is all that its arrays have.
   return sum(
     math.prod(map(int, leaf.shape)) * int(leaf.dtype.itemsize)
@@ -39,11 +32,10 @@ def check(needed: int, what: str, advice: str, *, host: bool = False) -> None:
   """Checks that something may fit in the memory that is available.
 
   Args:
-    needed: bytes; no more than it will really take, for else what would fit is
-      refused.
+    needed: bytes; no more than it will really take, or what fits is refused.
     what: what takes them.
-    advice: what to do where there are not so many.
-    host: whether they are the host's, and not the device's.
+    advice: what to do where there are fewer.
+    host: whether the memory is the host's, not the device's.
 
   Raises:
     ValueError: there are fewer.

@@ -61,11 +61,7 @@ def raised() -> Iterator[None]:
 
 
 def forget() -> str | None:
-  """Forgets a signal that was raised, and may have been ignored.
-
-  Returns:
-    Its name; None if none came.
-  """
+  """Forgets a signal that was raised and perhaps ignored; returns its name."""
   if not _raised:
     return None
   signal.setitimer(signal.ITIMER_REAL, 0)

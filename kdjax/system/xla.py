@@ -75,12 +75,6 @@ def wait_on_cpu(values: _T) -> _T:
 
   On CPU a computation takes its working memory when it is queued: to queue
   several would take several times the memory, and gain nothing.
-
-  Args:
-    values: the computation's results, a PyTree.
-
-  Returns:
-    The same.
   """
   if jax.default_backend() == 'cpu':
     jax.block_until_ready(values)
@@ -109,9 +103,6 @@ def missing_backend() -> str | None:
 
 def cache_directory(name: str) -> pathlib.Path | None:
   """Makes a folder in the user's cache directory.
-
-  Args:
-    name: the folder's name.
 
   Returns:
     `$XDG_CACHE_HOME/kdjax/NAME`, or `~/.cache/kdjax/NAME`; None where there is
@@ -167,10 +158,9 @@ def jit(function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
 
 @functools.cache
 def compiler_options() -> dict[str, str]:
-  """Looks up the options that kdjax compiles its programs with.
+  """Returns the options that kdjax compiles its programs with.
 
-  Returns:
-    Options for `jax.jit(…, compiler_options=…)`: none on an accelerator.
+  There are none on an accelerator.
 
   Raises:
     CompilerError: as `check_compiler`.

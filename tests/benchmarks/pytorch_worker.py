@@ -1,7 +1,7 @@
 """The same training step in PyTorch, as a competent user would write it.
 
 Started by `python -m kdjax.benchmark --baseline`, once for each mode and
-variant, with one argument: a JSON object (see `kdjax/benchmark/compare.py`,
+variant, with one argument: a JSON object (see `kdjax/benchmark/workers.py`,
 which also describes the lines that the two exchange). Without an argument it
 says which networks it knows. Needs PyTorch, not kdjax.
 

@@ -20,7 +20,7 @@ from processes import run
 import kdjax
 from kdjax import data, models
 from kdjax.evaluation import predict
-from kdjax.export import staging, to_stablehlo, verify, write
+from kdjax.export import formats, staging, verify, write
 from kdjax.models import features
 from kdjax.models.network import Network
 from kdjax.storage import card as card_lib
@@ -207,7 +207,9 @@ def test_a_student_is_loaded_from_each(workdir, exported, images, name):
 
 def test_moving_averages_are_exported(workdir, moved, tmp_path):
   output = tmp_path / 'out.safetensors'
-  write.export(workdir, ['safetensors'], output, ema=True, data_dir=moved)
+  write.export(
+    workdir, ['safetensors'], output, write.Options(ema=True, data_dir=moved)
+  )
   (_, found), card, _ = networks.load(output)
   assert card['provenance']['ema']
   # Which they are said to be.
@@ -227,7 +229,9 @@ def test_an_export_is_exported_on_the_images_that_it_knows_of(
 
   def export(name, **options):
     output = tmp_path / f'{name}.safetensors'
-    return write.export(source, ['safetensors'], output, **options)
+    return write.export(
+      source, ['safetensors'], output, write.Options(**options)
+    )
 
   assert 'on 9 test images' in export('a', data_dir=moved, images=9)
   assert not caplog.text
@@ -250,7 +254,10 @@ def test_an_unfinished_run_is_refused_but_not_its_checkpoint(
     write.export(unfinished, ['orbax'])
   directory = checkpoint.find(unfinished)
   text = write.export(
-    directory, ['orbax'], tmp_path / 'out', images=9, data_dir=moved
+    directory,
+    ['orbax'],
+    tmp_path / 'out',
+    write.Options(images=9, data_dir=moved),
   )
   assert 'on 9 test images' in text
   assert 'teacher' not in text
@@ -303,7 +310,7 @@ def test_a_network_without_a_run_is_compared_on_noise(
     name: tmp_path / f'out.{name}' for name in ('stablehlo', 'safetensors')
   }
   for name, output in outputs.items():
-    text = write.export(path, [name], output, platforms=['cpu'])
+    text = write.export(path, [name], output, write.Options(platforms=['cpu']))
     assert 'on 64 images of noise' in text
   assert 'so there are no test images' in caplog.text
   images = np.random.default_rng(1).integers(0, 256, (9, 16, 12, 3), np.uint8)
@@ -319,14 +326,14 @@ def wrong(path, network, card, platforms):
   """Writes another network than it is told to."""
   variables = jax.tree.map(lambda x: x, network.variables)
   variables['params']['fc']['bias'] += jnp.arange(3)
-  write.to_orbax.write(path, network._replace(variables=variables), card, ())
+  formats.write_orbax(path, network._replace(variables=variables), card, ())
 
 
 def broken(path, network, card, platforms):
   """Writes a network that computes nothing."""
   variables = jax.tree.map(lambda x: x, network.variables)
   variables['params']['fc']['bias'] *= np.nan
-  write.to_orbax.write(path, network._replace(variables=variables), card, ())
+  formats.write_orbax(path, network._replace(variables=variables), card, ())
 
 
 def full(path, network, card, platforms):
@@ -346,7 +353,7 @@ def full(path, network, card, platforms):
 def test_a_wrong_export_is_refused_and_nothing_is_left(
   bfloat16, tmp_path, monkeypatch, writer, error, message
 ):
-  monkeypatch.setitem(write.FORMATS, 'orbax', writer)
+  monkeypatch.setitem(formats.WRITERS, 'orbax', writer)
   with pytest.raises(error, match=message):
     write.export(bfloat16[0], ['orbax'], tmp_path / 'new' / 'out')
   assert not list(tmp_path.iterdir())
@@ -433,7 +440,7 @@ def test_what_jax_cannot_export_is_one_error(bfloat16, tmp_path):
     Branching(), features.init(Branching(), jax.random.key(0), images)
   )
   with pytest.raises(ValueError, match='resnet10 cannot be exported as Stable'):
-    to_stablehlo.write(tmp_path / 'x.stablehlo', network, card, ['cpu'])
+    formats.write_stablehlo(tmp_path / 'x.stablehlo', network, card, ['cpu'])
   assert not list(tmp_path.iterdir())
 
 
@@ -573,12 +580,12 @@ def test_an_export_is_replaced_only_when_asked(bfloat16, tmp_path):
     (True, 'is a directory that kdjax.export did not make'),
   ):
     with pytest.raises(FileExistsError, match=message):
-      write.export(path, ['orbax'], output, overwrite=overwrite)
+      write.export(path, ['orbax'], output, write.Options(overwrite=overwrite))
   assert (output / 'mine').exists()
   shutil.rmtree(output)
   shutil.copytree(path, output)
   (output / 'old').write_text('')
-  write.export(path, ['orbax'], output, overwrite=True)
+  write.export(path, ['orbax'], output, write.Options(overwrite=True))
   assert not (output / 'old').exists()
   found, *_ = networks.load(output)
   assert_same_variables(found.variables, network.variables)
@@ -586,7 +593,7 @@ def test_an_export_is_replaced_only_when_asked(bfloat16, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('formats', 'output', 'message'),
+  ('names', 'output', 'message'),
   [
     (['onxx'], None, r"unknown formats \['onxx'\]: expected some of orbax"),
     ([], None, 'expected some of orbax'),
@@ -596,11 +603,9 @@ def test_an_export_is_replaced_only_when_asked(bfloat16, tmp_path):
     (['orbax'], 'out.onnx', r'a name that ends in \.orbax'),
   ],
 )
-def test_what_cannot_be_is_refused(
-  bfloat16, tmp_path, formats, output, message
-):
+def test_what_cannot_be_is_refused(bfloat16, tmp_path, names, output, message):
   with pytest.raises(ValueError, match=message):
-    write.export(bfloat16[0], formats, output and tmp_path / output)
+    write.export(bfloat16[0], names, output and tmp_path / output)
   assert not list(tmp_path.iterdir())
 
 
@@ -608,7 +613,10 @@ def test_what_cannot_be_is_refused(
 def test_a_program_is_for_this_platform_too(bfloat16, tmp_path, platforms):
   with pytest.raises(ValueError, match='cpu among them'):
     write.export(
-      bfloat16[0], ['stablehlo'], tmp_path / 'x.stablehlo', platforms=platforms
+      bfloat16[0],
+      ['stablehlo'],
+      tmp_path / 'x.stablehlo',
+      write.Options(platforms=platforms),
     )
 
 
@@ -684,7 +692,9 @@ def test_onnx_says_what_it_lacks(bfloat16, tmp_path, monkeypatch):
 def test_onnx_gives_the_same(bfloat16, workdir, moved, images, tmp_path):
   pytest.importorskip('jax2onnx')
   pytest.importorskip('onnxruntime')
-  write.export(workdir, ['onnx'], tmp_path / 'student.onnx', data_dir=moved)
+  write.export(
+    workdir, ['onnx'], tmp_path / 'student.onnx', write.Options(data_dir=moved)
+  )
   student = kdjax.load_student(tmp_path / 'student.onnx')
   expected = live(checkpoint.restore(workdir), images)
   for count in (1, 3, 24):

@@ -12,7 +12,7 @@ import tiny
 
 import kdjax
 from kdjax import models
-from kdjax.export import to_safetensors
+from kdjax.export import formats
 from kdjax.models import features
 from kdjax.models.network import Network
 from kdjax.storage import card, checkpoint, networks, program_files, weights
@@ -91,7 +91,7 @@ def write_orbax(path, network, content):
 
 
 def write_safetensors(path, network, content):
-  to_safetensors.write(path, network, content, ())
+  formats.write_safetensors(path, network, content, ())
 
 
 # What writes a file, by its name, and where the card is.

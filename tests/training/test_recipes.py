@@ -286,7 +286,10 @@ def test_simkd_keeps_the_last_layer_of_its_teacher(root, session):
   assert 'fc' not in student
   # It is exported and predicts like any other.
   write.export(
-    root / 'simkd', ['stablehlo'], root / 'export.stablehlo', images=4
+    root / 'simkd',
+    ['stablehlo'],
+    root / 'export.stablehlo',
+    write.Options(images=4),
   )
   images = data.load(config('simkd').data).test.images[:4]
   from_run, from_export = (
