@@ -9,9 +9,6 @@ from kdjax import methods
 from kdjax.training import train
 from kdjax.training.shared import Session
 
-# One of each kind; the others take minutes together.
-QUICK = ('at', 'crd', 'ema_teacher', 'pskd', 'srd', 'sdd')
-
 
 @pytest.fixture(scope='module')
 def shared(tmp_path_factory):
@@ -19,13 +16,7 @@ def shared(tmp_path_factory):
   return tmp_path_factory.mktemp('methods'), Session()
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-    for name in methods.names()
-  ],
-)
+@pytest.mark.parametrize('name', methods.names())
 def test_the_loss_falls_and_the_student_beats_chance(name, shared):
   root, session = shared
   config = tiny.config(name)
@@ -38,11 +29,11 @@ def test_the_loss_falls_and_the_student_beats_chance(name, shared):
   if name == 'simkd':
     # The student learns of its classes through the teacher's map alone.
     config.train.epochs = 30
-    config.eval.every_epochs = 10
     config.student.update(name='resnet10_simkd', width=4)
     config.teacher.update(name='resnet10', width=16, sibling='resnet_teacher')
   config.train.ema_decay = 0.9
-  config.log.every_steps = 5
+  config.log.update(every_steps=5, tensorboard=False)
+  config.eval.every_epochs = config.train.epochs
   train.train_and_evaluate(config, root / name, session)
   lines = (root / name / 'metrics.jsonl').read_text().splitlines()
   records = [json.loads(line) for line in lines]
