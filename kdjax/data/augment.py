@@ -1,9 +1,10 @@
 """The replayable order of examples, and their augmentation.
 
-Which example stands where in an epoch, and how it is cropped and flipped, are
-pure functions of (seed, epoch, position), computed on the device from
-counter-based keys. So a batch depends neither on the batches before it nor on
-how positions are divided into batches.
+Which example stands where in an epoch, and all that is done to it, are pure
+functions of (seed, epoch, position), computed on the device from counter-based
+keys. So a batch does not depend on the batches before it; nor on how positions
+are divided into batches, but for mixed images: each is mixed with the next one
+of its batch.
 """
 
 import functools
