@@ -211,6 +211,9 @@ def _read_run(path: pathlib.Path, notes: list[str]) -> Run | Diverged:
     loss = result[which]['test']['loss']
     if loss is None or not math.isfinite(loss):
       return Diverged(path, config, result['last']['step'])
+  if not run_directory.is_run(path):
+    notes.append(f'{path} is a record without predictions of single images')
+    return Run(path, result, records, None)
   try:
     run_directory.check_file(path, 'predictions.npz', result)
     predictions = run_directory.read_predictions(path)

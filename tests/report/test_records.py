@@ -12,9 +12,10 @@ TABLES = sorted(path for path in RECORDS.iterdir() if path.is_dir())
 README = (ROOT / 'configs' / 'README.md').read_text()
 
 
-def rows():
-  """The rows of tables about one run: method, seed, and the cells after it."""
-  for line in README.splitlines():
+def rows(name):
+  """The rows of a table about one run: method, seed, and the cells after it."""
+  table = README.split(f'(records/{name})')[1].split('(records/')[0]
+  for line in table.splitlines():
     row = re.match(r'\| (\w+) \w+, seed (\d+) \|(.*)\|$', line)
     if row:
       cells = [cell.strip() for cell in row[3].split('|')]
@@ -33,7 +34,7 @@ def test_every_result_has_its_row(folder):
   # It is a student of its own until one that it taught is there.
   runs += [comparison.teacher_run] if comparison.teacher_run else []
   found = {(name_of(run), run.result['seed']): run for run in runs}
-  shown = dict(rows())
+  shown = dict(rows(folder.name))
   assert found.keys() == shown.keys()
   for key, run in found.items():
     best, last = (
