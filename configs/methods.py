@@ -18,6 +18,7 @@ accelerator; `crd` also keeps two memories of 128 numbers for each image.
 import ml_collections
 
 from kdjax import config as config_lib
+from kdjax import methods
 
 # Hyperparameters that the authors change over the epochs.
 SCHEDULES = {
@@ -36,7 +37,7 @@ SCHEDULES = {
 def get_config(name: str = 'kd') -> ml_collections.ConfigDict:
   """Returns the configuration of a method."""
   config = config_lib.default()
-  if name not in config.method or name in ('name', 'schedule', 'custom'):
+  if name not in methods.names():
     raise ValueError(f"unknown method '{name}': see kdjax/methods/")
   config.method.name = name
   if name in SCHEDULES:

@@ -1,5 +1,6 @@
 """Commands in processes of their own, as a user starts them."""
 
+import contextlib
 import json
 import pathlib
 import subprocess
@@ -8,8 +9,10 @@ import sys
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 from kdjax.storage import checkpoint, metrics_log
+from kdjax.training import compiled
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -36,6 +39,29 @@ def metrics_of(workdir):
     for timing in ('images_per_second', 'seconds_left'):
       record.pop(timing, None)
   return records
+
+
+def outcome(result):
+  """All that a run results in, but its times and where it was made."""
+  return {name: result[name] for name in ('best', 'last', 'data')}
+
+
+@contextlib.contextmanager
+def cut_off(dispatch):
+  """Interrupts a run of this process before one of its dispatches, from 1."""
+  take, count = compiled.Program.run, 0
+
+  def run(self, state, steps_done):
+    nonlocal count
+    count += 1
+    if count == dispatch:
+      raise KeyboardInterrupt
+    return take(self, state, steps_done)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(compiled.Program, 'run', run)
+    with pytest.raises(KeyboardInterrupt):
+      yield
 
 
 def losses_of(workdir):

@@ -1,11 +1,10 @@
 """`kdjax COMMAND`, the one command for all."""
 
 import importlib.util
-import subprocess
 import sys
 
+import processes
 import pytest
-from processes import ROOT
 
 import kdjax
 from kdjax.__main__ import COMMANDS, main
@@ -51,16 +50,11 @@ def test_an_unknown_command_is_one_line(word, hint, monkeypatch):
 
 
 def test_a_command_takes_the_flags_of_its_module(tmp_path):
-  found = subprocess.run(
-    [
-      *(sys.executable, '-m', 'kdjax', 'train', '--config=quickstart'),
-      '--config.train.epochs=0',
-    ],
+  found = processes.run(
+    *('train', '--config=quickstart', '--config.train.epochs=0'),
+    module='kdjax',
     cwd=tmp_path,
-    env={'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    check=False,
+    env={'PYTHONPATH': str(processes.ROOT), 'JAX_PLATFORMS': 'cpu'},
   )
   assert found.returncode == 1
   assert found.stderr == (

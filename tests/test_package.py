@@ -6,6 +6,7 @@ import sys
 import tomllib
 import zipfile
 
+import processes
 import pytest
 import setuptools
 from processes import ROOT
@@ -47,16 +48,10 @@ def installed(tmp_path_factory):
 
 
 def test_a_packaged_configuration_runs_without_a_checkout(installed, tmp_path):
-  found = subprocess.run(
-    [
-      *(sys.executable, '-m', 'kdjax.main', '--config=quickstart'),
-      '--config.train.epochs=0',
-    ],
+  found = processes.run(
+    *('--config=quickstart', '--config.train.epochs=0'),
     cwd=tmp_path,
     env={'PYTHONPATH': str(installed), 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True,
-    text=True,
-    check=False,
   )
   assert 'config.train.epochs is 0: expected from 1' in found.stderr
 

@@ -189,7 +189,8 @@ def _holds_run(path: pathlib.Path) -> bool:
 def _read_run(path: pathlib.Path, notes: list[str]) -> Run | Diverged:
   """Reads a run; a ValueError says why it cannot be compared."""
   result = run_directory.read_result(path)
-  if result and not run_directory.is_run(path):
+  is_record = result is not None and not run_directory.is_run(path)
+  if result is not None and is_record:
     config = result['config']
   else:
     config = run_directory.as_json(run_directory.read_config(path))
@@ -211,7 +212,7 @@ def _read_run(path: pathlib.Path, notes: list[str]) -> Run | Diverged:
     loss = result[which]['test']['loss']
     if loss is None or not math.isfinite(loss):
       return Diverged(path, config, result['last']['step'])
-  if not run_directory.is_run(path):
+  if is_record:
     notes.append(f'{path} is a record without predictions of single images')
     return Run(path, result, records, None)
   try:

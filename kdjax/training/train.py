@@ -337,13 +337,11 @@ def _find_replay(run: Run) -> Replay | None:
     'data': run.dataset.digest,
     'seed': config.seed,
     'batch_size': config.train.batch_size,
-    'crop_padding': config.data.crop_padding,
-    'flip': config.data.flip,
-    # Only where they are set: older caches have no such fields.
+    # Older caches have the first two fields alone.
     **{
       field: value
       for field in compiled.AUGMENTATIONS
-      if (value := config.data[field])
+      if (value := config.data[field]) or field in ('crop_padding', 'flip')
     },
   }
   return Replay(config.teacher.replay, about, config.teacher.replay_dtype)

@@ -7,7 +7,7 @@ import optax
 import pytest
 import taken
 import tiny
-from processes import losses_of
+from processes import cut_off, losses_of, outcome, state_of
 
 import kdjax
 from kdjax import data, losses, methods, models
@@ -101,11 +101,6 @@ def run(root, session, name, method, **changes):
   )
 
 
-def outcome(result):
-  """All that a run results in, but its times and where it was made."""
-  return {name: result[name] for name in ('best', 'last', 'data')}
-
-
 @pytest.mark.parametrize('method', ['response', 'mlkd'])
 def test_strong_augmentation_is_the_same_in_memory_and_in_a_stream(
   root, session, method
@@ -135,37 +130,21 @@ def test_strong_augmentation_is_the_same_in_memory_and_in_a_stream(
   ids=['crd', 'mlkd'],
 )
 def test_a_run_cut_off_ends_where_an_undisturbed_one_does(
-  root, session, method, changes, monkeypatch
+  root, session, method, changes
 ):
   whole = run(root, session, f'{method}_whole', method, **changes)
-  take, count = compiled.Program.run, 0
-
-  def cut_off(self, state, steps_done):
-    nonlocal count
-    count += 1
-    if count == 8:
-      raise KeyboardInterrupt
-    return take(self, state, steps_done)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(compiled.Program, 'run', cut_off)
-    with pytest.raises(KeyboardInterrupt):
-      run(root, session, f'{method}_cut', method, **changes)
+  with cut_off(8):
+    run(root, session, f'{method}_cut', method, **changes)
   assert metrics_log.read_records(root / f'{method}_cut')[-1]['step'] < 8
   resumed = run(root, session, f'{method}_cut', method, **changes)
   assert outcome(resumed) == outcome(whole)
   # What the method keeps too, to the last bit.
   first, second = (
-    jax.tree.leaves(saved_state(root / f'{method}_{which}'))
+    jax.tree.leaves(state_of(root / f'{method}_{which}', 'last'))
     for which in ('whole', 'cut')
   )
   for ours, theirs in zip(first, second, strict=True):
     np.testing.assert_array_equal(ours, theirs)
-
-
-def saved_state(workdir):
-  """The arrays of a run's last checkpoint."""
-  return checkpoint.read_tree(checkpoint.find(workdir, 'last') / 'state')
 
 
 def test_logits_are_kept_and_replayed_for_mixed_images(root, session):

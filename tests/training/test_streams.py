@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from processes import cut_off, outcome
 
 from kdjax import data, models
 from kdjax.evaluation import predict
 from kdjax.models.network import Network
 from kdjax.storage import run_directory
-from kdjax.training import compiled, step, train
+from kdjax.training import step, train
 from kdjax.training.shared import Session
 
 
@@ -55,11 +56,6 @@ def reading():
   ]
 
 
-def outcome(result):
-  """All that a run gives, but its times and where it was made."""
-  return {name: result[name] for name in ('best', 'last', 'data')}
-
-
 def test_a_run_on_a_stream_is_that_in_memory(tmp_path, session):
   resident = run(tmp_path / 'resident', session)
   streamed = run(tmp_path / 'streamed', session, **{'data.streaming': True})
@@ -73,23 +69,10 @@ def test_a_run_on_a_stream_is_that_in_memory(tmp_path, session):
     np.testing.assert_array_equal(array, second[name])
 
 
-def test_a_run_cut_off_goes_on_as_if_it_had_not_been(
-  tmp_path, session, monkeypatch
-):
+def test_a_run_cut_off_goes_on_as_if_it_had_not_been(tmp_path, session):
   whole = run(tmp_path / 'whole', session, **CROPS)
-  take, count = compiled.Program.run, 0
-
-  def cut_off(self, state, steps_done):
-    nonlocal count
-    count += 1
-    if count == 8:
-      raise KeyboardInterrupt
-    return take(self, state, steps_done)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(compiled.Program, 'run', cut_off)
-    with pytest.raises(KeyboardInterrupt):
-      run(tmp_path / 'cut', session, **CROPS, **{'data.workers': 1})
+  with cut_off(8):
+    run(tmp_path / 'cut', session, **CROPS, **{'data.workers': 1})
   assert not multiprocessing.active_children()
   # With other workers, too: they change no result.
   resumed = run(tmp_path / 'cut', session, **CROPS)
