@@ -6,10 +6,11 @@
 `kdjax NAME …` is `python -m kdjax.MODULE …`, with the same flags.
 """
 
-import difflib
+import os
 import runpy
 import sys
 
+from kdjax.system.hints import did_you_mean
 from kdjax.version import __version__
 
 COMMANDS = {
@@ -36,15 +37,17 @@ def main() -> None:
       print(f'  {command:10}{purpose}')
     print('\nkdjax COMMAND --help lists the flags of a command.')
   elif name not in COMMANDS:
-    close = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f" (did you mean '{close[0]}'?)" if close else ''
     sys.exit(
-      f"error: there is no command '{name}'{hint}; expected one of "
+      f"error: there is no command '{name}'{did_you_mean(name, COMMANDS)}; "
+      f'expected one of '
       f'{", ".join(COMMANDS)}, --help or --version'
     )
   else:
-    # As if the module were started by itself.
+    # As if the module were started by itself, with `python -m`, which finds
+    # the user's own modules where it was started.
     del sys.argv[1]
+    if os.getcwd() not in sys.path:
+      sys.path.insert(0, os.getcwd())
     module = f'kdjax.{COMMANDS[name][0]}'
     runpy.run_module(module, run_name='__main__', alter_sys=True)
 

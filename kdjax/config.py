@@ -496,6 +496,19 @@ _CHECKS: dict[str, _Check] = {
 }
 
 
+def check_is_run(config: ConfigDict) -> None:
+  """Checks that a configuration is that of a run, and not of a sweep.
+
+  Raises:
+    ValueError: it is not.
+  """
+  if 'method' not in config:
+    raise ValueError(
+      'this is not the configuration of a run; that of a sweep belongs to '
+      'kdjax.sweep'
+    )
+
+
 def normalize(config: ConfigDict) -> ConfigDict:
   """Normalizes the values of a configuration, such as lists and paths.
 
@@ -508,7 +521,11 @@ def normalize(config: ConfigDict) -> ConfigDict:
 
   Returns:
     A copy.
+
+  Raises:
+    ValueError: it is the configuration of a sweep.
   """
+  check_is_run(config)
   config = config.copy_and_resolve_references()
   for field in PATHS:
     section, key = field.split('.')
@@ -581,11 +598,6 @@ def validate(config: ConfigDict) -> None:
     ValueError: a value that makes no sense; the message names the field, the
       value and what is expected.
   """
-  if 'method' not in config:
-    raise ValueError(
-      'this is not the configuration of a run; that of a sweep belongs to '
-      'kdjax.sweep'
-    )
   _check_fields(config)
   name = config.method.name
   method, _ = methods.build(name, config.method.get(method_section(name), {}))

@@ -16,7 +16,7 @@ from kdjax.export import formats, staging
 from kdjax.models import normalization, resnet
 from kdjax.storage import checkpoint, digests, networks
 from kdjax.system import atomic
-from kdjax.system.command import command, define_path
+from kdjax.system.command import command, define_path, start
 
 _MEAN = flags.DEFINE_list(
   'mean',
@@ -175,4 +175,4 @@ def _summary(
 
 
 if __name__ == '__main__':
-  app.run(main)
+  start(main)

@@ -3,13 +3,13 @@
 python -m kdjax.evaluate --workdir=runs/fkd
 """
 
-from absl import app, flags
+from absl import flags
 
 from kdjax.evaluation import example_files as predictions_lib
 from kdjax.evaluation import tables
 from kdjax.storage import checkpoint, run_directory
 from kdjax.system import atomic, escape
-from kdjax.system.command import command, define_path
+from kdjax.system.command import command, define_path, start
 from kdjax.training import final_test
 
 _WORKDIR = define_path('workdir', None, 'Run directory.', required=True)
@@ -55,4 +55,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  start(main)

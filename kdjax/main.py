@@ -6,7 +6,7 @@ python -m kdjax.main --config=configs/quickstart.py
 from absl import flags
 from ml_collections import config_flags
 
-from kdjax import methods
+from kdjax import config as config_lib
 from kdjax.evaluation import tables
 from kdjax.system import atomic, devices, escape
 from kdjax.system.command import (
@@ -25,10 +25,9 @@ _CONFIG = config_flags.DEFINE_config_file(
   '--config.FIELD=VALUE; choose a variant with FILE:VARIANT.',
   lock_config=True,
 )
-_MODE = flags.DEFINE_enum(
+_MODE = flags.DEFINE_string(
   'mode',
   None,
-  methods.names(),
   'Method to train with; overrides config.method.name.',
 )
 _WORKDIR = define_path(
@@ -47,6 +46,7 @@ def main(argv: list[str]) -> None:
   """Reads the flags and runs the experiment."""
   with command(argv, _JOIN):
     config = _CONFIG.value
+    config_lib.check_is_run(config)
     if _MODE.value:
       config.method.name = _MODE.value
     workdir = atomic.local(_WORKDIR.value or default_workdir(_MODE.value))

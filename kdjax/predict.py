@@ -10,7 +10,7 @@ from absl import app, flags
 
 from kdjax.export import classify_files, predictor
 from kdjax.system import atomic, logs
-from kdjax.system.command import command, define_path
+from kdjax.system.command import command, define_path, start
 
 _MODEL = define_path(
   'model',
@@ -68,4 +68,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  start(main)

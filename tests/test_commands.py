@@ -1,6 +1,7 @@
 """`kdjax COMMAND`, the one command for all."""
 
 import importlib.util
+import subprocess
 import sys
 
 import processes
@@ -39,7 +40,7 @@ def test_the_version_is_told(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
   ('word', 'hint'),
-  [('trian', "did you mean 'train'?"), ('xyz', "no command 'xyz'; expected")],
+  [('trian', 'did you mean train?'), ('xyz', "no command 'xyz'; expected")],
 )
 def test_an_unknown_command_is_one_line(word, hint, monkeypatch):
   with pytest.raises(SystemExit) as caught:
@@ -59,4 +60,24 @@ def test_a_command_takes_the_flags_of_its_module(tmp_path):
   assert found.returncode == 1
   assert found.stderr == (
     'error: config.train.epochs is 0: expected from 1 to 1,000,000\n'
+  )
+
+
+def test_it_finds_modules_where_it_was_started(tmp_path):
+  (tmp_path / 'mine.py').write_text('def method():\n  return 1\n')
+  # As the installed command is started, without the folder on its path.
+  found = subprocess.run(
+    [
+      *(sys.executable, '-P'),
+      *('-c', 'from kdjax.__main__ import main; main()'),
+      *('train', '--config=quickstart', '--mode=mine:method'),
+    ],
+    cwd=tmp_path,
+    env={'PYTHONPATH': str(processes.ROOT), 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert found.stderr == (
+    "error: 'mine:method' returns int: expected a kdjax.methods.Method\n"
   )

@@ -89,7 +89,7 @@ def test_every_sweep_has_the_runs_that_it_promises(file, variant, sizes):
 
 def test_a_sweep_is_not_taken_for_a_run():
   with pytest.raises(ValueError, match=r'belongs to kdjax\.sweep'):
-    config_lib.validate(load('sweep'))
+    config_lib.normalize(load('sweep'))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import tiny
 from kdjax import methods, models, testing
 from kdjax.export import write
 from kdjax.storage import weights
-from kdjax.system import command
+from kdjax.system import config_files
 from kdjax.training import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -124,7 +124,7 @@ def test_a_command_names_what_there_is(words):
   for word in words:
     field = re.match(r'--config\.([a-z_.0-9]+)=', word)
     if field:
-      assert command.describe_unknown(field[1], config) is None
+      assert config_files.describe_unknown(field[1], config) is None
 
 
 def test_the_table_of_methods_has_every_method_and_what_it_needs():

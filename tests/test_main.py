@@ -100,37 +100,6 @@ def test_mode_and_variant_choose_the_method_and_the_directory(tmp_path):
   assert result['config']['train']['learning_rate'] == 0.001
 
 
-@pytest.mark.parametrize(
-  ('flags', 'message'),
-  [
-    ((), 'config'),
-    (('--config=configs/nowhere.py',), 'nowhere.py'),
-    (('--config=configs/fkd.py:nonsense',), "unknown variant 'nonsense'"),
-    (('--config=configs/fkd.py', '--mode=nonsense'), 'feature|fitnet'),
-    (
-      ('--config=configs/quickstart.py', '--config.train.epochs=0'),
-      'error: config.train.epochs is 0: expected from 1 to 1,000,000',
-    ),
-    (
-      ('--config=configs/quickstart.py', '--config.trian.epochs=1'),
-      'trian',
-    ),
-    (
-      ('--config=configs/quickstart.py', '--config.data.name=cifar01'),
-      'cifar10',
-    ),
-    (('--config=configs/quickstart.py', 'stray'), 'stray'),
-  ],
-)
-def test_mistakes_are_explained(flags, message, tmp_path):
-  done = run(*flags, f'--workdir={tmp_path / "run"}')
-  assert done.returncode != 0
-  assert message in done.stderr
-  assert not (tmp_path / 'run').exists()
-  if message.startswith('error: '):
-    assert 'Traceback' not in done.stderr
-
-
 def test_a_terminal_shows_a_progress_bar(tmp_path):
   primary, secondary = pty.openpty()
   termios.tcsetwinsize(secondary, (24, 200))

@@ -3,11 +3,11 @@
 python -m kdjax.export --workdir=runs/fkd --format=safetensors,stablehlo
 """
 
-from absl import app, flags
+from absl import flags
 
 from kdjax.export import formats, write
 from kdjax.system import atomic
-from kdjax.system.command import command, define_path
+from kdjax.system.command import command, define_path, start
 
 _WORKDIR = define_path(
   'workdir',
@@ -69,4 +69,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  start(main)

@@ -8,6 +8,7 @@ from typing import Any
 
 from kdjax.methods._base import Method
 from kdjax.system import float32, plugins
+from kdjax.system.hints import did_you_mean
 
 
 def names() -> list[str]:
@@ -73,7 +74,10 @@ def build(
     )
   hyperparameters = {}
   for scalar, (default, low, high) in method.hyperparameters.items():
-    value = float(settings.get(scalar, default))
+    value = settings.get(scalar, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      raise ValueError(f'{name}.{scalar} is {value!r}: expected a number')
+    value = float(value)
     if not (low <= value <= high and float32.holds(value)):
       raise ValueError(
         f'{name}.{scalar} is {value}: expected a value from {low} to {high} '
@@ -88,8 +92,8 @@ def _factory(name: str) -> Callable[..., Method]:
     return _imported(name)
   if name not in names():
     raise ValueError(
-      f"unknown method '{name}': expected one of {', '.join(names())}, or an "
-      'import path, package.module:function'
+      f"unknown method '{name}'{did_you_mean(name, names())}: expected one of "
+      f'{", ".join(names())}, or an import path, package.module:function'
     )
   return getattr(plugins.module('kdjax.methods', name), name)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from kdjax.models import import_path
 from kdjax.system import plugins
+from kdjax.system.hints import did_you_mean
 
 # Options of ResNets that a model of another kind need not take.
 _OFFERED = 'stem', 'width'
@@ -48,8 +49,8 @@ def build(
   models = _models()
   if name not in models and ':' not in name:
     raise ValueError(
-      f"unknown model '{name}': expected one of {', '.join(sorted(models))}, "
-      'or package.module:attribute'
+      f"unknown model '{name}'{did_you_mean(name, models)}: expected one of "
+      f'{", ".join(sorted(models))}, or package.module:attribute'
     )
   try:
     dtype = jnp.dtype(dtype)

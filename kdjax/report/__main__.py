@@ -7,7 +7,7 @@ from absl import app
 
 from kdjax.report import write
 from kdjax.system import atomic
-from kdjax.system.command import command, define_path
+from kdjax.system.command import command, define_path, start
 
 _OUTPUT = define_path(
   'output', 'report', 'Directory for the page, the tables and the figures.'
@@ -35,4 +35,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  start(main)

@@ -1,10 +1,11 @@
 """What all commands have in common."""
 
+import ast
 import contextlib
-import difflib
 import errno
 import os
 import pathlib
+import re
 import select
 import signal
 import sys
@@ -16,7 +17,8 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from kdjax.system import devices, escape, logs, signals, xla
+from kdjax.system import config_files, devices, escape, logs, signals, xla
+from kdjax.system.hints import did_you_mean
 from kdjax.system.startup import INTERRUPTED
 
 # So that --help shows them among those of the command.
@@ -185,20 +187,116 @@ def _leave(message: str) -> NoReturn:
 
 def start(main: Callable[[list[str]], None]) -> None:
   """Reads the flags, a configuration among them, and runs a command."""
-  app.run(main, flags_parser=_read_flags)
+
+  def checked(argv: list[str]) -> None:
+    try:
+      main(argv)
+    except app.UsageError as error:
+      sys.exit(escape.lines(f'error: {error}'))
+
+  app.run(checked, flags_parser=_read_flags)
 
 
 def _read_flags(argv: list[str]) -> list[str]:
-  """Reads the flags, and names fields of a configuration that do not exist."""
-  argv = _find_configuration(argv)
+  """Reads the flags; what is wrong with one ends the process with one line."""
+  config: dict[str, Any] = {}
   try:
-    return app.parse_flags_with_usage(argv)
-  # As ml_collections raises them; a configuration file may raise them, too.
+    argv, custom = _split_off_custom(_find_configuration(argv))
+    # ml_collections looks for overrides there.
+    sys.argv = argv
+    if file := _configuration(argv):
+      # By itself first, because absl reports its errors with a traceback.
+      config = config_files.load(file).to_dict()
+    rest = flags.FLAGS(argv)
+    if custom:
+      _set_custom(custom)
+    return rest
+  except ValueError as error:
+    message = f'{error}'
+  except flags.Error as error:
+    message = _describe_flag_error(error, config)
+  # As ml_collections raises them for fields that are unknown.
   except (AttributeError, KeyError):
-    unknown = _unknown_fields(argv)
+    unknown = _unknown_fields(argv, config)
     if not unknown:
       raise
-    sys.exit(escape.lines('\n'.join(f'error: {line}' for line in unknown)))
+    message = '; '.join(unknown)
+  except SystemExit as leave:
+    # absl's status of --help is 1.
+    if any(word.lstrip('-').startswith('help') for word in argv):
+      leave.code = 0
+    raise
+  sys.exit(escape.lines(f'error: {message}'))
+
+
+_CUSTOM = re.compile(r'--?config\.(?:run\.)?method\.custom\.(\w+)=(.*)')
+
+
+def _split_off_custom(
+  argv: Sequence[str],
+) -> tuple[list[str], dict[str, Any]]:
+  """Splits off the settings of a method of the user's own.
+
+  A configuration does not know them: the method itself checks names and values.
+
+  Returns:
+    The other words, and the settings by name.
+  """
+  custom = {}
+  rest = []
+  for word in argv:
+    if match := _CUSTOM.fullmatch(word):
+      try:
+        custom[match[1]] = ast.literal_eval(match[2])
+      except (ValueError, SyntaxError):
+        custom[match[1]] = match[2]
+    else:
+      rest.append(word)
+  return rest, custom
+
+
+def _set_custom(custom: Mapping[str, Any]) -> None:
+  """Sets the settings of a method of the user's own in `--config`."""
+  config: Any = flags.FLAGS['config'].value
+  section = config.get('run', config).method.custom
+  with section.unlocked():
+    section.update(custom)
+
+
+_ILLEGAL = re.compile(r'flag --([^=]+)=(.*?): (.*)', re.DOTALL)
+
+
+def _describe_flag_error(error: flags.Error, config: Mapping[str, Any]) -> str:
+  """Says in one line what is wrong with the flags, and what may be meant."""
+  if isinstance(error, flags.UnrecognizedFlagError):
+    name = error.flagname
+    fields = config_files.all_fields(config)
+    meant = [field for field in fields if field.endswith(f'.{name}')]
+    meant = sorted(meant, key=len) or [name]
+    known = [f'--{flag}' for flag in (*fields, *flags.FLAGS)]
+    hint = did_you_mean(f'--{meant[0]}', known)
+    return f'there is no flag --{name}{hint}; --help lists those there are'
+  if not (illegal := _ILLEGAL.fullmatch(str(error))):
+    words = ' '.join(str(error).split())
+    return f'{words[0].lower()}{words[1:]}; --help describes it'
+  name, value, reason = illegal.groups()
+  if value == 'None':
+    return f'--{name} is missing, and is needed; --help describes it'
+  if name.startswith('config.'):
+    usual: Any = config
+    for part in name.split('.')[1:]:
+      usual = usual.get(part) if isinstance(usual, Mapping) else None
+    reason = f'expected {config_files.describe_type(usual)}'
+  return f'--{name}={value}: {" ".join(reason.split())}'
+
+
+def _configuration(argv: Sequence[str]) -> str | None:
+  """Returns the value of `--config`; None where there is no such flag."""
+  for word, after in zip(argv, [*argv[1:], ''], strict=True):
+    flag, equals, value = word.partition('=')
+    if flag in ('--config', '-config') and 'config' in flags.FLAGS:
+      return (value if equals else after) or None
+  return None
 
 
 def _find_configuration(argv: Sequence[str]) -> list[str]:
@@ -208,86 +306,27 @@ def _find_configuration(argv: Sequence[str]) -> list[str]:
     flag, equals, value = word.partition('=')
     if flag in ('--config', '-config'):
       if equals:
-        found[i] = f'{flag}={_packaged(value)}'
+        found[i] = f'{flag}={config_files.find(value)}'
       elif i + 1 < len(argv):
-        found[i + 1] = _packaged(argv[i + 1])
+        found[i + 1] = config_files.find(argv[i + 1])
   return found
 
 
-def _packaged(file: str) -> str:
-  """Finds `NAME`, `NAME.py` or `configs/NAME.py` among those of kdjax."""
-  path, colon, variant = file.partition(':')
-  if os.path.exists(path):
-    return file
-  package = pathlib.Path(__file__).parents[1]
-  # In an installed package, and in a checkout.
-  known = {
-    config.stem: config
-    for folder in (package.parent / 'configs', package / 'configs')
-    for config in sorted(folder.glob('*.py'))
-  }
-  folder, name = os.path.split(path)
-  name = name.removesuffix('.py')
-  if folder not in ('', 'configs') or name not in known:
-    sys.exit(
-      escape.lines(
-        f'error: --config is {file}: there is no such file; expected a file, '
-        f'or one of {", ".join(known)}'
-      )
-    )
-  return f'{known[name]}{colon}{variant}'
-
-
-def _unknown_fields(argv: Sequence[str]) -> list[str]:
+def _unknown_fields(
+  argv: Sequence[str], config: Mapping[str, Any]
+) -> list[str]:
   """Describes the overrides of fields that a configuration does not have."""
-  words = ' '.join(argv[1:]).replace('=', ' ').split()
-  names = [word.lstrip('-') for word in words if word.startswith('-')]
-  file = words[[word.lstrip('-') for word in words].index('config') + 1]
-  flag: Any = flags.FLAGS['config']
-  config = flag.parser.parse(file).to_dict()
+  names = [word.lstrip('-').partition('=')[0] for word in argv[1:]]
   return [
     message
     for name in names
     if name.startswith('config.')
-    and (message := describe_unknown(name.removeprefix('config.'), config))
+    and (
+      message := config_files.describe_unknown(
+        name.removeprefix('config.'), config
+      )
+    )
   ]
-
-
-def describe_unknown(field: str, config: Mapping[str, Any]) -> str | None:
-  """Says that a configuration has no such field, and which one may be meant.
-
-  Returns:
-    One line; None if there is a field of that dotted name.
-  """
-  section, path = config, 'config'
-  for part in field.split('.'):
-    if not isinstance(section, Mapping) or part not in section:
-      break
-    section, path = section[part], f'{path}.{part}'
-  else:
-    return None
-  fields = section if isinstance(section, Mapping) else {}
-  known = [*(f'{path}.{name}' for name in fields), *_all_fields(config)]
-  meant = [
-    name
-    for name in dict.fromkeys(known)
-    if (leaf := name.rpartition('.')[2]) == part
-    or part == ''.join(word[0] for word in leaf.split('_'))
-    or difflib.get_close_matches(part, [leaf], cutoff=0.75)
-  ]
-  hint = f'did you mean {" or ".join(meant[:3])}?' if meant else ''
-  return f'{path} has no field {part}: ' + (
-    hint or f'expected one of {", ".join(fields) or "none"}'
-  )
-
-
-def _all_fields(config: Mapping[str, Any], path: str = 'config') -> list[str]:
-  found = []
-  for name, value in config.items():
-    found.append(f'{path}.{name}')
-    if isinstance(value, Mapping):
-      found += _all_fields(value, f'{path}.{name}')
-  return found
 
 
 def default_workdir(mode: str | None = None) -> str:

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 from absl import flags
 
-from kdjax.system import command
+from kdjax.system import command, config_files
 
 CONFIGS = pathlib.Path(command.__file__).parents[2] / 'configs'
 
@@ -56,7 +56,7 @@ def test_a_field_that_does_not_exist_is_named_with_what_is_meant(
     'data': {'name': 'digits', 'flip': False},
     'train': {'learning_rate': 1.0, 'epochs': 2},
   }
-  assert command.describe_unknown(field, config) == expected
+  assert config_files.describe_unknown(field, config) == expected
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,8 @@ def test_a_configuration_that_does_not_exist_is_refused(
   value, tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(SystemExit) as caught:
-    command._find_configuration(['main', f'--config={value}'])
+  with pytest.raises(ValueError, match='there is no configuration') as caught:
+    config_files.find(value)
   message = str(caught.value)
-  assert f'--config is {value}: there is no such file' in message
   assert 'fkd' in message
   assert 'quickstart_sweep' in message
