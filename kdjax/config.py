@@ -24,6 +24,31 @@ PATHS = (
 _NETWORK = 'name', 'stem', 'width', 'dtype'
 
 
+class Settings(ConfigDict):
+  """A configuration that prints as nested settings.
+
+  Those of methods that it does not use are left out.
+  """
+
+  def __str__(self) -> str:
+    """Lists the fields, a line each."""
+    return '\n'.join(_lines(self, self.get('method', {}).get('name')))
+
+  __repr__ = __str__
+
+
+def _lines(
+  section: ConfigDict, method: str | None, indent: str = ''
+) -> list[str]:
+  lines = []
+  for name, value in section.items():
+    if not isinstance(value, ConfigDict):
+      lines.append(f'{indent}{name}: {value!r}')
+    elif name == method or name not in methods.names():
+      lines += [f'{indent}{name}:', *_lines(value, method, f'{indent}  ')]
+  return lines
+
+
 def default() -> ConfigDict:
   """Returns the configuration that the files in `configs/` start from.
 
@@ -34,7 +59,7 @@ def default() -> ConfigDict:
   Returns:
     A new configuration. Unknown fields cannot be set.
   """
-  config = ConfigDict()
+  config = Settings()
   # Determines initial parameters, order of examples, crops and flips.
   config.seed = 0
   config.method = _method()

@@ -6,8 +6,6 @@ python -m kdjax.main --config=configs/quickstart.py
 from absl import flags
 from ml_collections import config_flags
 
-from kdjax import config as config_lib
-from kdjax.evaluation import tables
 from kdjax.system import atomic, devices, escape
 from kdjax.system.command import (
   command,
@@ -16,7 +14,6 @@ from kdjax.system.command import (
   define_processes,
   start,
 )
-from kdjax.training import train
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -44,6 +41,11 @@ _JOIN = define_processes()
 
 def main(argv: list[str]) -> None:
   """Reads the flags and runs the experiment."""
+  # Late, because they take long and --help needs none of them.
+  from kdjax import config as config_lib
+  from kdjax.evaluation import tables
+  from kdjax.training import train
+
   with command(argv, _JOIN):
     config = _CONFIG.value
     config_lib.check_is_run(config)

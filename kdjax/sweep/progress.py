@@ -1,9 +1,7 @@
 """The progress of a sweep."""
 
 import contextlib
-import logging
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 
@@ -23,8 +21,7 @@ class SweepLog:
       bar_format='{desc}: {n_fmt}/{total_fmt} runs |{bar}|{postfix}',
       desc='sweep',
       dynamic_ncols=True,
-      disable=not sys.stderr.isatty()
-      or not logs.logger.isEnabledFor(logging.INFO),
+      disable=not logs.shows_bar(),
     )
     self._done = 0
 

@@ -4,10 +4,12 @@ Lines of text go to the logger `kdjax`; numbers go to `metrics.jsonl` and to
 TensorBoard; on a terminal a progress bar shows the last of them.
 """
 
+import contextlib
 import io
 import logging
 import pathlib
 import sys
+from collections.abc import Iterator
 
 import tqdm
 from absl import flags
@@ -28,6 +30,41 @@ class _Handler(logging.Handler):
 def quiet() -> None:
   """Shows warnings only, from now on; for all processes but the first."""
   logger.setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def shown(verbose: bool) -> Iterator[None]:
+  """Shows what a run logs while it goes on; for calls from Python.
+
+  Args:
+    verbose: whether to show progress; else warnings only.
+
+  Yields:
+    Nothing; the run goes inside.
+  """
+  setup()
+  level = logger.level
+  if not verbose:
+    quiet()
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+
+
+def shows_bar() -> bool:
+  """Whether progress bars are shown: in a terminal or a notebook."""
+  return logger.isEnabledFor(logging.INFO) and (
+    sys.stderr.isatty() or _in_notebook()
+  )
+
+
+def _in_notebook() -> bool:
+  """Whether this process is the kernel of a notebook."""
+  if 'IPython' not in sys.modules:
+    return False
+  shell = sys.modules['IPython'].get_ipython()
+  return getattr(shell, 'kernel', None) is not None
 
 
 def setup() -> None:
@@ -62,11 +99,11 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def progress(total: int, unit: str) -> tqdm.tqdm:
-  """Returns a progress bar on standard error, if that is a terminal."""
+  """Returns a progress bar on standard error, where one is shown."""
   return tqdm.tqdm(
     total=total,
     unit=unit,
     dynamic_ncols=True,
-    disable=not sys.stderr.isatty(),
+    disable=not shows_bar(),
     leave=False,
   )

@@ -12,7 +12,7 @@ import numpy as np
 
 from kdjax.evaluation import metrics, predict
 from kdjax.storage import checkpoint
-from kdjax.system import signals, xla
+from kdjax.system import devices, signals, xla
 from kdjax.training import metrics_window
 from kdjax.training.compiled import Program
 from kdjax.training.metrics_window import Window
@@ -193,16 +193,8 @@ class Hooks:
     """Writes the training metrics of the windows that end there."""
     for closed in self._window.close(boundaries):
       learning_rate = float(self._program.schedule(closed.end - 1))
-      self._log.write(
-        'train',
-        closed.end,
-        {
-          'epoch': self._plan.epoch(closed.end),
-          **closed.averages,
-          'learning_rate': learning_rate,
-        },
-        **closed.timings,
-      )
+      averages = {**closed.averages, 'learning_rate': learning_rate}
+      self._write('train', closed.end, averages, closed.timings)
       if closed.wrong:
         raise self._diverged(*closed.wrong)
 
@@ -232,13 +224,27 @@ class Hooks:
         measured |= {
           f'ema_{name}': averages[name] for name in ('accuracy', 'loss')
         }
-      self._log.write(
-        'validation', done, {'epoch': self._plan.epoch(done), **measured}
-      )
+      self._write('validation', done, measured, {})
       # So that no checkpoint holds what cannot be continued from.
       if not math.isfinite(loss):
         raise self._diverged(done, f'the validation loss is {loss}')
     self._save(done, state, True, accuracy, loss)
+
+  def _write(
+    self,
+    kind: str,
+    done: int,
+    metrics: Mapping[str, float],
+    timings: Mapping[str, float],
+  ) -> None:
+    """Writes metrics to the log, and hands them to the user's callbacks."""
+    epoch = self._plan.epoch(done)
+    self._log.write(kind, done, {'epoch': epoch, **metrics}, **timings)
+    if devices.is_first():
+      callbacks = self._run.callbacks
+      call = callbacks.on_log if kind == 'train' else callbacks.on_evaluation
+      values = {'step': done, 'epoch': epoch, **metrics, **timings}
+      call(self._run.workdir, values)
 
   def _save_midway(self, done: int, state: TrainState, scheduled: bool) -> None:
     """Saves a state that is not validated, and what its window has so far."""

@@ -64,6 +64,7 @@ def train(run: Run, program: Program) -> float:
     if start.done == run.plan.total_steps:
       return start.saved['wall_time_s']
     state = program.create_state() if start.state is None else start.state
+    logger.info('%s: compiling the training step', run.workdir.name)
     program.compile(state, start.done)
     xla.return_memory()
     _announce(run, program, state)

@@ -14,6 +14,7 @@ from kdjax import config as config_lib
 from kdjax import data, methods
 from kdjax.storage import run_directory
 from kdjax.storage.teacher_logits import Replay
+from kdjax.training.callbacks import NO_CALLBACKS, Callbacks
 from kdjax.training.initial_weights import Initial
 from kdjax.training.plan import Plan
 from kdjax.training.teacher import Teacher
@@ -35,6 +36,7 @@ class Run(NamedTuple):
     teacher: its teacher, if its method needs one.
     replay: the cache of the teacher's logits; None if they are computed in
       each step.
+    callbacks: functions of the user's that it calls.
   """
 
   config: ml_collections.ConfigDict
@@ -47,6 +49,7 @@ class Run(NamedTuple):
   initial: Initial | None = None
   teacher: Teacher | None = None
   replay: Replay | None = None
+  callbacks: Callbacks = NO_CALLBACKS
 
   def precomputed_logits(self) -> np.ndarray | None:
     """Looks up the logits of each training image, `[size, classes]`.

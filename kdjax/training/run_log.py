@@ -6,7 +6,6 @@ import os
 import pathlib
 import socket
 import struct
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from kdjax.system import atomic, escape, logs
 # Images/s stand in the postfix, from the device's own pace: the rate that tqdm
 # sees is that of steps handed to the device.
 _BAR = (
-  '{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} '
+  '{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} '
   '[{elapsed}<{remaining}{postfix}]'
 )
 
@@ -63,11 +62,12 @@ class RunLog:
       _Events(workdir, start_step, records) if tensorboard else None
     )
     self._bar = tqdm.tqdm(
+      desc=workdir.name,
       initial=start_step,
       total=total_steps,
       bar_format=_BAR,
       dynamic_ncols=True,
-      disable=not sys.stderr.isatty(),
+      disable=not logs.shows_bar(),
       # Below the bar of a sweep it makes room for that of the next run.
       leave=None,
     )

@@ -14,6 +14,7 @@ from kdjax.evaluation import predict
 from kdjax.training import initial_weights as initial_lib
 from kdjax.training import teacher as teacher_lib
 from kdjax.training import teacher_checks
+from kdjax.training.callbacks import NO_CALLBACKS, Callbacks
 from kdjax.training.compiled import Program
 from kdjax.training.run import Run, settings_of
 
@@ -25,9 +26,16 @@ class Session:
 
   Of each kind the last one is kept, so that runs that share something are best
   done one after the other.
+
+  Args:
+    callbacks: functions of the user's that the runs call.
+
+  Attributes:
+    callbacks: the same.
   """
 
-  def __init__(self) -> None:
+  def __init__(self, callbacks: Callbacks = NO_CALLBACKS) -> None:
+    self.callbacks = callbacks
     self._kept: dict[str, tuple[Hashable, Any]] = {}
 
   def dataset(self, config: ml_collections.ConfigDict) -> data.Dataset:

@@ -80,7 +80,10 @@ def train_and_evaluate(
         result['student'].get('init_from'),
         setup.load_initial(config, workdir, session),
       )
-    return _evaluate(workdir, config)
+    result = _evaluate(workdir, config)
+    if devices.is_first():
+      session.callbacks.on_end(workdir, result)
+    return result
   return _run(config, workdir, session)
 
 
@@ -119,6 +122,7 @@ def _run(
   what: str = 'the run',
 ) -> dict[str, Any]:
   run = setup.resolve(config, workdir, session)
+  run = run._replace(callbacks=session.callbacks)
   if run.method.needs_teacher:
     run = run._replace(teacher=_find_teacher(run, session))
     run = run._replace(replay=_find_replay(run))
@@ -175,7 +179,10 @@ def _test(run: Run, session: Session, wall_time: float) -> dict[str, Any]:
     run_directory.write_result(workdir, result)
 
   devices.write_once(write, lambda: run_directory.read_result(workdir))
-  return run_directory.read_result(workdir) or result
+  result = run_directory.read_result(workdir) or result
+  if devices.is_first():
+    run.callbacks.on_end(workdir, result)
+  return result
 
 
 def _environment() -> dict[str, Any]:
