@@ -211,7 +211,7 @@ def _label_changes(
   return changes
 
 
-def _labels(split: Split | Files, indices: np.ndarray) -> np.ndarray:
+def _labels(split: Split | Files | Arrays, indices: np.ndarray) -> np.ndarray:
   """Reads the labels of some examples of a source, without decoding images."""
   if split.labels is not None:
     return split.labels[indices]
@@ -290,6 +290,31 @@ def in_memory(split: Split | Stream) -> Split:
   if isinstance(split, Split):
     return split
   return _decode(split, _origin(split))[0]
+
+
+def class_counts(dataset: Dataset, *, read: bool = True) -> np.ndarray | None:
+  """Counts the training images of each class, those with a label.
+
+  Args:
+    dataset: the data set; labels are counted as they are trained on, the wrong
+      ones too.
+    read: whether to read the examples of a stream where nothing else tells
+      their labels.
+
+  Returns:
+    The number of images, int64 `[classes]`; None where they would be read.
+  """
+  train = dataset.train
+  if isinstance(train, Split):
+    labels = train.labels
+  elif read or train.files.labels is not None:
+    labels = _labels(train.files, train.indices)
+  else:
+    return None
+  classes, changes = len(dataset.class_names), dataset.label_changes
+  if changes is not None:
+    labels = ((labels + changes) % classes)[changes >= 0]
+  return np.bincount(labels, minlength=classes)
 
 
 def labels_of(split: Split | Stream, rows: np.ndarray) -> np.ndarray:

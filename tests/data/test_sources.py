@@ -137,7 +137,8 @@ def test_a_new_file_is_a_new_data_set(monkeypatch, tmp_path):
   (tmp_path / 'brand_new.py').write_text(
     'from kdjax.data import sources\n\n\ndef load(data_dir):\n'
     '  digits = sources.load("digits", None)\n'
-    '  return digits._replace(class_names=(data_dir, *digits.class_names[1:]))\n'
+    '  names = data_dir, *digits.class_names[1:]\n'
+    '  return digits._replace(class_names=names)\n'
   )
   monkeypatch.setattr(sources, '__path__', [*sources.__path__, str(tmp_path)])
   assert 'brand_new' in sources.names()

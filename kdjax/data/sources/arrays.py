@@ -113,14 +113,18 @@ def _read(path: str) -> Iterator[tuple[str, Any]]:
   try:
     # Nothing that a file names is imported or called.
     with open(path, 'rb') as file:
-      if file.read(2) == b'PK':
+      is_archive = file.read(2) == b'PK'
+      file.seek(0)
+      if is_archive:
         with np.load(file, allow_pickle=False) as arrays:
           for key in arrays.files:
             yield key, arrays[key]
         return
     yield '', np.load(path, mmap_mode='r', allow_pickle=False)
   except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    # NumPy goes on to say how to run what such a file holds.
+    reason = str(error).partition('. ')[0]
     raise ValueError(
-      f'{path} cannot be read ({error}): expected arrays of NumPy, and no '
+      f'{path} cannot be read ({reason}): expected arrays of NumPy, and no '
       'objects. Write it again with numpy.savez or numpy.save'
     ) from error

@@ -68,7 +68,8 @@ def load(data_dir: str | None, label_column: str = '') -> Source:
   """
   place = _splits.locate('parquet', data_dir, _EXPECTED)
   _pyarrow()
-  files = _find(place)
+  root = place if os.path.isdir(place) else os.path.dirname(place) or '.'
+  files = _find(place, root)
   parts = {}
   labels: dict[str, Any] = {}
   class_names = None
@@ -87,7 +88,6 @@ def load(data_dir: str | None, label_column: str = '') -> Source:
       logger.warning('%s of %s has no labels, and is not read', split, place)
       del labels[split]
   encoded, names = _checks.encode(labels, class_names, place)
-  root = place if os.path.isdir(place) else os.path.dirname(place) or '.'
   return _splits.source(
     {
       split: _Rows(root, *parts[split], np.arange(len(array)), array)
@@ -167,13 +167,13 @@ def _pyarrow() -> Any:
   return pyarrow
 
 
-def _find(place: str) -> dict[str, tuple[_File, ...]]:
+def _find(place: str, root: str) -> dict[str, tuple[_File, ...]]:
   """Finds the files of each split."""
   found: dict[str, list[_File]] = {}
   if os.path.isdir(place):
     paths = []
-    for folder, inside, names in os.walk(place):
-      inside[:] = sorted(name for name in inside if not name.startswith('.'))
+    for folder, below, names in os.walk(place):
+      below[:] = sorted(name for name in below if not name.startswith('.'))
       # `datasets` leaves its caches beside its data.
       known = _data_files(os.path.join(folder, 'state.json'))
       paths += [
@@ -184,9 +184,9 @@ def _find(place: str) -> dict[str, tuple[_File, ...]]:
   else:
     paths = [place]
   for path in paths:
-    folder, name = os.path.split(os.path.relpath(path, os.path.dirname(place)))
-    inner = os.path.relpath(folder, os.path.basename(place))
-    split = _splits.of_name(name) or _splits.of_name(inner) or 'train'
+    folder, name = os.path.split(path)
+    inside = os.path.relpath(folder, root)
+    split = _splits.of_name(name) or _splits.of_name(inside) or 'train'
     status = os.stat(path)
     found.setdefault(split, []).append(
       _File(path, status.st_size, status.st_mtime_ns)
