@@ -147,11 +147,18 @@ def _data() -> ConfigDict:
   """The fields of `data`."""
   return ConfigDict(
     {
-      # 'digits', 'synthetic', 'image_folder' or the name of a TFDS data set.
+      # 'digits' or 'synthetic'; 'image_folder', 'arrays', 'table' or 'parquet'
+      # for files of your own; the import path of a function, 'mine.data:load';
+      # or the name of a TFDS data set.
       'name': 'cifar10',
-      # The image folder, or where TFDS keeps data sets; '' for its default.
+      # Those files, or where TFDS keeps data sets; '' for its default.
       'data_dir': '',
+      # Column of the labels in a table or in Parquet; '' for the usual one.
+      'label_column': '',
       'validation_fraction': 0.1,  # of train, where the set has no such split
+      # Split off the same share of each class, one image of it at least; by
+      # default images are drawn from all of train.
+      'stratify': False,
       'train_limit': 0,  # use only so many training images; 0 for all
       'train_fraction': 1.0,  # use this share of each class's training images
       # Share of each class's training images whose label is used; the others
@@ -215,6 +222,10 @@ def _training() -> ConfigDict:
       'weight_decay': 5e-4,  # on kernels only
       'clip_norm': 0.0,  # largest norm of the gradient; 0 for no clipping
       'label_smoothing': 0.0,  # from 0 to 1
+      # 'balanced' multiplies the whole loss of each image by what its class has
+      # fewer of: images / (classes · images of the class), 1 on average and for
+      # an image without a label. 'none' for 1.
+      'class_weights': 'none',
       # At a non-finite loss or gradient 'stop' the run, or 'skip' the update
       # and continue; 50 such steps in a row stop it too.
       'nonfinite': 'stop',
@@ -493,6 +504,7 @@ _CHECKS: dict[str, _Check] = {
   'train.clip_norm': _AMOUNT,
   'train.label_smoothing': _FRACTION,
   'train.nonfinite': _one_of('stop', 'skip'),
+  'train.class_weights': _one_of('none', 'balanced'),
   'train.ema_decay': _FRACTION,
   'device.steps_per_dispatch': _NUMBER_OR_ZERO,
   'eval.batch_size': _POSITIVE,

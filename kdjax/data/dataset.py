@@ -10,7 +10,7 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
-from kdjax.data import cache, sources
+from kdjax.data import cache, sources, stratify
 from kdjax.data import images as images_lib
 from kdjax.data.sources import Files, Split
 from kdjax.data.stream import (
@@ -105,7 +105,9 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     RuntimeError: a worker process runs the script that started it.
   """
   check_not_in_worker()
-  source = sources.load(config.name, config.data_dir or None)
+  source = sources.load(
+    config.name, config.data_dir or None, config.label_column
+  )
   train = np.arange(_size(source.train))
   held_out, validation = source.validation, None
   if held_out is None:
@@ -114,7 +116,11 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     order = np.random.default_rng(0).permutation(len(train))
     # Sorted: the files' order is kept within each split.
     validation = np.sort(order[:count])
-    train = np.sort(order[count:])
+    if count and config.stratify:
+      validation = stratify.choose(
+        _labels(source.train, train), config.validation_fraction, [0], leave=1
+      )
+    train = np.setdiff1d(train, validation)
   train = _subset(config, source, train)
   if not train.size:
     raise ValueError(
@@ -172,7 +178,7 @@ def _subset(
   """Chooses the training examples that are used, in their order."""
   if config.train_fraction < 1:
     labels = _labels(source.train, train)
-    chosen = _stratified(
+    chosen = stratify.choose(
       labels, config.train_fraction, [config.subset_seed, _FRACTION_STREAM]
     )
     train = train[chosen]
@@ -198,32 +204,16 @@ def _label_changes(
     others = rng.integers(1, len(source.class_names), len(ids))
     changes[wrong] = others[wrong]
   if config.label_fraction < 1:
-    known = _stratified(labels, config.label_fraction, [seed, _LABEL_STREAM])
+    known = stratify.choose(
+      labels, config.label_fraction, [seed, _LABEL_STREAM]
+    )
     changes[np.setdiff1d(np.arange(len(ids)), known)] = -1
   return changes
 
 
-def _stratified(
-  labels: np.ndarray, fraction: float, seed: Sequence[int]
-) -> np.ndarray:
-  """Chooses the same share of each class, one example at least.
-
-  What a smaller share chooses is part of what a larger one does.
-
-  Returns:
-    Their indices, ascending.
-  """
-  rng = np.random.default_rng(seed)
-  chosen = [
-    rng.permutation(rows)[: max(1, round(fraction * len(rows)))]
-    for rows in map(np.flatnonzero, np.unique(labels)[:, None] == labels)
-  ]
-  return np.sort(np.concatenate(chosen))
-
-
-def _labels(split: Split | Files, indices: np.ndarray) -> np.ndarray:
+def _labels(split: Split | Files | Arrays, indices: np.ndarray) -> np.ndarray:
   """Reads the labels of some examples of a source, without decoding images."""
-  if isinstance(split, Split):
+  if split.labels is not None:
     return split.labels[indices]
   found: list[int] = []
   for first in range(0, len(indices), _CHUNK):
@@ -268,6 +258,7 @@ def _origin(stream: Stream) -> _Origin | None:
     copy.update(f'{changed}\0'.encode())
   content.update(f'{stream.image_shape} {stream.resize}'.encode())
   content.update(stream.indices.astype('<i8').tobytes())
+  content.update(stream.files.identity)
   copy.update(os.fsencode(folder))
   copy.update(f'{content.hexdigest()} {stream.unreadable}'.encode())
   return _Origin(content.hexdigest(), copy.hexdigest(), stream.resize)
@@ -299,6 +290,31 @@ def in_memory(split: Split | Stream) -> Split:
   if isinstance(split, Split):
     return split
   return _decode(split, _origin(split))[0]
+
+
+def class_counts(dataset: Dataset, *, read: bool = True) -> np.ndarray | None:
+  """Counts the training images of each class, those with a label.
+
+  Args:
+    dataset: the data set; labels are counted as they are trained on, the wrong
+      ones too.
+    read: whether to read the examples of a stream where nothing else tells
+      their labels.
+
+  Returns:
+    The number of images, int64 `[classes]`; None where they would be read.
+  """
+  train = dataset.train
+  if isinstance(train, Split):
+    labels = train.labels
+  elif read or train.files.labels is not None:
+    labels = _labels(train.files, train.indices)
+  else:
+    return None
+  classes, changes = len(dataset.class_names), dataset.label_changes
+  if changes is not None:
+    labels = ((labels + changes) % classes)[changes >= 0]
+  return np.bincount(labels, minlength=classes)
 
 
 def labels_of(split: Split | Stream, rows: np.ndarray) -> np.ndarray:

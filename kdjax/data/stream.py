@@ -87,12 +87,14 @@ class Arrays:
 
   Attributes:
     split: the images.
+    labels: class of each.
     channels: channels of each.
     shape: height and width of each.
   """
 
   def __init__(self, split: Split):
     self.split = split
+    self.labels = split.labels
     height, width, self.channels = split.image_shape
     self.shape = height, width
 

@@ -27,9 +27,10 @@ def classification(
   Returns:
     `accuracy` from 0 to 1, `loss` (the negative log-likelihood: mean
     cross-entropy, nats), `calibration_error` (`expected_calibration_error`),
-    `count`; with a teacher also `agreement`, the share of examples where both
-    predict the same class, and `kl_to_teacher`, the mean KL(teacher ‖ student)
-    in nats. Where a logit is NaN all but the count are NaN.
+    `balanced_accuracy` and `macro_f1` (`by_class`), `count`; with a teacher
+    also `agreement`, the share of examples where both predict the same class,
+    and `kl_to_teacher`, the mean KL(teacher ‖ student) in nats. Where a logit
+    is NaN all but the count are NaN.
   """
   values = jax.device_get(per_example(logits, labels, teacher_logits))
   # Means in float64: the same whatever the order and size of the split.
@@ -41,8 +42,12 @@ def classification(
   calibration_error = expected_calibration_error(
     values['confidence'], values['accuracy']
   )
+  of_classes = by_class(values['prediction'], labels)
+  if np.isnan(means['accuracy']):
+    of_classes = dict.fromkeys(of_classes, np.nan)
   return means | {
     'calibration_error': calibration_error,
+    **of_classes,
     'count': len(labels),
   }
 
@@ -84,6 +89,40 @@ def per_example(
       'kl_to_teacher': losses.temperature_kl(logits, teacher_logits, 1.0),
     }
   return values
+
+
+def by_class(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+  """Means over classes, in which small classes count as much as large ones.
+
+  With the images n of a class, those m that are predicted to be of it, and
+  those t that are rightly so:
+
+  - `balanced_accuracy`, the mean of t / n (recall) over classes with images;
+  - `macro_f1`, the mean of 2 t / (n + m) over classes where that is defined.
+
+  Brodersen et al., 2010, https://doi.org/10.1109/ICPR.2010.764; Sokolova and
+  Lapalme, 2009, https://doi.org/10.1016/j.ipm.2009.03.002.
+
+  Args:
+    predictions: predicted classes, integer `[size]`.
+    labels: classes, integer `[size]`.
+
+  Returns:
+    Both, from 0 to 1.
+  """
+  labels = np.asarray(labels)
+  classes = max(int(predictions.max()), int(labels.max())) + 1
+  right, images, predicted = (
+    np.bincount(rows, minlength=classes)
+    for rows in (labels[predictions == labels], labels, predictions)
+  )
+  there, either = images > 0, images + predicted > 0
+  recall = right[there] / images[there]
+  f1 = 2 * right[either] / (images + predicted)[either]
+  return {
+    'balanced_accuracy': float(recall.mean()),
+    'macro_f1': float(f1.mean()),
+  }
 
 
 def expected_calibration_error(

@@ -8,11 +8,18 @@ from kdjax.system import escape
 # The metrics in a run's table: heading, name in the result, format.
 SHOWN = (
   ('accuracy', 'accuracy', '.2%'),
+  ('balanced', 'balanced_accuracy', '.2%'),
+  ('macro F1', 'macro_f1', '.2%'),
   ('NLL', 'loss', '.4f'),
   ('ECE', 'calibration_error', '.2%'),
   ('agreement', 'agreement', '.2%'),
   ('KL to teacher', 'kl_to_teacher', '.4f'),
 )
+
+# Which are shown where they differ from the accuracy by this much in any row,
+# as they do where classes have unequal numbers of test images.
+_BY_CLASS = 'balanced_accuracy', 'macro_f1'
+_DIFFERS = 0.005
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -24,9 +31,10 @@ def table(result: Mapping[str, Any]) -> str:
   Returns:
     A table with a row for the teacher, if there is one, and for the student at
     its best epoch and at its last, and for its moving average at both, if it
-    has one. NLL is the negative log-likelihood and the
-    divergence from the teacher is KL(teacher ‖ student), both in nats; ECE is
-    the expected calibration error. What a row lacks is a dash.
+    has one. NLL is the negative log-likelihood and the divergence from the
+    teacher is KL(teacher ‖ student), both in nats; ECE is the expected
+    calibration error. Balanced accuracy and macro F1 are there where one of
+    them differs clearly from the accuracy. What a row lacks is a dash.
   """
   rows = []
   teacher = result.get('teacher')
@@ -38,9 +46,16 @@ def table(result: Mapping[str, Any]) -> str:
     rows.append((f'{name}, {which} epoch', row))
     if 'ema' in row:
       rows.append((f'{name}, {which} epoch, EMA', row | row['ema']))
+  differs = any(
+    abs(row['test'][metric] - row['test']['accuracy']) >= _DIFFERS
+    for _, row in rows
+    for metric in _BY_CLASS
+    if row['test'].get(metric) is not None
+  )
+  shown = [each for each in SHOWN if differs or each[1] not in _BY_CLASS]
   header = (
     'test split',
-    *(heading for heading, _, _ in SHOWN),
+    *(heading for heading, _, _ in shown),
     'parameters',
     'train time',
   )
@@ -52,7 +67,7 @@ def table(result: Mapping[str, Any]) -> str:
         title,
         *(
           '-' if test.get(metric) is None else format(test[metric], spec)
-          for _, metric, spec in SHOWN
+          for _, metric, spec in shown
         ),
         '-' if row['parameters'] is None else f'{row["parameters"]:,}',
         '-' if row['wall_time_s'] is None else f'{row["wall_time_s"]:.0f} s',

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from kdjax import data
+from kdjax.data import sources
 from kdjax.export import formats, predictor, staging, summary, verify
 from kdjax.models import features
 from kdjax.models.network import Network
@@ -224,6 +225,11 @@ def _test_split(
       config = run_directory.read_config(run)
     elif known.get('config'):
       config = run_directory.complete(known['config'])
+      if sources.is_import_path(config.data.name):
+        raise ValueError(
+          f'its data are made by {config.data.name}, which is called for a run '
+          'that is named, and not for what a card says'
+        )
     else:
       raise ValueError('it is not of a run, so there are no test images')
     if data_dir:

@@ -374,8 +374,17 @@ def _make_train_step(
       accumulate=settings.accumulate,
       skip_nonfinite=settings.nonfinite == 'skip',
       ema_decay=settings.ema_decay,
+      class_weights=_class_weights(run),
     ),
   )
+
+
+def _class_weights(run: Run) -> tuple[float, ...] | None:
+  if run.config.train.class_weights == 'none':
+    return None
+  counts = data.class_counts(run.dataset)
+  assert counts is not None
+  return step.balanced_weights(counts.tolist())
 
 
 def _check_working_memory(compiled: Any) -> None:

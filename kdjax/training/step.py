@@ -5,7 +5,7 @@ where a setting asks for it: gradient accumulation, moving averages, steps that
 are left out because they are not finite.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -58,12 +58,15 @@ class Options(NamedTuple):
       `skip_nonfinite`.
     ema_decay: decay of the moving averages; see `keep_moving_averages`. 0 for a
       state that has none.
+    class_weights: what the loss of an example of each class is multiplied by,
+      see `example_weights`; None for 1.
   """
 
   label_smoothing: float = 0.0
   accumulate: int = 1
   skip_nonfinite: bool = False
   ema_decay: float = 0.0
+  class_weights: tuple[float, ...] | None = None
 
 
 _PLAIN = Options()
@@ -116,7 +119,7 @@ def make_train_step(
     It raises ValueError, when it is traced, if the method needs a teacher and
     there is none, or the reverse.
   """
-  gradients = _make_gradients(student, method, teacher, options.label_smoothing)
+  gradients = _make_gradients(student, method, teacher, options)
   if options.accumulate > 1:
     gradients = accumulate_gradients(gradients, options.accumulate)
   train_step = _update_with(gradients, optimizer)
@@ -131,7 +134,7 @@ def _make_gradients(
   student: nn.Module,
   method: Method,
   teacher: nn.Module | None,
-  label_smoothing: float,
+  options: Options,
 ) -> _Gradients:
   """Makes the function that computes the gradients of a batch."""
 
@@ -160,14 +163,19 @@ def _make_gradients(
         rngs={'dropout': keys.dropout},
       )
       batch = _make_batch(outputs, taught, inputs, keys.loss)
-      labels = _smooth(inputs.labels, outputs.logits.shape[-1], label_smoothing)
+      labels = _smooth(
+        inputs.labels, outputs.logits.shape[-1], options.label_smoothing
+      )
       result = method.loss(
         Variables(params['method'], state.method_state),
         batch._replace(labels=labels),
       )
       kept = state.method_state if result.state is None else result.state
       changed = _Changed(batch_stats, kept)
-      return result.per_example.mean(), (outputs, changed, result.metrics)
+      per_example = result.per_example
+      if options.class_weights:
+        per_example *= example_weights(inputs.labels, options.class_weights)
+      return per_example.mean(), (outputs, changed, result.metrics)
 
     (loss, (outputs, changed, own)), found = jax.value_and_grad(
       loss_fn, has_aux=True
@@ -380,6 +388,46 @@ def skip_nonfinite(train_step: TrainStep) -> TrainStep:
     return chosen.replace(step=new.step), counted
 
   return skipping
+
+
+def balanced_weights(counts: Sequence[int]) -> tuple[float, ...]:
+  """Weights of classes that make up for how many images each has.
+
+  King and Zeng, 2001, https://doi.org/10.1093/oxfordjournals.pan.a004868: the
+  mean weighted loss is that of as many images of every class.
+
+  Args:
+    counts: training images of each class.
+
+  Returns:
+    images / (classes · images of the class); the mean over images is 1. Classes
+    without images do not count, and have the weight 1.
+  """
+  present = sum(count > 0 for count in counts)
+  total = sum(counts)
+  return tuple(
+    float(total / (present * count)) if count else 1.0 for count in counts
+  )
+
+
+def example_weights(
+  labels: jax.Array, class_weights: Sequence[float]
+) -> jax.Array:
+  """Weights of examples by their classes.
+
+  Args:
+    labels: class indices, `[batch]`; or probabilities `[batch, classes]`, zeros
+      where there is no label.
+    class_weights: weight of each class.
+
+  Returns:
+    Weights, float32 `[batch]`: of mixed labels the mean, and 1 where there is
+    no label.
+  """
+  weights = jnp.array(class_weights, jnp.float32)
+  if labels.ndim == 1:
+    return weights[labels]
+  return 1 + (labels * (weights - 1)).sum(axis=-1)
 
 
 def _norm(tree: Any) -> jax.Array:

@@ -5,7 +5,7 @@ import pytest
 
 from kdjax import config as config_lib
 from kdjax import data
-from kdjax.data import sources
+from kdjax.data import sources, stratify
 
 
 def load(**fields):
@@ -32,6 +32,50 @@ def test_validation_is_split_off_train_and_never_changes():
   assert not as_set(dataset.train) & as_set(dataset.validation)
   assert load(validation_fraction=0.1).digest == dataset.digest
   np.testing.assert_array_equal(dataset.test.images, source.test.images)
+
+
+def test_by_default_validation_is_drawn_from_all_images():
+  """The draw is part of what old runs were trained on."""
+  dataset = load(validation_fraction=0.1)
+  order = np.random.default_rng(0).permutation(1437)
+  np.testing.assert_array_equal(dataset.train_ids, np.sort(order[144:]))
+
+
+@pytest.mark.parametrize('streaming', [False, True])
+def test_stratified_validation_has_the_same_share_of_each_class(streaming):
+  dataset = load(validation_fraction=0.1, stratify=True, streaming=streaming)
+  labels = sources.load('digits', None).train.labels
+  kept = np.bincount(labels[dataset.train_ids])
+  np.testing.assert_array_equal(
+    np.bincount(labels) - kept, np.round(0.1 * np.bincount(labels))
+  )
+  assert dataset.train.size + dataset.validation.size == 1437
+  assert not load(validation_fraction=0.0, stratify=True).validation.size
+
+
+def test_a_share_leaves_some_of_each_class():
+  labels = np.array([0] * 10 + [1] * 2 + [2])
+  chosen = stratify.choose(labels, 0.1, [0], leave=1)
+  assert labels[chosen].tolist() == [0, 1]
+  chosen = stratify.choose(labels, 0.9, [0], leave=1)
+  assert labels[chosen].tolist() == [0] * 9 + [1]
+
+
+def test_images_of_each_class_are_counted():
+  dataset = load()
+  labels = dataset.train.labels
+  np.testing.assert_array_equal(data.class_counts(dataset), np.bincount(labels))
+  np.testing.assert_array_equal(
+    data.class_counts(load(streaming=True), read=False), np.bincount(labels)
+  )
+  few = load(label_fraction=0.5)
+  np.testing.assert_array_equal(
+    data.class_counts(few), np.bincount(labels[few.label_changes == 0])
+  )
+  noisy = load(label_noise=0.5)
+  np.testing.assert_array_equal(
+    data.class_counts(noisy), np.bincount((labels + noisy.label_changes) % 10)
+  )
 
 
 def test_there_need_be_no_validation():

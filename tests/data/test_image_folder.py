@@ -4,6 +4,7 @@ import os
 import shutil
 
 import folder
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -49,6 +50,53 @@ def test_without_validation_folder_there_is_none(tmp_path):
   source = load(folder.write(tmp_path, splits=('train', 'test')))
   assert source.validation is None
   assert '/test/' in source.test.name(0)
+
+
+def test_folders_of_classes_alone_are_divided(tmp_path, caplog):
+  caplog.set_level('INFO')
+  folder.write(tmp_path, splits=('.',), count=10)
+  source = load(tmp_path)
+  assert source.class_names == folder.CLASSES
+  assert source.validation is None
+  assert source.train.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+  assert source.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+  names = [
+    split.name(index)
+    for split in (source.train, source.test)
+    for index in range(len(split))
+  ]
+  assert sorted(names) == sorted(map(str, tmp_path.rglob('*.jpg')))
+  assert 'its 3 folders are classes' in caplog.text
+  assert 'no test split: 6 of its 30 images, a fifth of each' in caplog.text
+  np.testing.assert_array_equal(load(tmp_path).test.files, source.test.files)
+  # A class of trains is no split.
+  (tmp_path / 'bee').rename(tmp_path / 'train')
+  assert load(tmp_path).class_names == ('ant', 'cow', 'train')
+
+
+@pytest.mark.parametrize('name', ['train', 'Training'])
+def test_a_test_split_is_held_out_of_train_alone(name, tmp_path):
+  source = load(folder.write(tmp_path, splits=(name,), count=5))
+  assert source.validation is None
+  assert source.test.labels.tolist() == [0, 1, 2]
+  assert source.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_one_image_a_class_leaves_nothing_to_hold_out(tmp_path):
+  folder.write(tmp_path, splits=('train',), count=1)
+  refused(tmp_path, ValueError, 'no test split, and only one image of each')
+
+
+def test_what_is_held_out_changes_the_digest(tmp_path):
+  """Of images that are resized only names and sizes are digested."""
+  config = config_lib.default().data
+  folder.write(tmp_path, splits=('.',), count=5, size=9)
+  config.update(name='image_folder', data_dir=str(tmp_path), image_size=8)
+  first = data.load(config)
+  assert first.digest == data.load(config).digest
+  for name in folder.CLASSES:
+    (tmp_path / name / '004.jpg').rename(tmp_path / name / '005.jpg')
+  assert data.load(config).digest != first.digest
 
 
 def test_hidden_files_system_files_and_other_cases_are_fine(tmp_path):
@@ -157,12 +205,12 @@ def test_no_folder_is_given():
 
 
 def test_no_such_folder(tmp_path):
-  message = refused(tmp_path / 'none', FileNotFoundError, 'there is no folder')
+  message = refused(tmp_path / 'none', FileNotFoundError, 'there is no ')
   assert f'{tmp_path}/none' in message
   assert 'train/CLASS' in message
 
 
-@pytest.mark.parametrize('splits', [(), ('train',), ('test', 'val')])
+@pytest.mark.parametrize('splits', [(), ('test', 'val')])
 def test_missing_splits(splits, tmp_path):
   folder.write(tmp_path, splits=splits)
   message = refused(
@@ -179,7 +227,7 @@ def test_two_validations(tmp_path):
 def test_the_folder_above_or_an_archive(tmp_path):
   folder.write(tmp_path / 'set')
   refused(
-    tmp_path, FileNotFoundError, f'{tmp_path}/set holds train: set config'
+    tmp_path, FileNotFoundError, f'{tmp_path}/set holds splits: set config'
   )
   (tmp_path / 'set.zip').touch()
   refused(tmp_path / 'set.zip', NotADirectoryError, 'is a file: unpack it')

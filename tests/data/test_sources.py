@@ -135,13 +135,17 @@ def test_names_are_the_files_of_the_package():
 
 def test_a_new_file_is_a_new_data_set(monkeypatch, tmp_path):
   (tmp_path / 'brand_new.py').write_text(
-    'import types\n\n\ndef load(data_dir):\n'
-    '  return types.SimpleNamespace(class_names=("a", "b"), path=data_dir)\n'
+    'from kdjax.data import sources\n\n\ndef load(data_dir):\n'
+    '  digits = sources.load("digits", None)\n'
+    '  names = data_dir, *digits.class_names[1:]\n'
+    '  return digits._replace(class_names=names)\n'
   )
   monkeypatch.setattr(sources, '__path__', [*sources.__path__, str(tmp_path)])
   assert 'brand_new' in sources.names()
   try:
-    assert sources.load('brand_new', 'here').path == 'here'
+    assert sources.load('brand_new', 'here').class_names[0] == 'here'
+    with pytest.raises(ValueError, match=r"label_column is 'x', and brand_new"):
+      sources.load('brand_new', 'here', 'x')
   finally:
     sys.modules.pop('kdjax.data.sources.brand_new', None)
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from kdjax.evaluation import metrics
 
@@ -21,6 +22,32 @@ def test_accuracy_and_loss():
   assert measured['loss'] == pytest.approx(expected, rel=1e-6)
   assert measured['count'] == 3
   assert 'agreement' not in measured
+
+
+def test_small_classes_count_as_much_as_large_ones():
+  # Of four images of class 0 three are right, of one of class 1 none, and none
+  # is of class 2, which is predicted once.
+  labels = np.int32([0, 0, 0, 0, 1])
+  logits = np.eye(3, dtype=np.float32)[[0, 0, 0, 2, 0]]
+  measured = metrics.classification(logits, labels)
+  assert measured['accuracy'] == pytest.approx(3 / 5)
+  assert measured['balanced_accuracy'] == pytest.approx((3 / 4 + 0) / 2)
+  assert measured['macro_f1'] == pytest.approx((6 / 8 + 0 + 0) / 3)
+
+
+def test_means_over_classes_are_those_of_scikit_learn():
+  rng = np.random.default_rng(0)
+  labels, predictions = rng.integers(0, 7, (2, 200)) ** 2 // 8
+  found = metrics.by_class(predictions, labels)
+  assert set(predictions) == set(labels)
+  assert found == {
+    'balanced_accuracy': pytest.approx(
+      sklearn.metrics.balanced_accuracy_score(labels, predictions)
+    ),
+    'macro_f1': pytest.approx(
+      sklearn.metrics.f1_score(labels, predictions, average='macro')
+    ),
+  }
 
 
 def test_calibration_error():
@@ -67,7 +94,8 @@ def test_nan_logits_give_nan():
   measured = metrics.classification(broken, LABELS, TEACHER)
   assert measured.pop('count') == 3
   assert set(measured) == {
-    *('accuracy', 'loss', 'calibration_error', 'agreement', 'kl_to_teacher')
+    *('accuracy', 'loss', 'calibration_error', 'agreement', 'kl_to_teacher'),
+    *('balanced_accuracy', 'macro_f1'),
   }
   assert all(math.isnan(value) for value in measured.values())
 

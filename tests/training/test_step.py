@@ -188,6 +188,40 @@ def make_in_parts(accumulate):
   return state, Counted(train_step), (network, hyperparameters)
 
 
+def test_weights_of_classes_make_up_for_their_images():
+  # Six images, three classes with 4, 2 and 0: 6 / (2 · 4) and 6 / (2 · 2).
+  weights = step.balanced_weights([4, 2, 0])
+  assert weights == (0.75, 1.5, 1.0)
+  labels = jnp.array([0, 0, 1, 0, 1, 0])
+  np.testing.assert_array_equal(
+    step.example_weights(labels, weights), [0.75, 0.75, 1.5, 0.75, 1.5, 0.75]
+  )
+  mixed = jnp.array([[1, 0, 0], [0.5, 0.5, 0], [0, 0, 0]])
+  np.testing.assert_array_equal(
+    step.example_weights(mixed, weights), [0.75, 1.125, 1]
+  )
+
+
+def test_the_loss_of_each_image_is_weighted_by_its_class():
+  state, _, arguments = make('scratch')
+  method, _ = methods.build('scratch')
+
+  def loss_of(**options):
+    run = step_of(STUDENT, method, optax.sgd(0.1), **options)
+    _, metrics = jax.jit(run)(state, *arguments)
+    return float(metrics['loss'])
+
+  # Weights of 3 for one class are as three times the images of it.
+  alone = [
+    loss_of(class_weights=tuple(float(i == j) for j in range(3)))
+    for i in range(3)
+  ]
+  assert loss_of() == pytest.approx(sum(alone), rel=1e-6)
+  assert loss_of(class_weights=(1.0, 2.0, 3.0)) == pytest.approx(
+    alone[0] + 2 * alone[1] + 3 * alone[2], rel=1e-6
+  )
+
+
 def test_a_batch_in_parts_is_a_loop_over_them_with_one_update():
   state, in_parts, (teacher, hyperparameters) = make_in_parts(2)
   _, whole, _ = make_in_parts(1)

@@ -1,12 +1,14 @@
 """Data sets by name, in memory or as files that are read on demand.
 
 A new data set is one new file here, or none. The file `name.py` defines
-`load(data_dir)`, which returns a `Source`. Every other name is looked up in
-TensorFlow Datasets (TFDS), which is read without TensorFlow; so a data set that
-TFDS knows, or that TFDS has prepared on disk, needs no file.
+`load(data_dir)`, which returns a `Source`. A function of one's own is named by
+its import path, or as an entry point of the group `kdjax.data`. Every other
+name is looked up in TensorFlow Datasets (TFDS), which is read without
+TensorFlow; so a data set that TFDS knows, or that TFDS has prepared on disk,
+needs no file.
 """
 
 from kdjax.data.sources._base import Files, Source, Split
-from kdjax.data.sources._registry import load, names
+from kdjax.data.sources._registry import is_import_path, load, names
 
-__all__ = ['Files', 'Source', 'Split', 'load', 'names']
+__all__ = ['Files', 'Source', 'Split', 'is_import_path', 'load', 'names']

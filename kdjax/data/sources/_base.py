@@ -1,8 +1,10 @@
 """What a data set is made of."""
 
+import dataclasses
 import io
+import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -28,6 +30,10 @@ class Split(NamedTuple):
     """Height, width and channels of an image."""
     return self.images.shape[1:]
 
+  def take(self, rows: np.ndarray) -> 'Split':
+    """Returns some of the examples, in the order of their indices."""
+    return Split(self.images[rows], self.labels[rows])
+
 
 class Files(Protocol):
   """Encoded images with their classes, in random access.
@@ -43,6 +49,14 @@ class Files(Protocol):
   def shape(self) -> tuple[int, int] | None:
     """Height and width that all images are declared to have, or None."""
 
+  @property
+  def labels(self) -> np.ndarray | None:
+    """Class of each example, int32 `[size]`; None if it must be read."""
+
+  @property
+  def identity(self) -> bytes:
+    """What tells the examples apart beside names and sizes of their files."""
+
   def __len__(self) -> int: ...
 
   def read(
@@ -55,6 +69,55 @@ class Files(Protocol):
 
   def paths(self) -> tuple[str, Sequence[str]]:
     """Returns a folder, and the paths in it of all files that hold examples."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageFiles:
+  """Images with a file each, as `Files` has them.
+
+  Attributes:
+    root: a folder that holds all of them.
+    files: path of each image in it, as the bytes of the file system: a million
+      strings would take more memory than all else.
+    labels: class of each image, int32 `[size]`.
+    paths_tell: whether the path of an image tells its class.
+    channels: channels that they become.
+    shape: None, for they may have any sizes.
+  """
+
+  root: str
+  files: np.ndarray
+  labels: np.ndarray
+  paths_tell: bool = True
+  channels: int = 3
+  shape: None = None
+
+  def __len__(self) -> int:
+    return len(self.files)
+
+  @property
+  def identity(self) -> bytes:
+    """The labels, where the paths do not tell them."""
+    return b'' if self.paths_tell else self.labels.astype('<i4').tobytes()
+
+  def read(self, indices: Sequence[int]) -> Iterator[tuple[str, int]]:
+    """Yields path and label of each example."""
+    for index in indices:
+      yield self.name(index), int(self.labels[index])
+
+  def name(self, index: int) -> str:
+    """Returns the path of an image."""
+    return os.path.join(self.root, os.fsdecode(self.files[index]))
+
+  def paths(self) -> tuple[str, Sequence[str]]:
+    """Returns the folder and the path of each image in it."""
+    return self.root, [os.fsdecode(file) for file in self.files]
+
+  def take(self, rows: np.ndarray) -> Self:
+    """Returns some of the examples, in the order of their indices."""
+    return dataclasses.replace(
+      self, files=self.files[rows], labels=self.labels[rows]
+    )
 
 
 class Source(NamedTuple):

@@ -1,16 +1,17 @@
 """A folder of images, one folder for each class.
 
-    data_dir/train/CLASS/*.jpg
+    data_dir/train/CLASS/*.jpg        (or training)
     data_dir/validation/CLASS/*.jpg   (or valid, val; may be missing)
-    data_dir/test/CLASS/*.jpg         (may be missing where validation is not)
+    data_dir/test/CLASS/*.jpg         (or testing; may be missing)
 
-The names of the splits are read in any case (`Train`). Images may have any size
+or data_dir/CLASS/*.jpg. Where both test and validation are missing, a fifth of
+each class is held out as the test split. The names of the splits are read in
+any case (`Train`). Images may have any size
 and mode; they become RGB. Classes are the names of the folders in `train`,
 sorted, and so are the files in each, those of folders in it after its own. What
 begins with a dot and what systems leave in folders (`Thumbs.db`) is ignored.
 """
 
-import dataclasses
 import logging
 import os
 import unicodedata
@@ -19,21 +20,15 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from kdjax.data.images import EXTENSIONS
-from kdjax.data.sources import Source
+from kdjax.data.sources import Source, _splits
+from kdjax.data.sources._base import ImageFiles
 
 logger = logging.getLogger('kdjax')
 
 _LAYOUT = (
   'expected DATA_DIR/train/CLASS/*.jpg, and the same in DATA_DIR/validation '
-  '(or valid, val), DATA_DIR/test or both'
+  '(or valid, val), DATA_DIR/test, both or neither; or DATA_DIR/CLASS/*.jpg'
 )
-_SPLITS = {
-  'train': 'train',
-  'validation': 'validation',
-  'valid': 'validation',
-  'val': 'validation',
-  'test': 'test',
-}
 # Of Windows, macOS and Synology; those of others begin with a dot.
 _SYSTEM_FILES = (
   'thumbs.db',
@@ -53,7 +48,8 @@ def load(data_dir: str | None) -> Source:
 
   Returns:
     The data set. Its split `test` is the folder `test`; where there is none,
-    `validation` is, and there is no validation split.
+    `validation` is, and there is no validation split; where both are missing, a
+    fifth of each class is held out.
 
   Raises:
     ValueError: no folder is given; or a split or a class has no images, the
@@ -61,36 +57,24 @@ def load(data_dir: str | None) -> Source:
     FileNotFoundError: there is no such folder, or it has no such splits.
     NotADirectoryError: it is a file.
   """
-  if data_dir is None:
-    raise ValueError(
-      'config.data.name is image_folder: set config.data.data_dir to the '
-      f'folder; {_LAYOUT}'
-    )
-  root = os.path.expanduser(data_dir)
-  if os.path.isfile(root):
+  root = _splits.locate('image_folder', data_dir, _LAYOUT)
+  if not os.path.isdir(root):
     raise NotADirectoryError(
       f'{root} (config.data.data_dir) is a file: unpack it, and name the '
       f'folder; {_LAYOUT}'
     )
-  if not os.path.isdir(root):
-    raise FileNotFoundError(
-      f'there is no folder {root} (config.data.data_dir); {_LAYOUT}'
-    )
-  folders = _splits(root)
+  folders = _find_splits(root)
   train = folders.pop('train')
-  classes = _classes(os.path.join(root, train))
-  _warn_of_similar(os.path.join(root, train), classes)
+  classes = _classes(_join(root, train))
+  _warn_of_similar(_join(root, train), classes)
   # Before anything is listed, which may take long.
-  matched = [
-    (folder, _match(root, train, classes, folder))
-    for folder in folders.values()
-  ]
-  test, *validation = (_list(root, *each) for each in matched)
-  return Source(
-    train=_list(root, train, classes),
-    validation=validation[0] if validation else None,
-    test=test,
-    class_names=classes,
+  matched = {
+    split: (folder, _match(root, train, classes, folder))
+    for split, folder in folders.items()
+  }
+  splits = {'train': (train, list(classes)), **matched}
+  return _splits.source(
+    {split: _list(root, *each) for split, each in splits.items()}, classes, root
   )
 
 
@@ -133,37 +117,6 @@ def is_image(file: str) -> bool:
   return file.lower().endswith(EXTENSIONS)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Images:
-  """One split, as `kdjax.data.sources.Files` has it.
-
-  Attributes:
-    root: the folder of all splits.
-    files: path of each image in it, as the bytes of the file system: a million
-      strings would take more memory than all else.
-    labels: class of each image, int32 `[size]`.
-  """
-
-  root: str
-  files: np.ndarray
-  labels: np.ndarray
-  channels: int = 3
-  shape: None = None
-
-  def __len__(self) -> int:
-    return len(self.files)
-
-  def read(self, indices: Sequence[int]) -> Iterator[tuple[str, int]]:
-    for index in indices:
-      yield self.name(index), int(self.labels[index])
-
-  def name(self, index: int) -> str:
-    return os.path.join(self.root, os.fsdecode(self.files[index]))
-
-  def paths(self) -> tuple[str, Sequence[str]]:
-    return self.root, [os.fsdecode(file) for file in self.files]
-
-
 def _entries(folder: str) -> list[tuple[str, bool]]:
   """Lists the names in a folder, sorted, and whether each is a folder."""
   with os.scandir(folder) as entries:
@@ -183,13 +136,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return False
 
 
-def _splits(root: str) -> dict[str, str]:
+def _find_splits(root: str) -> dict[str, str]:
   """Finds the folder of each split: train, test, validation."""
   entries = _entries(root)
   found: dict[str, str] = {}
   ignored = []
   for name in [name for name, is_folder in entries if is_folder]:
-    split = _SPLITS.get(name.lower())
+    split = _splits.NAMES.get(name.lower())
     if split is None:
       ignored.append(name)
     elif split in found:
@@ -199,28 +152,44 @@ def _splits(root: str) -> dict[str, str]:
       )
     else:
       found[split] = name
-  if 'train' not in found or len(found) == 1:
-    inside = [
-      path
-      for path in (os.path.join(root, name) for name in ignored)
-      if any(name.lower() == 'train' for name, _ in _entries(path))
-    ]
-    hint = (
-      f'. {inside[0]} holds train: set config.data.data_dir to it'
-      if inside
-      else ''
-    )
+  if set(found) == {'train'} and ignored:
+    # A class of trains, among others, holds images.
+    inside = _entries(os.path.join(root, found['train']))
+    if inside and not any(is_folder for _, is_folder in inside):
+      found = {}
+  if not found and ignored:
+    _check_flat(root, ignored)
+    return {'train': ''}
+  if 'train' not in found:
     names = _listed([name for name, _ in entries]) or 'nothing'
-    raise FileNotFoundError(f'{root} holds {names}; {_LAYOUT}{hint}')
+    raise FileNotFoundError(f'{root} holds {names}; {_LAYOUT}')
   if ignored:
     logger.warning(
       '%s holds folders that are no splits, and are not read: %s',
       root,
       _listed(ignored),
     )
-  # Test first: where it is missing, validation stands in.
-  splits = ('train', 'test', 'validation')
-  return {split: found[split] for split in splits if split in found}
+  return found
+
+
+def _check_flat(root: str, folders: Sequence[str]) -> None:
+  """Checks that folders, none of them a split, may be those of classes."""
+  for path in (os.path.join(root, name) for name in folders):
+    if any(_splits.NAMES.get(name.lower()) for name, _ in _entries(path)):
+      raise FileNotFoundError(
+        f'{root} holds {_listed(folders)}; {_LAYOUT}. {path} holds splits: set '
+        'config.data.data_dir to it'
+      )
+  logger.info(
+    '%s has no folders of splits: its %d folders are classes',
+    root,
+    len(folders),
+  )
+
+
+def _join(root: str, split: str) -> str:
+  """Returns the folder of a split, which may be that of all."""
+  return os.path.join(root, split) if split else root
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:
@@ -322,7 +291,7 @@ def _match(
   return [matched.get(name, name) for name in classes]
 
 
-def _list(root: str, split: str, classes: Iterable[str]) -> _Images:
+def _list(root: str, split: str, classes: Iterable[str]) -> ImageFiles:
   """Lists the images of a split.
 
   Args:
@@ -360,15 +329,17 @@ def _list(root: str, split: str, classes: Iterable[str]) -> _Images:
       f'{", ".join(EXTENSIONS)} in the folder of a class. Remove or '
       f'convert {"them" if more else "it"}'
     )
-  below = sum(file.count(os.fsencode(os.sep)) > 2 for file in files)
+  below = sum(
+    file.count(os.fsencode(os.sep)) > 1 + bool(split) for file in files
+  )
   if below:
     logger.info(
       '%s: %d of %d images are in folders within those of their classes',
-      os.path.join(root, split),
+      _join(root, split),
       below,
       len(files),
     )
-  return _Images(root, np.array(files), np.array(labels, np.int32))
+  return ImageFiles(root, np.array(files), np.array(labels, np.int32))
 
 
 def _check_no_split(folder: str, files: Sequence[str]) -> None:
@@ -377,10 +348,12 @@ def _check_no_split(folder: str, files: Sequence[str]) -> None:
   wrong = [
     os.path.join(folder, *names)
     for names in parts
-    if any(name.lower() in _SPLITS for name in names)
+    if any(name.lower() in _splits.NAMES for name in names)
   ]
   # There may be a class of trains.
-  if os.path.basename(folder).lower() in _SPLITS and len(parts) == len(files):
+  if os.path.basename(folder).lower() in _splits.NAMES and len(parts) == len(
+    files
+  ):
     wrong += [folder] * bool(parts)
   if wrong:
     raise ValueError(

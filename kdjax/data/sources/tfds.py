@@ -196,6 +196,8 @@ class _Records:
     channels: channels of an image.
     shape: height and width, where the data set declares them. It may declare
       neither, and all its images be of one size all the same.
+    labels: None: they are in its examples.
+    identity: empty: names and sizes of its files tell them apart.
   """
 
   title: str
@@ -206,6 +208,8 @@ class _Records:
   num_classes: int
   channels: int
   shape: tuple[int, int] | None
+  labels: None = None
+  identity: bytes = b''
 
   def __len__(self) -> int:
     return len(self.records)
