@@ -10,20 +10,9 @@ import os
 import runpy
 import sys
 
+from kdjax.commands import COMMANDS
 from kdjax.system.hints import did_you_mean
 from kdjax.version import __version__
-
-COMMANDS = {
-  'train': ('main', 'train a classifier, with or without a teacher'),
-  'evaluate': ('evaluate', 'measure a finished run again'),
-  'sweep': ('sweep', 'compare methods, settings and seeds'),
-  'report': ('report', 'draw tables and figures of runs'),
-  'export': ('export', 'write a student for use without kdjax'),
-  'predict': ('predict', 'classify image files'),
-  'convert': ('convert', "convert other programs' weights"),
-  'benchmark': ('benchmark', 'measure speed and memory'),
-}
-"""Module and purpose of each command, by name."""
 
 
 def main() -> None:
@@ -34,7 +23,7 @@ def main() -> None:
   elif name in ('--help', '-h', 'help'):
     print('Usage: kdjax COMMAND [--FLAG=VALUE …]\n')
     for command, (_, purpose) in COMMANDS.items():
-      print(f'  {command:10}{purpose}')
+      print(f'  {command:12}{purpose}')
     print('\nkdjax COMMAND --help lists the flags of a command.')
   elif name not in COMMANDS:
     sys.exit(

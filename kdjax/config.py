@@ -1,5 +1,6 @@
 """Every field of a run's configuration, once, with its unit and meaning."""
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -110,7 +111,9 @@ def _method() -> ConfigDict:
   """
   section = ConfigDict({'name': 'scratch'})
   for name in methods.names():
-    section[name] = methods.defaults(name)
+    # One that cannot be imported is an error where it is used.
+    with contextlib.suppress(ValueError):
+      section[name] = methods.defaults(name)
   # Hyperparameters that change over the epochs, each 'NAME=KIND:EPOCHS', such
   # as 'weight=linear:20'; KIND:EPOCHS is linear:N, cosine:N or decay:A:B.
   section.schedule = ()
@@ -415,7 +418,7 @@ def build_method(config: ConfigDict) -> tuple[methods.Method, dict[str, float]]:
     ValueError: as `kdjax.methods.build`.
   """
   name = config.method.name
-  return methods.build(name, config.method[method_section(name)])
+  return methods.build(name, config.method.get(method_section(name), {}))
 
 
 def method_section(name: str) -> str:
@@ -636,8 +639,7 @@ def validate(config: ConfigDict) -> None:
       value and what is expected.
   """
   _check_fields(config)
-  name = config.method.name
-  method, _ = methods.build(name, config.method.get(method_section(name), {}))
+  method, _ = build_method(config)
   methods.schedule(config.method.schedule, list(method.hyperparameters))
   _check_networks(config)
   _check_data(config)

@@ -63,17 +63,15 @@ class Distiller:
     config.teacher.sibling = 'teacher'
     config.student.name = student
     config.method.name = method
-    if teacher is None:
-      built, _ = config_lib.build_method(config)
-      if built.needs_teacher:
-        raise ValueError(
-          f"the method '{method}' needs a teacher, and none is given: name a "
-          "model or a file, or choose the method 'scratch'"
-        )
-    elif str(teacher) in models.names() or ':' in str(teacher):
-      config.teacher.name = str(teacher)
-    else:
-      config.teacher.path = str(teacher)
+    built, _ = config_lib.build_method(config)
+    if teacher is None and built.needs_teacher:
+      raise ValueError(
+        f"the method '{method}' needs a teacher, and none is given: name a "
+        "model or a file, or choose the method 'scratch'"
+      )
+    if teacher is not None:
+      is_model = str(teacher) in models.names() or ':' in str(teacher)
+      config.teacher['name' if is_model else 'path'] = str(teacher)
     config_files.override(config, changes or {})
     self.config = config
     self.result: dict[str, Any] | None = None

@@ -57,7 +57,6 @@ def check_method(
   run = _compile(method, traces)
   result, _ = run(variables, batch)
   _check_values(result, batch)
-  _check_state(variables, result)
   if result.state is not None:
     variables = variables._replace(state=result.state)
   _check_gradients(run, variables, batch)
@@ -172,9 +171,10 @@ def _compile(method: Method, traces: list[int]) -> _Run:
       result = method.loss(
         variables._replace(params=params), batch._replace(student=student)
       )
-      assert isinstance(result, methods.Loss), (
-        f'loss returns {type(result).__name__}: expected a kdjax.methods.Loss'
-      )
+      try:
+        methods.check_loss(result, batch, variables.state)
+      except ValueError as error:
+        raise AssertionError(*error.args) from None
       return result.per_example.mean(), result
 
     gradients, result = jax.grad(mean, argnums=(0, 1), has_aux=True)(
@@ -191,27 +191,7 @@ def _check_values(result: methods.Loss, batch: Batch) -> None:
     **{f"the metric '{name}'": one for name, one in result.metrics.items()},
   }
   for name, value in values.items():
-    assert value.shape == batch.ids.shape, (
-      f'{name} has shape {value.shape}: expected one value per example, '
-      f'{batch.ids.shape}'
-    )
-    assert value.dtype == jnp.float32, (
-      f'{name} is {value.dtype}: expected float32'
-    )
     assert np.isfinite(value).all(), f'{name} is not finite: {value}'
-
-
-def _check_state(variables: Variables, result: methods.Loss) -> None:
-  if result.state is None:
-    return
-  before, after = (
-    jax.tree.map(lambda x: (jnp.shape(x), jnp.asarray(x).dtype), state)
-    for state in (variables.state, result.state)
-  )
-  assert before == after, (
-    f'loss returns a state of {after}: expected the shapes and dtypes of init, '
-    f'{before}'
-  )
 
 
 def _check_gradients(run: _Run, variables: Variables, batch: Batch) -> None:

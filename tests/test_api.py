@@ -161,6 +161,8 @@ def distiller(**options):
     **{'teacher': tiny.NETWORK, 'student': tiny.NETWORK, **options},
     changes={
       'train.epochs': 3,
+      'train.batch_size': 32,
+      'train.learning_rate': 0.01,
       'teacher.train.epochs': 3,
       'teacher.width': 8,
       'student.width': 4,

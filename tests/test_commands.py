@@ -8,7 +8,8 @@ import processes
 import pytest
 
 import kdjax
-from kdjax.__main__ import COMMANDS, main
+from kdjax.__main__ import main
+from kdjax.commands import COMMANDS
 
 
 def run(monkeypatch, *words):

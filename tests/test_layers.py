@@ -55,12 +55,14 @@ ALLOWED = {
   'models': ('system',),
   'losses': (),
   'system': (),
+  'commands': (),
   'version': (),
 }
 COMMANDS = (
   'kdjax',
   '__main__',
   'benchmark',
+  'completion',
   'convert',
   'evaluate',
   'main',

@@ -12,6 +12,7 @@ from kdjax.methods._base import (
   Method,
   Setup,
   Variables,
+  check_loss,
   classes,
   no_variables,
 )
@@ -26,6 +27,7 @@ __all__ = [
   'Setup',
   'Variables',
   'build',
+  'check_loss',
   'classes',
   'defaults',
   'names',

@@ -97,6 +97,47 @@ class Loss(NamedTuple):
   state: Any = None
 
 
+def check_loss(result: Any, batch: Batch, state: Any) -> None:
+  """Checks what `Method.loss` returned, while it is traced.
+
+  Args:
+    result: what it returned.
+    batch: the batch that it was given.
+    state: the method's state before.
+
+  Raises:
+    ValueError: it is no `Loss`; the loss or a metric is not float32 `[batch]`;
+      or the state has other shapes or dtypes than before.
+  """
+  if not isinstance(result, Loss):
+    raise ValueError(
+      f'loss returns {type(result).__name__}: expected a kdjax.methods.Loss'
+    )
+  for name, value in (
+    ('the loss', result.per_example),
+    *((f"the metric '{name}'", one) for name, one in result.metrics.items()),
+  ):
+    shape, dtype = jnp.shape(value), jnp.result_type(value)
+    if shape != batch.ids.shape:
+      raise ValueError(
+        f'{name} has shape {shape}: expected one value per example, '
+        f'{batch.ids.shape}'
+      )
+    if dtype != jnp.float32:
+      raise ValueError(f'{name} is {dtype}: expected float32')
+  if result.state is None:
+    return
+  before, after = (
+    jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), tree)
+    for tree in (state, result.state)
+  )
+  if before != after:
+    raise ValueError(
+      f'loss returns a state of {after}: expected the shapes and dtypes of '
+      f'init, {before}'
+    )
+
+
 def no_variables(rng: jax.Array, setup: Setup) -> Variables:
   """The `init` of a method that keeps nothing of its own."""
   del rng, setup

@@ -1,8 +1,6 @@
 """Distillation methods by name."""
 
-import importlib
 import inspect
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,10 +8,14 @@ from kdjax.methods._base import Method
 from kdjax.system import float32, plugins
 from kdjax.system.hints import did_you_mean
 
+ENTRY_POINTS = 'kdjax.methods'
+"""The group of entry points that other packages name their methods in."""
+
 
 def names() -> list[str]:
-  """Lists the names that `build` knows."""
-  return list(plugins.names('kdjax.methods'))
+  """Lists the names that `build` knows: kdjax's and those of entry points."""
+  own = plugins.names(__package__)
+  return sorted({*own, *plugins.entry_points(ENTRY_POINTS)})
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -88,35 +90,38 @@ def build(
 
 
 def _factory(name: str) -> Callable[..., Method]:
-  if ':' in name:
-    return _imported(name)
-  if name not in names():
+  """Finds the function that makes a method.
+
+  Raises:
+    ValueError: there is no such method, it cannot be imported, or it is no
+      function that makes a Method.
+  """
+  if name in plugins.names(__package__):
+    try:
+      return getattr(plugins.module(__package__, name), name)
+    # Importing runs code that may raise anything.
+    except Exception as error:
+      raise ValueError(
+        f"the method '{name}' cannot be imported ({type(error).__name__}: "
+        f'{error}): expected kdjax/methods/{name}.py with a function {name}'
+      ) from error
+  points = plugins.entry_points(ENTRY_POINTS)
+  if ':' not in name and name not in points:
     raise ValueError(
       f"unknown method '{name}'{did_you_mean(name, names())}: expected one of "
       f'{", ".join(names())}, or an import path, package.module:function'
     )
-  return getattr(plugins.module('kdjax.methods', name), name)
-
-
-def _imported(path: str) -> Callable[..., Method]:
-  """Imports a method of the user's.
-
-  Raises:
-    ValueError: it cannot be imported, or is no function that makes a Method.
-  """
-  module, _, attribute = path.partition(':')
+  path = points[name].value if name in points else name
+  factory = plugins.attribute(path, 'method')
   try:
-    factory = operator.attrgetter(attribute)(importlib.import_module(module))
     made = factory()
-  # Importing runs code that may raise anything.
   except Exception as error:
     raise ValueError(
-      f"the method '{path}' cannot be imported and made "
-      f'({type(error).__name__}: {error}): expected package.module:function, '
-      'found by Python from where it was started, or on its path (PYTHONPATH)'
+      f"the method '{name}' cannot be made ({type(error).__name__}: {error}): "
+      'expected a function whose arguments have defaults'
     ) from error
   if not isinstance(made, Method):
     raise ValueError(
-      f"'{path}' returns {type(made).__name__}: expected a kdjax.methods.Method"
+      f"'{name}' returns {type(made).__name__}: expected a kdjax.methods.Method"
     )
   return factory

@@ -19,7 +19,7 @@ _OFFERED = 'stem', 'width'
 
 def names() -> list[str]:
   """Lists the names that `build` knows."""
-  return sorted(_models())
+  return sorted(_models()[0])
 
 
 def build(
@@ -46,11 +46,12 @@ def build(
     ValueError: the name, the dtype, or an option is unknown; or what an import
       path names is neither.
   """
-  models = _models()
+  models, broken = _models()
   if name not in models and ':' not in name:
     raise ValueError(
       f"unknown model '{name}'{did_you_mean(name, models)}: expected one of "
       f'{", ".join(sorted(models))}, or package.module:attribute'
+      + ''.join(f'; {reason}' for reason in broken)
     )
   try:
     dtype = jnp.dtype(dtype)
@@ -128,8 +129,17 @@ def rematerialize(model: nn.Module, names: Sequence[str]) -> nn.Module:
   return method(names)
 
 
-def _models() -> dict[str, Any]:
+def _models() -> tuple[dict[str, Any], list[str]]:
+  """Returns all models by name, and which modules cannot be imported."""
   models: dict[str, Any] = {}
-  for name in plugins.names('kdjax.models'):
-    models |= getattr(plugins.module('kdjax.models', name), 'MODELS', {})
-  return models
+  broken = []
+  for name in plugins.names(__package__):
+    try:
+      models |= getattr(plugins.module(__package__, name), 'MODELS', {})
+    # A module that is half written concerns its own models alone.
+    except Exception as error:
+      broken.append(
+        f'kdjax/models/{name}.py cannot be imported ({type(error).__name__}: '
+        f'{error})'
+      )
+  return models, broken

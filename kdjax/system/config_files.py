@@ -13,6 +13,18 @@ import ml_collections
 from kdjax.system.hints import did_you_mean
 
 
+def packaged() -> dict[str, pathlib.Path]:
+  """Finds the configuration files that come with kdjax, by name."""
+  package = pathlib.Path(__file__).parents[1]
+  # In an installed package, and in a checkout.
+  return {
+    config.stem: config
+    for folder in (package.parent / 'configs', package / 'configs')
+    for config in sorted(folder.glob('*.py'))
+    if config.stem != '__init__'
+  }
+
+
 def find(file: str) -> str:
   """Finds a configuration file, which may be one that comes with kdjax.
 
@@ -29,13 +41,7 @@ def find(file: str) -> str:
   path, colon, variant = file.partition(':')
   if os.path.isfile(path):
     return file
-  package = pathlib.Path(__file__).parents[1]
-  # In an installed package, and in a checkout.
-  known = {
-    config.stem: config
-    for folder in (package.parent / 'configs', package / 'configs')
-    for config in sorted(folder.glob('*.py'))
-  }
+  known = packaged()
   folder, name = os.path.split(path)
   name = name.removesuffix('.py')
   if folder not in ('', 'configs') or name not in known:

@@ -62,7 +62,7 @@ class RunLog:
       _Events(workdir, start_step, records) if tensorboard else None
     )
     self._bar = tqdm.tqdm(
-      desc=workdir.name,
+      desc=f'{workdir.name}: ',
       initial=start_step,
       total=total_steps,
       bar_format=_BAR,

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kdjax import methods
 from kdjax.methods import Batch, Method, Variables
 from kdjax.models import features, sums
 from kdjax.training import state as state_lib
@@ -170,6 +171,7 @@ def _make_gradients(
         Variables(params['method'], state.method_state),
         batch._replace(labels=labels),
       )
+      methods.check_loss(result, batch, state.method_state)
       kept = state.method_state if result.state is None else result.state
       changed = _Changed(batch_stats, kept)
       per_example = result.per_example

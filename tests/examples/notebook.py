@@ -18,9 +18,9 @@ config = kdjax.load_config(
     'teacher.name': 'resnet10',
     'teacher.width': 16,
     'student.name': 'resnet10',
-    'student.width': 4,
-    'train.epochs': 2,
-    'teacher.train.epochs': 2,
+    'student.width': 8,
+    'train.epochs': 3,
+    'teacher.train.epochs': 3,
   },
 )
 config
@@ -56,7 +56,7 @@ distiller = kdjax.Distiller(
   teacher='runs/quickstart_teacher',
   student='resnet10',
   method='dkd',
-  changes={'student.width': 4, 'train.epochs': 2},
+  changes={'student.width': 8, 'train.epochs': 3},
 )
 student = distiller.fit(images, digits.target, 'runs/arrays')
 distiller.result['best']['test']['accuracy']

@@ -3,6 +3,8 @@
 A new method in kdjax/methods/ is covered by the first part as it is.
 """
 
+import importlib.metadata
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import reference
 import tiny
 
+from kdjax import config as config_lib
 from kdjax import losses, methods, models, testing
 from kdjax.methods._connectors import conv as connect
 from kdjax.models import features
@@ -171,6 +174,41 @@ def test_a_method_by_import_path(tmp_path, monkeypatch):
 
 
 # Names and settings
+
+
+@pytest.fixture
+def half_written(tmp_path, monkeypatch):
+  """Files in the folders of plug-ins that cannot be imported."""
+  for package in (methods, models):
+    folder = tmp_path / package.__name__
+    folder.mkdir()
+    (folder / 'half_written.py').write_text('def half_written(:\n')
+    monkeypatch.setattr(package, '__path__', [*package.__path__, str(folder)])
+
+
+def test_a_half_written_file_breaks_its_own_use_only(half_written):
+  config = config_lib.default()
+  config_lib.validate(config)
+  assert models.build('resnet10', num_classes=3)
+  with pytest.raises(ValueError, match=r"'half_written' cannot .*SyntaxError"):
+    methods.build('half_written')
+  with pytest.raises(ValueError, match=r'models/half_written.py .*SyntaxError'):
+    models.build('half_written', num_classes=3)
+
+
+def test_an_entry_point_names_a_method(monkeypatch):
+  point = importlib.metadata.EntryPoint(
+    'theirs', 'kdjax.methods.kd:kd', 'kdjax.methods'
+  )
+  monkeypatch.setattr(
+    'kdjax.system.plugins.entry_points',
+    lambda group: {'theirs': point} if group == 'kdjax.methods' else {},
+  )
+  assert 'theirs' in methods.names()
+  method, values = methods.build('theirs', {'temperature': 2.0})
+  assert values['temperature'] == 2.0
+  assert method.needs_teacher
+  assert config_lib.default().method.theirs.temperature == 4.0
 
 
 def test_names_are_the_files():

@@ -462,3 +462,32 @@ def test_every_example_is_predicted_once(batch_size):
 def test_data_key_is_not_the_key_of_the_parameters():
   key = jax.random.key_data(state_lib.data_key(RNG))
   assert not np.array_equal(key, jax.random.key_data(RNG))
+
+
+@pytest.mark.parametrize(
+  ('result', 'message'),
+  [
+    (lambda rows: jnp.zeros(rows), 'loss returns .*: expected a kdjax'),
+    (lambda rows: methods.Loss(jnp.zeros(3)), r'shape \(3,\): .* \(6,\)'),
+    (lambda rows: methods.Loss(jnp.zeros(())), r'shape \(\): expected'),
+    (
+      lambda rows: methods.Loss(jnp.zeros(rows, jnp.bfloat16)),
+      'the loss is bfloat16: expected float32',
+    ),
+    (
+      lambda rows: methods.Loss(jnp.zeros(rows), {'kl': jnp.zeros(2)}),
+      r"the metric 'kl' has shape \(2,\)",
+    ),
+    (
+      lambda rows: methods.Loss(jnp.zeros(rows), {}, {'bank': 1.0}),
+      'expected the shapes and dtypes of init',
+    ),
+  ],
+)
+def test_what_a_loss_returns_is_checked_when_it_is_traced(result, message):
+  method = methods.Method(lambda _, batch: result(len(batch.ids)), teacher=None)
+  model, optimizer = Mean(), optax.sgd(1.0)
+  state = state_lib.create_state(RNG, model, method, optimizer, IMAGES)
+  train_step = step_of(model, method, optimizer)
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(train_step, state, IMAGES, LABELS, NORMALIZATION, None, {})
