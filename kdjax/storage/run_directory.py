@@ -24,7 +24,7 @@ _PREDICTIONS = 'predictions.npz'
 
 FILES = _CONFIG, _RESULT, _PREDICTIONS
 """Names of the files that are written here."""
-# What a sealed file has beside its content.
+# What such a file has beside its content and its SHA-256.
 _VERSION = 'version'
 
 _REMEDY = 'Put a sound copy of it there, or choose another run directory'
@@ -236,7 +236,7 @@ def write_config(
 ) -> None:
   """Writes a run's configuration; makes the directory if need be."""
   workdir.mkdir(parents=True, exist_ok=True)
-  _write_sealed(workdir / _CONFIG, as_json(config))
+  _write_with_digest(workdir / _CONFIG, as_json(config))
 
 
 def is_run(path: pathlib.Path) -> bool:
@@ -248,10 +248,9 @@ def is_run(path: pathlib.Path) -> bool:
   if not file.exists():
     return False
   try:
-    content = json.loads(file.read_bytes())
-  except (OSError, ValueError, RecursionError):
+    return 'student' in schema.parse(file.read_bytes())
+  except (OSError, ValueError):
     return True
-  return not isinstance(content, dict) or 'student' in content
 
 
 def has_result(path: pathlib.Path) -> bool:
@@ -376,7 +375,7 @@ def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 def write_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
   """Writes the result of a run, which marks it as finished."""
-  _write_sealed(workdir / _RESULT, result)
+  _write_with_digest(workdir / _RESULT, result)
 
 
 def digests_of_files(workdir: pathlib.Path) -> dict[str, str]:
@@ -467,25 +466,20 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, Any], bool]:
-  """Reads what `_write_sealed` wrote, and says whether its checksum was there.
+  """Reads a JSON file, and says whether a checksum shows it to be sound.
 
   Earlier versions of kdjax wrote none.
   """
   try:
-    content = json.loads(path.read_bytes())
-    sealed = isinstance(content, dict) and bool(
-      content.keys() & {_VERSION, digests.SHA256}
-    )
+    content = schema.parse(path.read_bytes())
+    has_digest = bool(content.keys() & {_VERSION, digests.SHA256})
     # Null is for who has changed it on purpose.
-    by_hand = sealed and content.get(digests.SHA256, '') is None
-    sound = not sealed or by_hand or digests.is_sealed(content)
-  # Brackets without end are the last two.
-  except (ValueError, RecursionError, MemoryError) as error:
+    by_hand = has_digest and content.get(digests.SHA256, '') is None
+    sound = not has_digest or by_hand or digests.digest_matches(content)
+  except (ValueError, RecursionError) as error:
     raise ValueError(
       f'{path} is damaged or cut off: {error}. {_REMEDY}'
     ) from error
-  if not isinstance(content, dict):
-    raise ValueError(f'{path} holds no JSON object. {_REMEDY}')
   if not sound:
     raise ValueError(
       f'{path} was changed after kdjax wrote it: its SHA-256 is not the one '
@@ -494,12 +488,12 @@ def _read(path: pathlib.Path) -> tuple[dict[str, Any], bool]:
     )
   for key in (_VERSION, digests.SHA256):
     content.pop(key, None)
-  return content, sealed and not by_hand
+  return content, has_digest and not by_hand
 
 
-def _write_sealed(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+def _write_with_digest(path: pathlib.Path, content: Mapping[str, Any]) -> None:
   """Writes a JSON file with kdjax's version and the SHA-256 of the rest."""
-  write_json(path, digests.seal({**content, _VERSION: __version__}))
+  write_json(path, digests.add_digest({**content, _VERSION: __version__}))
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

@@ -5,11 +5,11 @@ The weights are in one file, or in several that an index names. Beside them
 `pretrained_cfg`, how images are prepared.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from kdjax.storage import schema
 from kdjax.storage.weights import stored_tensors
 from kdjax.system import escape
 
@@ -293,9 +293,8 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     if len(text) > _MAX_JSON:
       raise ValueError(f'more than {_MAX_JSON} bytes')
-    content = json.loads(text)
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path} is not JSON: {error}') from error
-  if not isinstance(content, dict):
-    raise ValueError(f'{path}: expected a dictionary')
-  return content
+    return schema.parse(text)
+  except ValueError as error:
+    raise ValueError(
+      f'{path}: expected a dictionary, as JSON: {error}'
+    ) from error
