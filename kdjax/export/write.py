@@ -104,7 +104,8 @@ def export(
   return (
     f'{table}\n\n'
     'accuracy, and largest difference of a probability from the student: on '
-    f'{count:,} {"test images" if test else "images of noise"}\none image: median of {summary.CALLS} calls, '
+    f'{count:,} {"test images" if test else "images of noise"}\n'
+    f'one image: median of {summary.CALLS} calls, '
     f'{jax.devices()[0].device_kind}\nwritten to: {folder}'
   )
 

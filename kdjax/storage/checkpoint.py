@@ -350,16 +350,10 @@ def restore(
 def restore_method(path: _Path, checkpoint: str = 'best') -> Any:
   """Restores what a run's method trained of its own, such as connectors.
 
-  Args:
-    path: a run directory, or one checkpoint in it.
-    checkpoint: of a run directory, 'best' or 'last'.
+  Arguments and errors are those of `find`.
 
   Returns:
     The method's parameters, as its `init` made them (see `kdjax.methods`).
-
-  Raises:
-    OSError: as `find`.
-    ValueError: as `find`.
   """
   directory = find(path, checkpoint)
   tree = trees.read(
@@ -373,9 +367,7 @@ def restore_method(path: _Path, checkpoint: str = 'best') -> Any:
 def is_own(path: _Path) -> bool:
   """Whether a path is a run directory of kdjax, or a checkpoint of one.
 
-  Args:
-    path: any path. Directories of other programs may have the same names in
-      them.
+  Directories of other programs may have the same names in them.
   """
   path = pathlib.Path(path)
   if _is_own_step(path):
@@ -454,9 +446,6 @@ def is_network(path: _Path) -> bool:
 def read_card(path: _Path) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads the card of what `save_network` saved.
 
-  Args:
-    path: the directory.
-
   Returns:
     The card as it was given, and what `trees.read` compares the arrays with.
 
@@ -475,9 +464,7 @@ def read_card(path: _Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def read_metadata(path: _Path, checkpoint: str = 'best') -> dict[str, Any]:
   """Reads what a run saved beside its arrays.
 
-  Args:
-    path: a run directory, or one checkpoint in it.
-    checkpoint: of a run directory, 'best' or 'last'.
+  Arguments and errors are those of `find`.
 
   Returns:
     `config`, `model` (arguments of `kdjax.models.build`), `image_shape`,
@@ -489,10 +476,6 @@ def read_metadata(path: _Path, checkpoint: str = 'best') -> dict[str, Any]:
     before those) and `metrics_lines` (how many lines that file has);
     then `version` (of kdjax), `arrays` (of each array `dtype`, `shape` and
     `sha256`) and `sha256` (of all the rest of this).
-
-  Raises:
-    OSError: as `find`.
-    ValueError: as `find`.
   """
   return _read_metadata(find(path, checkpoint))
 

@@ -56,13 +56,7 @@ def is_one(path: pathlib.Path) -> bool:
 
 
 def weights_of(path: pathlib.Path) -> list[pathlib.Path]:
-  """Finds the files of weights in a directory.
-
-  Args:
-    path: the directory.
-
-  Returns:
-    One file, or all that an index names.
+  """Finds the files of weights in a directory: one, or all in an index.
 
   Raises:
     FileNotFoundError: one that an index names is not there.
@@ -96,17 +90,7 @@ def weights_of(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def join(parts: Sequence[stored_tensors.Stored]) -> stored_tensors.Stored:
-  """Joins what several files hold, none of them twice.
-
-  Args:
-    parts: what is in each.
-
-  Returns:
-    All of it.
-
-  Raises:
-    ValueError: two tensors have the same name.
-  """
+  """Joins what several files hold; a ValueError names what is in two."""
   tensors: dict[str, stored_tensors.Tensor] = {}
   for part in parts:
     if twice := tensors.keys() & part.tensors.keys():
@@ -131,9 +115,6 @@ def describe(
     path: the directory.
     num_classes: of the network in it, None without a classifier.
     channels: of its images.
-
-  Returns:
-    What they say.
 
   Raises:
     ValueError: a file is damaged, or the network is one whose weights look like
