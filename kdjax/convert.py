@@ -74,9 +74,8 @@ def main(argv: list[str]) -> None:
         'choose another DESTINATION'
       )
     names = _class_names()
-    found = networks.load(
-      source, _CHECKPOINT.value, _EMA.value, class_names=names
-    )
+    known = networks.Known(class_names=names)
+    found = networks.load(source, _CHECKPOINT.value, _EMA.value, known=known)
     print('\n'.join(found.recognised or [f'{source}: written by kdjax']))
     network, card = _complete(found, names)
     write = formats.WRITERS['safetensors' if destination.suffix else 'orbax']
@@ -89,7 +88,7 @@ def main(argv: list[str]) -> None:
           f'{destination} would not be what it is made of: what was written '
           'and read back has other arrays. Nothing was converted'
         )
-      staging.put(staged, [destination])
+      staging.move_into_place(staged, [destination])
     print(_summary(destination, network, card))
 
 

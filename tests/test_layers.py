@@ -81,7 +81,7 @@ ONLY = {
   'jax2onnx': ('kdjax.export.formats',),
   'onnxruntime': ('kdjax.storage.program_files',),
   'clu': (),  # It imports TensorFlow.
-  'orbax': ('kdjax.storage.checkpoint',),
+  'orbax': ('kdjax.storage.checkpoint', 'kdjax.storage.trees'),
   'tensorflow_datasets': (
     'kdjax.data.sources.tfds',
     'kdjax.data.sources._cifar',

@@ -43,7 +43,7 @@ def write_safetensors(
   """Writes a ResNet's weights with torchvision's names, the card as header."""
   del platforms
   arrays = {name: network.variables[name] for name in features.TRAINED}
-  text = card_lib.seal(card, **{networks.DIGEST: digests.digest(arrays)})
+  text = card_lib.to_json(card, **{networks.DIGEST: digests.digest(arrays)})
   try:
     if ':' in card['model']['name']:
       raise ValueError('it need not compute what they do')

@@ -55,7 +55,9 @@ def beside(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     raise
 
 
-def put(staged: pathlib.Path, places: Sequence[pathlib.Path]) -> None:
+def move_into_place(
+  staged: pathlib.Path, places: Sequence[pathlib.Path]
+) -> None:
   """Moves files and directories to their places; signals wait until it is done.
 
   Killed at any moment, each place has what was there or what is new.
@@ -87,7 +89,7 @@ def put(staged: pathlib.Path, places: Sequence[pathlib.Path]) -> None:
 
 def _exchange(new: pathlib.Path, place: pathlib.Path) -> None:
   """Exchanges two files or directories, in one step if the system can."""
-  if _exchange_at_once(new, place):
+  if _exchange_in_one_step(new, place):
     return
   old = new.with_name(new.name + _OLD)
   if new.is_file() and place.is_file():
@@ -100,7 +102,7 @@ def _exchange(new: pathlib.Path, place: pathlib.Path) -> None:
   old.rename(new)
 
 
-def _exchange_at_once(one: pathlib.Path, other: pathlib.Path) -> bool:
+def _exchange_in_one_step(one: pathlib.Path, other: pathlib.Path) -> bool:
   """Exchanges two paths; False where the system or file system cannot."""
   try:
     renameat2 = ctypes.CDLL(None, use_errno=True).renameat2

@@ -34,6 +34,8 @@ _CLOSE = 0.1
 
 _BATCH_SIZE = 128
 
+Batches = Iterable[tuple[np.ndarray, np.ndarray | None]]
+
 
 class Compared(NamedTuple):
   """How an export does on some images.
@@ -76,7 +78,7 @@ def tolerance(model: Any) -> float:
 def compare(
   network: Network,
   exports: Mapping[str, Student],
-  batches: Iterable[tuple[np.ndarray, np.ndarray | None]],
+  batches: Batches,
   tolerance: float,
 ) -> tuple[int, float | None, dict[str, Compared]]:
   """Compares exports with the network, evaluated as in training.
@@ -125,6 +127,24 @@ def compare(
       correct / count if labelled else None,
     )
   return count, right / count if labelled else None, compared
+
+
+def compare_and_check(
+  network: Network,
+  exports: Mapping[str, Student],
+  batches: Batches,
+  model: Mapping[str, Any],
+) -> tuple[int, float | None, dict[str, Compared]]:
+  """Compares exports with the network, and refuses what is not the network.
+
+  Args, Returns and Raises are those of `compare` and `check`; `model` is that
+  of `tolerance`.
+  """
+  most = tolerance(model)
+  count, accuracy, compared = compare(network, exports, batches, most)
+  for name in exports:
+    check(name, compared[name], count, most)
+  return count, accuracy, compared
 
 
 def _differences(

@@ -2,7 +2,7 @@
 
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +22,6 @@ from kdjax.training import teacher as teacher_lib
 _FOLDER, _NAME = 'export', 'student'
 # Images that are compared at once, and of noise where there are no others.
 _IMAGES, _NOISE_IMAGES = 512, 64
-
-_Batches = Iterator[tuple[np.ndarray, np.ndarray | None]]
 
 
 class Options(NamedTuple):
@@ -83,6 +81,40 @@ def export(
   targets = _targets(run, names, output)
   for name, target in targets.items():
     _check_free(name, target, options.overwrite)
+  network, card = _load(path, run, options)
+  test = _test_split(run, card, options.data_dir)
+  batches = _batches(test, predictor.image_shape(card), options.images)
+  folder = next(iter(targets.values())).parent
+  with staging.beside(folder) as staged:
+    written = {name: staged / target.name for name, target in targets.items()}
+    exports = {}
+    for name, place in written.items():
+      logger.info('%s: writing it, and reading it back', name)
+      formats.WRITERS[name](place, network, card, options.platforms)
+      exports[name] = predictor.load_student(place)
+    count, accuracy, compared = verify.compare_and_check(
+      network, exports, batches, card['model']
+    )
+    rows = _network_rows(
+      network, card, accuracy, run, all_images=not options.images
+    )
+    rows += _export_rows(written, exports, compared, rows[-1].parameters)
+    # The latencies are measured before anything takes its place.
+    table = summary.table(rows)
+    _move_into_place(staged, targets)
+  return (
+    f'{table}\n\n'
+    'accuracy, and largest difference of a probability from the student: on '
+    f'{count:,} {"test images" if test else "images of noise"}\n'
+    f'one image: median of {summary.CALLS} calls, '
+    f'{jax.devices()[0].device_kind}\nwritten to: {folder}'
+  )
+
+
+def _load(
+  path: pathlib.Path, run: pathlib.Path | None, options: Options
+) -> tuple[Network, dict[str, Any]]:
+  """Loads the network to be exported, and its card."""
   if run == path and run_directory.read_result(path) is None:
     raise ValueError(
       f'the run in {path} has not finished: start its own command again first, '
@@ -90,46 +122,7 @@ def export(
     )
   network, card, _ = networks.load(path, options.checkpoint, options.ema)
   predictor.check_normalized(network)
-  shape = predictor.image_shape(card)
-  test = _test_split(run, card, options.data_dir)
-  folder = next(iter(targets.values())).parent
-  with staging.beside(folder) as staged:
-    exports = {}
-    for name, target in targets.items():
-      logger.info('%s: writing it, and reading it back', name)
-      written = staged / target.name
-      formats.WRITERS[name](written, network, card, options.platforms)
-      exports[name] = predictor.load_student(written)
-    tolerance = verify.tolerance(card['model'])
-    count, accuracy, compared = verify.compare(
-      network, exports, _batches(test, shape, options.images), tolerance
-    )
-    for name in exports:
-      verify.check(name, compared[name], count, tolerance)
-    rows = _network_rows(
-      network, card, accuracy, run, all_images=not options.images
-    )
-    rows += [
-      summary.Row(
-        target.name,
-        exports[name],
-        sum(map(_file_bytes, _files(name, staged / target.name))),
-        rows[-1].parameters,
-        compared[name].accuracy,
-        compared[name].difference,
-      )
-      for name, target in targets.items()
-    ]
-    # The latencies are measured before anything takes its place.
-    table = summary.table(rows)
-    _put(staged, targets)
-  what = 'test images' if test else 'images of noise'
-  return (
-    f'{table}\n\n'
-    'accuracy, and largest difference of a probability from the student: on '
-    f'{count:,} {what}\none image: median of {summary.CALLS} calls, '
-    f'{jax.devices()[0].device_kind}\nwritten to: {folder}'
-  )
+  return network, card
 
 
 def _run_of(path: pathlib.Path) -> pathlib.Path | None:
@@ -181,7 +174,29 @@ def _files(name: str, target: pathlib.Path) -> list[pathlib.Path]:
   return [target]
 
 
-def _put(staged: pathlib.Path, targets: Mapping[str, pathlib.Path]) -> None:
+def _export_rows(
+  written: Mapping[str, pathlib.Path],
+  exports: Mapping[str, predictor.Student],
+  compared: Mapping[str, verify.Compared],
+  parameters: int,
+) -> list[summary.Row]:
+  """Returns the rows of the exports, by the format of each."""
+  return [
+    summary.Row(
+      path.name,
+      exports[name],
+      sum(map(_file_bytes, _files(name, path))),
+      parameters,
+      compared[name].accuracy,
+      compared[name].difference,
+    )
+    for name, path in written.items()
+  ]
+
+
+def _move_into_place(
+  staged: pathlib.Path, targets: Mapping[str, pathlib.Path]
+) -> None:
   """Moves what was written to its places."""
   places = [file for item in targets.items() for file in _files(*item)]
   new_cards = [
@@ -191,7 +206,7 @@ def _put(staged: pathlib.Path, targets: Mapping[str, pathlib.Path]) -> None:
   ]
   for card in new_cards:
     shutil.copyfile(staged / card.stem, staged / card.name)
-  staging.put(staged, [*new_cards, *places])
+  staging.move_into_place(staged, [*new_cards, *places])
   for card in new_cards:
     card.unlink()
 
@@ -251,7 +266,7 @@ def _test_split(
 
 def _batches(
   test: data.Split | data.Stream | None, shape: Sequence[int], most: int
-) -> _Batches:
+) -> verify.Batches:
   """Yields images and labels to compare on, some at once."""
   if test is None:
     rng = np.random.default_rng(0)

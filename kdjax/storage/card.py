@@ -43,7 +43,7 @@ _CARD = {
 }
 
 
-def seal(card: Mapping[str, Any], **content: Any) -> str:
+def to_json(card: Mapping[str, Any], **content: Any) -> str:
   """Returns the text of a card, with the SHA-256 of all of it.
 
   Args:
@@ -53,32 +53,31 @@ def seal(card: Mapping[str, Any], **content: Any) -> str:
   Returns:
     JSON, which `read` reads.
   """
-  sealed = digests.seal({**card, **content})
-  return json.dumps(sealed, indent=2, sort_keys=True) + '\n'
+  complete = digests.add_digest({**card, **content})
+  return json.dumps(complete, indent=2, sort_keys=True) + '\n'
 
 
 def read(text: str | bytes, path: _Path) -> dict[str, Any]:
   """Reads the text of a card.
 
   Args:
-    text: what `seal` gave.
+    text: what `to_json` returned.
     path: the file that it comes from.
 
   Returns:
-    The card, and what else was given to `seal`.
+    The card, and what else was given to `to_json`.
 
   Raises:
     ValueError: it is damaged, or no such card.
   """
   try:
-    content = json.loads(text)
-    sealed = isinstance(content, dict) and digests.is_sealed(content)
-  # Braces without end are the other two.
-  except (ValueError, RecursionError, MemoryError) as error:
+    content = schema.parse(text)
+    sound = digests.digest_matches(content)
+  except (ValueError, RecursionError) as error:
     raise ValueError(
-      f'the model card in {path} cannot be read: {error!r}'
+      f'the model card in {path} cannot be read: {error}'
     ) from error
-  if not sealed:
+  if not sound:
     raise ValueError(
       f'the model card in {path} is damaged: its SHA-256 is not the one '
       'recorded there. Export the network again, or put a sound copy there'

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, and their restore. The only file that knows Orbax.
+"""Checkpoints of a run, and networks by themselves.
 
 A run directory holds `checkpoints/STEP/state`, the whole `TrainState` as an
 Orbax PyTree, and `checkpoints/STEP/metadata`, JSON with the configuration, the
@@ -9,31 +9,26 @@ PyTree of its `params` and `batch_stats`, with `model_card.json` in it.
 
 import contextlib
 import functools
-import inspect
-import json
 import logging
 import math
 import os
 import pathlib
 import re
 import shutil
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
-import flax
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from kdjax import models
 from kdjax.models import features
 from kdjax.models.network import Network
 from kdjax.storage import card as card_lib
-from kdjax.storage import digests, run_directory
+from kdjax.storage import digests, run_directory, schema, trees
+from kdjax.storage.trees import DamagedError
 from kdjax.system import atomic, devices
-from kdjax.system.escape import listed
 from kdjax.version import __version__
 
 logger = logging.getLogger(__package__)
@@ -42,33 +37,15 @@ _DIRECTORY = 'checkpoints'
 _CARD = 'model_card.json'
 # A run's configuration, beside its checkpoints.
 _CONFIG = 'config.json'
-# What Orbax and `files.remove_directory` leave of a checkpoint when they are
+# What Orbax and `atomic.remove_directory` leave of a checkpoint when they are
 # killed.
 _LEFTOVER = re.compile(r'\d+\.orbax-checkpoint-tmp.*|\d+\..+\.\d+\.tmp')
 # What `save` adds to the metadata.
 _VERSION, _ARRAYS = 'version', 'arrays'
 # What the metadata of kdjax have, and those of its older versions.
 _OWN = {_ARRAYS, digests.SHA256}, {'model', 'normalization'}
-# What is missing is damage; other errors of the system may pass.
-_LACKING = FileNotFoundError, NotADirectoryError
 _Path = str | os.PathLike[str]
 _State = TypeVar('_State')
-
-
-class DamagedError(ValueError):
-  """A checkpoint is not what was saved.
-
-  Args:
-    directory: its directory.
-    how: what is wrong with it.
-
-  Attributes:
-    reason: which it is, and how; the message adds what to do.
-  """
-
-  def __init__(self, directory: pathlib.Path, how: str):
-    self.reason = f'{directory} is damaged: {how}'
-    super().__init__(f'{self.reason}. Remove it, or put a sound copy there')
 
 
 class Saved(NamedTuple):
@@ -105,6 +82,54 @@ def retained(saved: Mapping[int, Saved], keep: int) -> set[int]:
   return {*sorted(scheduled)[-keep:]} | best | newest
 
 
+class _Directory:
+  """The checkpoints of a run that are on disk, and which of them are kept."""
+
+  def __init__(self, workdir: _Path, keep: int):
+    self._workdir = pathlib.Path(workdir).absolute()
+    self.root = self._workdir / _DIRECTORY
+    self._keep = keep
+    self._saved: dict[int, Saved] | None = None
+
+  def scan(self) -> None:
+    """Finds what is saved, at the first call; clears away what a kill left."""
+    if self._saved is None:
+      self._saved = {}
+      devices.run_on_first(self._clear)
+
+  def add(self, step: int, saved: Saved) -> None:
+    """Adds a checkpoint that is complete; removes what is no longer kept."""
+    self.scan()
+    assert self._saved is not None
+    self._saved[step] = saved
+    if devices.is_first():
+      self._remove_others()
+
+  def move_damaged(
+    self, step: int, error: DamagedError, remark: str = ''
+  ) -> None:
+    """Moves a damaged checkpoint away; for one process only."""
+    target = atomic.move_to_damaged(self.root / str(step), self._workdir)
+    logger.warning('%s. It is now in %s%s', error.reason, target, remark)
+
+  def _clear(self) -> None:
+    for leftover in self.root.glob('*'):
+      if _LEFTOVER.fullmatch(leftover.name):
+        shutil.rmtree(leftover, ignore_errors=True)
+    sound, damaged = _read_all_metadata(self.root, _steps(self.root))
+    for step, error in damaged.items():
+      # Nobody can tell what it is worth.
+      self.move_damaged(step, error)
+    self._saved = {step: _describe_saved(sound[step]) for step in sound}
+    self._remove_others()
+
+  def _remove_others(self) -> None:
+    assert self._saved is not None
+    for step in self._saved.keys() - retained(self._saved, self._keep):
+      atomic.remove_directory(self.root / str(step))
+      del self._saved[step]
+
+
 class Checkpoints:
   """Writes and reads the checkpoints of a run: the last ones and the best.
 
@@ -122,10 +147,8 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: _Path, *, keep: int):
-    self._workdir = pathlib.Path(workdir).absolute()
-    self._root = self._workdir / _DIRECTORY
-    self._keep = keep
-    self._saved: dict[int, Saved] | None = None
+    self._directory = _Directory(workdir, keep)
+    self._root = self._directory.root
     # What is being written.
     self._saving: tuple[int, Saved] | None = None
 
@@ -152,12 +175,12 @@ class Checkpoints:
   @contextlib.contextmanager
   def _writing(self, step: int) -> Iterator[None]:
     """Explains what Orbax raises when it cannot write, of whatever type."""
-    _ignore_late_callbacks()
+    trees.ignore_late_callbacks()
     try:
       yield
     except Exception as error:
       what = f'the checkpoint of step {step} in {self._root}'
-      raise atomic.cannot_write(what, _shorten(error)) from error
+      raise atomic.cannot_write(what, trees.shorten(error)) from error
 
   def save(self, state: Any, metadata: Mapping[str, Any]) -> None:
     """Saves a checkpoint, in the background.
@@ -172,15 +195,12 @@ class Checkpoints:
       OSError: this checkpoint, or the one before, cannot be written.
     """
     step = int(state.step)
-    content = digests.seal(
-      {
-        **metadata,
-        _VERSION: __version__,
-        _ARRAYS: digests.describe(state),
-      }
+    arrays = digests.describe(state)
+    content = digests.add_digest(
+      {**metadata, _VERSION: __version__, _ARRAYS: arrays}
     )
     self.wait()
-    self._take_stock()
+    self._directory.scan()
     with self._writing(step):
       checkpointer = self._checkpointer
       # Orbax would make it again, without all else that was there.
@@ -206,9 +226,7 @@ class Checkpoints:
     (step, saved), self._saving = self._saving, None
     with self._writing(step):
       self._checkpointer.wait_until_finished()
-    self._take_stock()[step] = saved
-    if devices.is_first():
-      self._remove_others()
+    self._directory.add(step, saved)
 
   def restore(self, like: _State) -> tuple[_State, dict[str, Any]] | None:
     """Restores the newest sound checkpoint, to continue from.
@@ -238,20 +256,20 @@ class Checkpoints:
         damaged[step] = error
         continue
       going_back = f'; the run goes back to step {step}'
-      for newer, found in damaged.items():
+      for newer in damaged.items():
         devices.run_on_first(
-          functools.partial(self._set_aside, newer, found, going_back)
+          functools.partial(self._directory.move_damaged, *newer, going_back)
         )
-      self._take_stock()
+      self._directory.scan()
       return state, metadata
     if damaged:
       reasons = '\n  '.join(error.reason for error in damaged.values())
       raise ValueError(
         f'no checkpoint in {self._root} is sound, and nothing was changed:\n  '
-        f'{reasons}\nPut a sound copy there, or remove {self._workdir} to '
+        f'{reasons}\nPut a sound copy there, or remove {self._root.parent} to '
         'start again'
       )
-    self._take_stock()
+    self._directory.scan()
     return None
 
   def validations(self) -> list[dict[str, Any]]:
@@ -260,60 +278,17 @@ class Checkpoints:
     Returns:
       Of each that was validated `step`, `epoch`, `accuracy` and `loss`.
     """
-    found = []
-    for step in sorted(_complete_steps(self._root)):
-      with contextlib.suppress(DamagedError):
-        metadata = _read_metadata(self._root / str(step))
-        if metadata['validation_accuracy'] is not None:
-          found.append(
-            {
-              'step': step,
-              'epoch': metadata['epoch'],
-              'accuracy': metadata['validation_accuracy'],
-              'loss': metadata.get('validation_loss'),
-            }
-          )
-    return found
-
-  def _take_stock(self) -> dict[int, Saved]:
-    """Finds what is saved, once, and clears away what a kill has left."""
-    if self._saved is None:
-      self._saved = {}
-      devices.run_on_first(self._clear)
-    return self._saved
-
-  def _clear(self) -> None:
-    """Leaves the checkpoints that are kept, alone; for one process only."""
-    for leftover in self._root.glob('*'):
-      if _LEFTOVER.fullmatch(leftover.name):
-        shutil.rmtree(leftover, ignore_errors=True)
-    assert self._saved is not None
-    for step in _steps(self._root):
-      directory = self._root / str(step)
-      try:
-        metadata = _read_metadata(directory)
-        if not (directory / 'state').is_dir():
-          raise DamagedError(directory, 'its state is missing')
-      except DamagedError as error:
-        # Nobody can tell what it is worth.
-        self._set_aside(step, error)
-      else:
-        self._saved[step] = _describe_saved(metadata)
-    self._remove_others()
-
-  def _remove_others(self) -> None:
-    """Removes the checkpoints that are not kept; for one process only."""
-    assert self._saved is not None
-    for step in self._saved.keys() - retained(self._saved, self._keep):
-      atomic.remove_directory(self._root / str(step))
-      del self._saved[step]
-
-  def _set_aside(
-    self, step: int, error: DamagedError, remark: str = ''
-  ) -> None:
-    """Moves a damaged checkpoint away; for one process only."""
-    target = atomic.set_aside(self._root / str(step), self._workdir)
-    logger.warning('%s. It is now in %s%s', error.reason, target, remark)
+    sound, _ = _read_all_metadata(self._root, _complete_steps(self._root))
+    return [
+      {
+        'step': step,
+        'epoch': metadata['epoch'],
+        'accuracy': metadata['validation_accuracy'],
+        'loss': metadata.get('validation_loss'),
+      }
+      for step, metadata in sound.items()
+      if metadata['validation_accuracy'] is not None
+    ]
 
 
 def _describe_saved(metadata: Mapping[str, Any]) -> Saved:
@@ -337,11 +312,9 @@ def restore(
     `kdjax.normalize`).
 
   Raises:
-    FileNotFoundError: there is no checkpoint.
-    OSError: a checkpoint cannot be read now.
-    ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
-      damaged, or moving averages are asked for and the run kept none, or its
-      model is unknown.
+    OSError: as `find`.
+    ValueError: as `find`, or moving averages are asked for and the run kept
+      none, or its model is unknown.
   """
   directory = find(path, checkpoint)
   metadata = read_metadata(directory)
@@ -363,7 +336,7 @@ def restore(
       'batch_stats': saved['batch_stats'],
     }
 
-  tree = _read_state(directory, select, metadata)
+  tree = trees.read(directory / 'state', metadata.get(_ARRAYS), select)
   student = tree['ema'] if ema else tree | {'params': tree['params']['student']}
   variables = student | {
     'normalization': {
@@ -377,24 +350,16 @@ def restore(
 def restore_method(path: _Path, checkpoint: str = 'best') -> Any:
   """Restores what a run's method trained of its own, such as connectors.
 
-  Args:
-    path: a run directory, or one checkpoint in it.
-    checkpoint: of a run directory, 'best' or 'last'.
+  Arguments and errors are those of `find`.
 
   Returns:
     The method's parameters, as its `init` made them (see `kdjax.methods`).
-
-  Raises:
-    FileNotFoundError: there is no checkpoint.
-    OSError: a checkpoint cannot be read now.
-    ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
-      damaged.
   """
   directory = find(path, checkpoint)
-  tree = _read_state(
-    directory,
+  tree = trees.read(
+    directory / 'state',
+    _read_metadata(directory).get(_ARRAYS),
     lambda saved: {'params': {'method': saved['params']['method']}},
-    _read_metadata(directory),
   )
   return jax.device_put(tree['params']['method'])
 
@@ -402,9 +367,7 @@ def restore_method(path: _Path, checkpoint: str = 'best') -> Any:
 def is_own(path: _Path) -> bool:
   """Whether a path is a run directory of kdjax, or a checkpoint of one.
 
-  Args:
-    path: any path. Directories of other programs may have the same names in
-      them.
+  Directories of other programs may have the same names in them.
   """
   path = pathlib.Path(path)
   if _is_own_step(path):
@@ -418,16 +381,14 @@ def _is_own_step(step: pathlib.Path) -> bool:
   if not (step / 'state').is_dir():
     return False
   try:
-    metadata = json.loads((step / 'metadata' / 'metadata').read_bytes())
-  except (*_LACKING, ValueError, RecursionError):
+    metadata = schema.parse((step / 'metadata' / 'metadata').read_bytes())
+  except (*trees.MISSING, ValueError):
     # Nobody else has these names around what cannot be read.
     root = step.absolute().parent
     return root.name == _DIRECTORY and (root.parent / _CONFIG).is_file()
   except OSError:
     return True  # Whoever reads it on says why it cannot be read now.
-  return isinstance(metadata, dict) and any(
-    metadata.keys() >= keys for keys in _OWN
-  )
+  return any(metadata.keys() >= keys for keys in _OWN)
 
 
 def check_empty(workdir: _Path) -> None:
@@ -449,140 +410,6 @@ def check_empty(workdir: _Path) -> None:
     )
 
 
-def is_tree(path: _Path) -> bool:
-  """Whether a path is a directory with a PyTree that Orbax has saved."""
-  return (pathlib.Path(path) / '_METADATA').is_file()
-
-
-def describe(tree: Any) -> dict[str, str]:
-  """Describes the arrays of a PyTree.
-
-  Args:
-    tree: arrays, or whatever else has a `dtype` and a `shape`.
-
-  Returns:
-    By the path of each its dtype and shape, as `float32[3, 3]`; of what has
-    none its type.
-  """
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): (
-      f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
-      if hasattr(leaf, 'dtype')
-      else type(leaf).__name__
-    )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
-def check_same(
-  path: _Path,
-  model: str,
-  expected: Mapping[str, str],
-  found: Mapping[str, str],
-  advice: str,
-) -> None:
-  """Checks that arrays are those of a model.
-
-  Args:
-    path: where they are.
-    model: what the model is called.
-    expected: what `describe` says of its arrays.
-    found: the same of what is there.
-    advice: what to do if they are not.
-
-  Raises:
-    ValueError: they are not; the message names those that differ.
-  """
-  lines = []
-  if missing := sorted(expected.keys() - found.keys()):
-    lines.append(f'missing: {listed(missing)}')
-  if extra := sorted(found.keys() - expected.keys()):
-    lines.append(f'unknown: {listed(extra)}')
-  if other := [
-    f'{name} ({found[name]}, expected {expected[name]})'
-    for name in sorted(expected.keys() & found.keys())
-    if expected[name] != found[name]
-  ]:
-    lines.append(f'of another shape or dtype: {listed(other)}')
-  if lines:
-    shown = '\n  '.join(lines)
-    raise ValueError(
-      f'the arrays in {path} are not those of {model}:\n  {shown}\n{advice}'
-    )
-
-
-def describe_tree(path: _Path) -> dict[str, str]:
-  """Describes the arrays of a PyTree that Orbax has saved, reading none.
-
-  Args:
-    path: its directory, as `StandardCheckpointer` or `PyTreeCheckpointer` has
-      written it.
-
-  Returns:
-    By the path of each array its dtype and shape, as `float32[3, 3]`.
-
-  Raises:
-    OSError: it cannot be read now.
-    ValueError: it is damaged.
-  """
-  path = _absolute(path)
-  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
-  with _reading(path, own=is_network(path)):
-    tree = handler.metadata(epath.Path(path)).tree
-  return describe(tree)
-
-
-def read_tree(
-  path: _Path, arrays: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-  """Reads a PyTree that Orbax has saved.
-
-  Args:
-    path: its directory.
-    arrays: what `digests.describe` said of it when it was saved; None if that
-      is unknown.
-
-  Returns:
-    Its arrays, of NumPy.
-
-  Raises:
-    OSError: it cannot be read now.
-    ValueError: it is damaged.
-  """
-  path = _absolute(path)
-  metadata = {} if arrays is None else {_ARRAYS: arrays}
-  return _read_state(path, lambda saved: saved, metadata, item='')
-
-
-def read_arrays(path: _Path, names: Collection[str]) -> dict[str, np.ndarray]:
-  """Reads some arrays of a PyTree that Orbax has saved.
-
-  Args:
-    path: its directory.
-    names: their paths, as `describe_tree` returns them.
-
-  Returns:
-    The arrays by path.
-
-  Raises:
-    OSError: it cannot be read now.
-    ValueError: it is incomplete or damaged.
-  """
-  path = _absolute(path)
-
-  def select(saved: Any) -> dict[str, Any]:
-    leaves = {
-      jax.tree_util.keystr(key, simple=True, separator='/'): leaf
-      for key, leaf in jax.tree_util.tree_leaves_with_path(saved)
-    }
-    return flax.traverse_util.unflatten_dict(
-      {name: leaves[name] for name in names}, sep='/'
-    )
-
-  tree = _read_state(path, select, {}, item='', own=False)
-  return flax.traverse_util.flatten_dict(tree, sep='/')
-
-
 def save_network(
   path: _Path, network: Network, card: Mapping[str, Any]
 ) -> None:
@@ -597,18 +424,16 @@ def save_network(
   Raises:
     OSError: it exists, or cannot be written. Nothing is left.
   """
-  path = _absolute(path)
+  path = trees.absolute(path)
   tree = {name: network.variables[name] for name in features.TRAINED}
-  content = card_lib.seal(card, **{_ARRAYS: digests.describe(tree)})
-  _ignore_late_callbacks()
+  content = card_lib.to_json(card, **{_ARRAYS: digests.describe(tree)})
   with atomic.new_directory(path) as directory:
     try:
-      with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory, tree, force=True)
+      trees.save(directory, tree)
     except Exception as error:
       raise OSError(
-        f'cannot write {path}: {_shorten(error)}. Make sure that there is room '
-        'and that the directory can be written'
+        f'cannot write {path}: {trees.shorten(error)}. Make sure that there is '
+        'room and that the directory can be written'
       ) from error
     (directory / _CARD).write_text(content, encoding='utf-8')
 
@@ -621,11 +446,8 @@ def is_network(path: _Path) -> bool:
 def read_card(path: _Path) -> tuple[dict[str, Any], dict[str, Any]]:
   """Reads the card of what `save_network` saved.
 
-  Args:
-    path: the directory.
-
   Returns:
-    The card as it was given, and what `read_tree` compares the arrays with.
+    The card as it was given, and what `trees.read` compares the arrays with.
 
   Raises:
     OSError: it cannot be read.
@@ -642,9 +464,7 @@ def read_card(path: _Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def read_metadata(path: _Path, checkpoint: str = 'best') -> dict[str, Any]:
   """Reads what a run saved beside its arrays.
 
-  Args:
-    path: a run directory, or one checkpoint in it.
-    checkpoint: of a run directory, 'best' or 'last'.
+  Arguments and errors are those of `find`.
 
   Returns:
     `config`, `model` (arguments of `kdjax.models.build`), `image_shape`,
@@ -656,12 +476,6 @@ def read_metadata(path: _Path, checkpoint: str = 'best') -> dict[str, Any]:
     before those) and `metrics_lines` (how many lines that file has);
     then `version` (of kdjax), `arrays` (of each array `dtype`, `shape` and
     `sha256`) and `sha256` (of all the rest of this).
-
-  Raises:
-    FileNotFoundError: there is no checkpoint.
-    OSError: a checkpoint cannot be read now.
-    ValueError: `checkpoint` is neither 'best' nor 'last', or what was saved is
-      damaged.
   """
   return _read_metadata(find(path, checkpoint))
 
@@ -686,7 +500,7 @@ def find(path: _Path, checkpoint: str = 'best') -> pathlib.Path:
     raise ValueError(
       f"unknown checkpoint '{checkpoint}': expected 'best' or 'last'"
     )
-  path = _absolute(path)
+  path = trees.absolute(path)
   if not path.exists():
     raise FileNotFoundError(f'there is no file or directory {path}')
   if _is_own_step(path):
@@ -722,32 +536,12 @@ def _check_is_measured(
 
 def _find_best(root: pathlib.Path, steps: Sequence[int]) -> int:
   """Finds the step with the best validation accuracy."""
-  accuracies: dict[int, float | None] = {}
-  damaged: list[DamagedError] = []
-  for step in steps:
-    try:
-      metadata = _read_metadata(root / str(step))
-      accuracies[step] = metadata['validation_accuracy']
-    except DamagedError as error:
-      damaged.append(error)
-  if not accuracies:
-    raise damaged[-1]
-  for found in damaged:
-    logger.warning('%s. The best is chosen of the others', found.reason)
-  return _best(accuracies)
-
-
-def _absolute(path: _Path) -> pathlib.Path:
-  """Makes a path absolute, and checks that Orbax can open it."""
-  absolute = pathlib.Path(path).absolute()
-  try:
-    str(absolute).encode()
-  except UnicodeEncodeError as error:
-    raise ValueError(
-      f'{str(absolute)!a} is not UTF-8 text (or the locale is not), and Orbax '
-      'opens no other paths: rename it, or copy it to another place'
-    ) from error
-  return absolute
+  sound, damaged = _read_all_metadata(root, steps)
+  if not sound:
+    raise list(damaged.values())[-1]
+  for error in damaged.values():
+    logger.warning('%s. The best is chosen of the others', error.reason)
+  return _best({step: sound[step]['validation_accuracy'] for step in sound})
 
 
 def _steps(root: pathlib.Path) -> list[int]:
@@ -777,165 +571,49 @@ def _best(accuracies: Mapping[int, float | None]) -> int:
   return max(accuracies, key=rank)
 
 
+def _read_all_metadata(
+  root: pathlib.Path, steps: Sequence[int]
+) -> tuple[dict[int, dict[str, Any]], dict[int, DamagedError]]:
+  """Reads the metadata of some steps: those that are sound, and the others."""
+  sound, damaged = {}, {}
+  for step in steps:
+    try:
+      sound[step] = _read_metadata(root / str(step))
+    except DamagedError as error:
+      damaged[step] = error
+  return sound, damaged
+
+
 def _read_metadata(directory: pathlib.Path) -> dict[str, Any]:
   """Reads the metadata of a checkpoint and compares their checksum."""
-  path = directory / 'metadata' / 'metadata'
   try:
-    metadata = dict(json.loads(path.read_bytes()))
+    text = (directory / 'metadata' / 'metadata').read_bytes()
+    metadata = schema.parse(text)
     # Older versions of kdjax added nothing.
     added = metadata.keys() & {_VERSION, _ARRAYS, digests.SHA256}
-    sound = not added or digests.is_sealed(metadata)
-  except (
-    *_LACKING,
-    ValueError,
-    TypeError,
-    RecursionError,
-    MemoryError,
-  ) as error:
+    sound = not added or digests.digest_matches(metadata)
+  except (*trees.MISSING, ValueError, RecursionError) as error:
     raise DamagedError(
       directory, f'its metadata cannot be read ({error})'
     ) from error
   except OSError as error:
-    raise _cannot_read(directory, error) from error
+    raise trees.cannot_read(directory, error) from error
   if not sound:
     raise DamagedError(
       directory, 'the SHA-256 of its metadata is not the one recorded there'
     )
+  if not (directory / 'state').is_dir():
+    raise DamagedError(directory, 'its state is missing')
   return metadata
-
-
-@contextlib.contextmanager
-def _reading(directory: pathlib.Path, *, own: bool = True) -> Iterator[None]:
-  """Explains what Orbax raises when it cannot read, of whatever type."""
-  _ignore_late_callbacks()
-  try:
-    yield
-  except Exception as error:
-    if isinstance(error, OSError) and not isinstance(error, _LACKING):
-      raise _cannot_read(directory, error) from error
-    if not own:
-      raise ValueError(
-        f'{directory} cannot be read as a PyTree of Orbax: it may not be '
-        'complete, or a version of Orbax that is not known here has written it '
-        f'({_shorten(error)})'
-      ) from error
-    raise DamagedError(
-      directory, f'its state cannot be read ({_shorten(error)})'
-    ) from error
-
-
-def _cannot_read(directory: pathlib.Path, cause: OSError) -> OSError:
-  return OSError(
-    f'{directory} cannot be read now, which does not say that it is damaged: '
-    f'{cause}\nMake sure that the directory can be read, then start the same '
-    'command again'
-  )
-
-
-def _shorten(error: Exception) -> str:
-  """Shortens an error to its ends; TensorStore's go on for pages."""
-  text = ' '.join(str(error).split())
-  return text if len(text) < 400 else f'{text[:200]} … {text[-200:]}'
-
-
-@functools.cache
-def _ignore_late_callbacks() -> None:
-  """Says nothing of reads and writes that end, or never will, after one failed.
-
-  Orbax closes the event loop that they belong to.
-  """
-  previous = sys.unraisablehook
-
-  def hook(unraisable: Any) -> None:
-    late = str(unraisable.exc_value) == 'Event loop is closed'
-    late |= inspect.iscoroutine(unraisable.object)
-    # A signal is not among them.
-    if not late or isinstance(unraisable.exc_value, KeyboardInterrupt):
-      previous(unraisable)
-
-  sys.unraisablehook = hook
-
-
-def _verify(
-  tree: Any, metadata: Mapping[str, Any], directory: pathlib.Path
-) -> None:
-  """Compares arrays that were read with what was saved."""
-  # An older version of kdjax says nothing of them.
-  if _ARRAYS not in metadata:
-    return
-  for name, found in digests.describe(tree).items():
-    if found != (saved := metadata[_ARRAYS].get(name)):
-      raise DamagedError(
-        directory, f'its array {name} was saved as {saved}, and is now {found}'
-      )
 
 
 def _restore_state(
   directory: pathlib.Path, like: _State, metadata: Mapping[str, Any]
 ) -> _State:
   """Reads a whole state, onto the devices."""
-  # Those of this run, whatever those were that it was saved from.
-  sharding = devices.replicated()
-  abstract = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    like,
-  )
-  path = directory / 'state'
-  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
-  with _reading(directory), ocp.StandardCheckpointer() as checkpointer:
-    saved = handler.metadata(epath.Path(path)).tree
-    fields = {
-      name: getattr(abstract, name) for name in saved if hasattr(abstract, name)
-    }
-    if len(fields) == len(saved):
-      # A field without arrays may be missing in an older checkpoint.
-      state = cast(Any, like).replace(**checkpointer.restore(path, fields))
-    else:
-      state = checkpointer.restore(path, abstract)
-  _verify(state, metadata, directory)
+  state = trees.restore_state(directory / 'state', like)
+  trees.check_unchanged(state, metadata.get(_ARRAYS), directory)
   return state
-
-
-def _read_state(
-  directory: pathlib.Path,
-  select: Callable[[Any], dict[str, Any]],
-  metadata: Mapping[str, Any],
-  item: str = 'state',
-  own: bool = True,
-) -> dict[str, Any]:
-  """Reads what `select` takes of a saved state; the rest is left on disk."""
-  alone = _alone()
-  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-  with (
-    _reading(directory, own=own),
-    ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
-  ):
-    path = directory / item
-    wanted = select(handler.metadata(epath.Path(path)).tree)
-    tree = checkpointer.restore(
-      path,
-      args=ocp.args.PyTreeRestore(
-        item=wanted,
-        restore_args=jax.tree.map(
-          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
-        ),
-        partial_restore=True,
-      ),
-    )
-  _verify(tree, metadata, directory)
-  return tree
-
-
-def _alone() -> ocp.options.MultiprocessingOptions:
-  """Options by which each process reads by itself: not all may want to."""
-  process = jax.process_index()
-  return ocp.options.MultiprocessingOptions(
-    primary_host=process,
-    active_processes={process},
-    barrier_sync_key_prefix=f'process{process}',
-  )
 
 
 def _check_continues(
@@ -949,16 +627,14 @@ def _check_continues(
       'continue it with the version that wrote it, or choose another run '
       'directory'
     )
-
-  theirs = {
-    name: f'{saved["dtype"]}{saved["shape"]}'
-    for name, saved in metadata[_ARRAYS].items()
-  }
-  check_same(
+  trees.check_same(
     directory,
     'this run',
-    describe(jax.eval_shape(digests.without_keys, like)),
-    theirs,
+    trees.describe(jax.eval_shape(digests.without_keys, like)),
+    {
+      name: f'{saved["dtype"]}{saved["shape"]}'
+      for name, saved in metadata[_ARRAYS].items()
+    },
     'Continue it with the configuration and precision that wrote it, or choose '
     'another run directory',
   )

@@ -12,6 +12,14 @@ SHA256 = 'sha256'
 """Where JSON has the SHA-256 of all the rest of it."""
 
 
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of a PyTree by their paths, `params/head/kernel`."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
 def digest(tree: Any) -> str:
   """Returns the SHA-256 of all arrays in a PyTree and of their places in it."""
   state = hashlib.sha256()
@@ -46,13 +54,13 @@ def of_json(content: Mapping[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+def add_digest(content: Mapping[str, Any]) -> dict[str, Any]:
   """Adds the SHA-256 of JSON to it."""
   return {**content, SHA256: of_json(content)}
 
 
-def is_sealed(content: Mapping[str, Any]) -> bool:
-  """Whether JSON is as `seal` gave it."""
+def digest_matches(content: Mapping[str, Any]) -> bool:
+  """Whether JSON is as `add_digest` returned it."""
   rest = {key: content[key] for key in content if key != SHA256}
   return content.get(SHA256) == of_json(rest)
 
@@ -75,6 +83,5 @@ def without_keys(tree: Any) -> Any:
 def _leaves(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
   """Yields the path of each array, and the array on the host."""
   host = jax.device_get(without_keys(tree))
-  for path, leaf in jax.tree_util.tree_leaves_with_path(host):
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
+  for name, leaf in leaves_by_path(host).items():
     yield name, np.asarray(leaf, order='C')

@@ -21,8 +21,9 @@ import jax
 import numpy as np
 
 from kdjax.models import features
-from kdjax.storage import checkpoint, weights
-from kdjax.storage.weights import directory
+from kdjax.storage import digests, weights
+from kdjax.storage import trees as trees_lib
+from kdjax.storage.weights import directory, stored_tensors
 from kdjax.system.escape import listed
 
 # Names that programs give what they save with a `CheckpointManager`, the
@@ -57,28 +58,22 @@ def are_in(path: str | os.PathLike[str]) -> bool:
     OSError: it cannot be read.
   """
   path = pathlib.Path(path)
-  if path.is_dir():
-    return _find_trees(path) is not None or _flax_file(path) is not None
-  return path.is_file() and _is_flax(weights.read(path))
-
-
-def _is_flax(file: weights.Stored) -> bool:
-  return file.format.startswith('Flax') or any(
-    name.startswith('params/') for name in file.tensors
-  )
+  return _find(path) is not None
 
 
 def _flax_file(path: pathlib.Path) -> weights.Stored | None:
-  """Reads what is in a directory of weights, if those are of Flax."""
-  if not directory.is_one(path):
-    return None
-  file = weights.read(path)
-  return file if _is_flax(file) else None
+  """Reads what is in a file or a directory of weights, if they are of Flax."""
+  if path.is_file() or directory.is_one(path):
+    file = weights.read(path)
+    by_path = any(name.startswith('params/') for name in file.tensors)
+    if by_path or file.format.startswith('Flax'):
+      return file
+  return None
 
 
 def _find_trees(path: pathlib.Path) -> _Source | None:
   """Finds PyTrees of Orbax in a directory, or in its newest step."""
-  if checkpoint.is_tree(path):
+  if trees_lib.is_tree(path):
     return _Source({'': path}, None, ('Orbax',))
   steps = {
     int(match[1]): child
@@ -121,12 +116,12 @@ def _find_trees(path: pathlib.Path) -> _Source | None:
 
 def _items(path: pathlib.Path) -> dict[str, pathlib.Path]:
   """Lists the PyTrees in one step, by name."""
-  if checkpoint.is_tree(path):
+  if trees_lib.is_tree(path):
     return {'': path}
   if not path.is_dir():
     return {}
   return {
-    child.name: child for child in path.iterdir() if checkpoint.is_tree(child)
+    child.name: child for child in path.iterdir() if trees_lib.is_tree(child)
   }
 
 
@@ -154,10 +149,11 @@ def load(
   path = pathlib.Path(path)
   expected = describe_model(model, images)
   source = _find(path)
+  assert source, path
   described = _describe(source)
   names, left_out = _variables_among(described)
   found = {ours: described[theirs] for ours, theirs in names.items()}
-  checkpoint.check_same(
+  trees_lib.check_same(
     path,
     type(model).__name__,
     expected,
@@ -177,26 +173,22 @@ def load(
   }, notes
 
 
-def _find(path: pathlib.Path) -> _Source:
-  if path.is_dir():
-    if source := _find_trees(path):
-      return source
-    file = _flax_file(path)
-  else:
-    file = weights.read(path)
-  assert file, path
-  return _Source({}, file, (file.format,))
+def _find(path: pathlib.Path) -> _Source | None:
+  if path.is_dir() and (source := _find_trees(path)):
+    return source
+  file = _flax_file(path)
+  return file and _Source({}, file, (file.format,))
 
 
 def _describe(source: _Source) -> dict[str, str]:
   """Describes all that is there, by its path."""
   if source.file:
     others = dict.fromkeys(source.file.others, 'no array')
-    return {**checkpoint.describe(dict(source.file.tensors)), **others}
+    return {**trees_lib.describe(dict(source.file.tensors)), **others}
   return {
     f'{prefix}/{name}' if prefix else name: what
     for prefix, tree in source.trees.items()
-    for name, what in checkpoint.describe_tree(tree).items()
+    for name, what in trees_lib.describe_saved(tree).items()
   }
 
 
@@ -213,7 +205,7 @@ def _read(source: _Source, names: Mapping[str, str]) -> dict[str, np.ndarray]:
       for theirs in names.values()
       if theirs.startswith(start)
     }
-    arrays = checkpoint.read_arrays(tree, wanted)
+    arrays = trees_lib.read_arrays(tree, wanted)
     read |= {f'{start}{name}': array for name, array in arrays.items()}
   return {ours: read[theirs] for ours, theirs in names.items()}
 
@@ -254,10 +246,8 @@ def _variables_among(
 
 def _beginning(name: str, root: str) -> str:
   """Cuts a path where it is known to differ from a prefix."""
-  words, parts = name.split('/'), root.split('/')
-  common = 0
-  while words[common : common + 1] == parts[common : common + 1] != []:
-    common += 1
+  words = name.split('/')
+  common = stored_tensors.count_common(words, root.split('/'))
   return '/'.join(words[: common + 1])
 
 
@@ -271,12 +261,12 @@ def describe_model(
     images: shape and dtype of its images, `[batch, height, width, channels]`.
 
   Returns:
-    What `kdjax.storage.checkpoint.describe` says of them.
+    What `kdjax.storage.trees.describe` says of them.
   """
   made = jax.eval_shape(
     lambda rng: features.init(model, rng, images), jax.random.key(0)
   )
-  return checkpoint.describe(made)
+  return trees_lib.describe(made)
 
 
 def check_finite(
@@ -293,9 +283,7 @@ def check_finite(
   """
   if wrong := [
     name
-    for name, array in flax.traverse_util.flatten_dict(
-      dict(arrays), sep='/'
-    ).items()
+    for name, array in digests.leaves_by_path(dict(arrays)).items()
     if not np.isfinite(array).all()
   ]:
     raise ValueError(

@@ -1,5 +1,6 @@
 """The file of a run's metrics: `metrics.jsonl`."""
 
+import contextlib
 import json
 import pathlib
 import reprlib
@@ -51,10 +52,10 @@ def _read(path: pathlib.Path) -> tuple[list[dict[str, Any]], list[str]]:
   if not path.exists():
     return records, wrong
   *whole, last = path.read_bytes().split(b'\n')
-  numbered = list(enumerate(whole, 1))
-  if _is_json(last):
-    numbered.append((len(whole) + 1, last))
-  for number, text in numbered:
+  with contextlib.suppress(ValueError):
+    schema.parse(last)
+    whole.append(last)
+  for number, text in enumerate(whole, 1):
     try:
       records.append(_parse(f'{path}, line {number}', text, number))
     except ValueError as error:
@@ -62,19 +63,12 @@ def _read(path: pathlib.Path) -> tuple[list[dict[str, Any]], list[str]]:
   return records, wrong
 
 
-def _is_json(text: bytes) -> bool:
-  try:
-    json.loads(text)
-  except (ValueError, RecursionError):
-    return False
-  return True
-
-
 def _parse(where: str, text: bytes, number: int) -> dict[str, Any]:
   """Reads a line of metrics; a ValueError says what is wrong with it."""
-  record = json.loads(text) if _is_json(text) else None
-  if not isinstance(record, dict):
-    raise ValueError(f'{where} is no JSON object')
+  try:
+    record = schema.parse(text)
+  except ValueError as error:
+    raise ValueError(f'{where} is no JSON object') from error
   # Earlier versions of kdjax wrote neither.
   if _LINE in record or _CRC in record:
     checksum = record.pop(_CRC, None)
@@ -161,7 +155,8 @@ def recover(
     ]
     # Training comes first where a step has both.
     kept.sort(key=lambda record: (record['step'], record['kind']))
-    where = atomic.set_aside(path, path.parent) if path.exists() else 'gone'
+    exists = path.exists()
+    where = atomic.move_to_damaged(path, path.parent) if exists else 'gone'
     logs.logger.warning(
       '%s. The file is now %s; the run goes on with the %d lines that are '
       'sound or that its checkpoints know',

@@ -16,7 +16,7 @@ from kdjax.models import normalization as normalization_lib
 from kdjax.models.network import Network
 from kdjax.storage import card as card_lib
 from kdjax.storage import checkpoint as checkpoint_lib
-from kdjax.storage import digests, program_files, run_directory, weights
+from kdjax.storage import digests, program_files, run_directory, trees, weights
 from kdjax.storage import flax_variables as variables_lib
 from kdjax.storage.weights import directory as weights_directory
 from kdjax.system.escape import listed
@@ -33,6 +33,12 @@ _WHOLE = 1.0
 _ANY_SIZE = 32, 32
 # What files of weights are often called.
 _SUFFIXES = '.safetensors', '.pth', '.pt', '.bin', '.ckpt', '.msgpack', '.pkl'
+
+# What the card of a run says of its checkpoint.
+_PROVENANCE = (
+  *('data_digest', 'teacher_digest', 'step', 'epoch'),
+  *('validation_accuracy', 'validation_loss', 'wall_time_s'),
+)
 
 
 class Pretrained(NamedTuple):
@@ -54,14 +60,30 @@ class Pretrained(NamedTuple):
   recognised: tuple[str, ...] = ()
 
 
+class Known(NamedTuple):
+  """What is known of a network that its own files may not say.
+
+  Attributes:
+    model: arguments of `kdjax.models.build`.
+    image_shape: height, width and channels of its images.
+    class_names: those of the data, by which a line of `recognised` calls them.
+  """
+
+  model: Mapping[str, Any] | None = None
+  image_shape: Sequence[int] | None = None
+  class_names: Sequence[str] | None = None
+
+
+_NOTHING = Known()
+
+
 def load(
   path: str | os.PathLike[str],
   checkpoint: str = 'best',
   ema: bool = False,
   *,
   headless: bool = False,
-  like: Mapping[str, Any] | None = None,
-  class_names: Sequence[str] | None = None,
+  known: Known = _NOTHING,
 ) -> Pretrained:
   """Loads a network.
 
@@ -75,9 +97,7 @@ def load(
       variables.
     headless: whether a file without a last layer will do. Its `num_classes` is
       None then, and the network cannot be applied.
-    like: what variables are of, since they do not say: `model`, arguments of
-      `kdjax.models.build`, and `image_shape`.
-    class_names: those of the data, by which a line of `recognised` calls them.
+    known: what variables are of, since they do not say, and more.
 
   Returns:
     The network.
@@ -101,9 +121,9 @@ def load(
   elif checkpoint_lib.is_own(path):
     return _load_run(path, checkpoint, ema)
   elif variables_lib.are_in(path):
-    found = _load_variables(path, like)
+    found = _load_variables(path, known)
   elif path.is_file() or weights_directory.is_one(path):
-    found = _load_weights(path, headless, class_names)
+    found = _load_weights(path, headless, known.class_names)
   else:
     raise FileNotFoundError(_no_network(path))
   card_lib.check_asked(found.card, path, checkpoint, ema)
@@ -199,12 +219,8 @@ def _load_network(path: pathlib.Path) -> Pretrained:
   """Loads what `kdjax.storage.checkpoint.save_network` saved."""
   card, arrays = checkpoint_lib.read_card(path)
   model = models.build(**card['model'])
-  _check_arrays(path, model, card, checkpoint_lib.describe_tree(path))
-  variables = {
-    'params': {},
-    'batch_stats': {},
-    **checkpoint_lib.read_tree(path, arrays),
-  }
+  _check_arrays(path, model, card, trees.describe_saved(path, own=True))
+  variables = {'params': {}, 'batch_stats': {}, **trees.read(path, arrays)}
   variables_lib.check_finite(path, variables)
   variables = _as_known(variables, card)
   return Pretrained(Network(model, jax.device_put(variables)), card)
@@ -228,7 +244,7 @@ def _load_run(path: pathlib.Path, checkpoint: str, ema: bool) -> Pretrained:
   card['metrics'] = _metrics(run, metadata, ema)
   network = checkpoint_lib.restore(directory, ema=ema)
   variables = {name: network.variables[name] for name in features.TRAINED}
-  found = checkpoint_lib.describe(variables)
+  found = trees.describe(variables)
   _check_arrays(directory, network.model, card, found)
   variables_lib.check_finite(directory, variables)
   return Pretrained(network, card)
@@ -266,27 +282,24 @@ def _check_arrays(
       f'{path}: {name} cannot be made for images of {list(shape)} '
       f'({type(error).__name__}: {error})'
     ) from error
-  checkpoint_lib.check_same(
+  trees.check_same(
     path, name, expected, found, 'Put a sound copy there, or export it again'
   )
 
 
-def _load_variables(
-  path: pathlib.Path, like: Mapping[str, Any] | None
-) -> Pretrained:
+def _load_variables(path: pathlib.Path, known: Known) -> Pretrained:
   """Loads the variables of a Flax module."""
-  if like is None:
+  if known.model is None or known.image_shape is None:
     raise ValueError(
       f'{path} holds variables of a Flax module and does not say of which: it '
       'can only be a teacher (config.teacher.path), whose model '
       'config.teacher.name says'
     )
-  model, image_shape = models.build(**like['model']), like['image_shape']
-  variables, notes = variables_lib.load(
-    path, model, jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
-  )
-  card = _unknown(preprocessing(image_shape, image_shape[-1], None))
-  card['model'] = like['model']
+  model, shape = models.build(**known.model), known.image_shape
+  images = jax.ShapeDtypeStruct((1, *shape), np.uint8)
+  variables, notes = variables_lib.load(path, model, images)
+  card = _unknown(preprocessing(shape, shape[-1], None))
+  card['model'] = known.model
   network = Network(model, jax.device_put(variables))
   return Pretrained(network, card, notes)
 
@@ -311,10 +324,8 @@ def _load_weights(
   model = {'dtype': 'float32', **found.model, **card['model']}
   card['model'] = model
   variables = _as_known(found.variables, card)
-  network = Network(
-    models.build(**{**model, 'num_classes': model['num_classes'] or 1}),
-    jax.device_put(variables),
-  )
+  built = models.build(**{**model, 'num_classes': model['num_classes'] or 1})
+  network = Network(built, jax.device_put(variables))
   return Pretrained(network, card, found.recognised)
 
 
@@ -433,17 +444,6 @@ def _card(metadata: Mapping[str, Any], ema: bool) -> dict[str, Any]:
       'config': config,
       'data': data.get('name'),
       'ema': ema,
-      **{
-        key: metadata.get(key)
-        for key in (
-          'data_digest',
-          'teacher_digest',
-          'step',
-          'epoch',
-          'validation_accuracy',
-          'validation_loss',
-          'wall_time_s',
-        )
-      },
+      **{key: metadata.get(key) for key in _PROVENANCE},
     },
   }

@@ -47,7 +47,9 @@ def write(path: pathlib.Path, program: bytes, card: Mapping[str, Any]) -> None:
   Raises:
     OSError: one cannot be written.
   """
-  text = card_lib.seal(card, **{_PROGRAM: hashlib.sha256(program).hexdigest()})
+  text = card_lib.to_json(
+    card, **{_PROGRAM: hashlib.sha256(program).hexdigest()}
+  )
   atomic.write(path, program)
   atomic.write(card_of(path), text.encode())
 

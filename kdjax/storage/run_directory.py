@@ -1,4 +1,8 @@
-"""The files that a run leaves beside its checkpoints, and its final table."""
+"""The files that a run leaves beside its checkpoints.
+
+`workdir` is the run directory. A file that was changed, cut off or damaged
+raises a ValueError, which names it and says what to do.
+"""
 
 import functools
 import hashlib
@@ -24,7 +28,7 @@ _PREDICTIONS = 'predictions.npz'
 
 FILES = _CONFIG, _RESULT, _PREDICTIONS
 """Names of the files that are written here."""
-# What a sealed file has beside its content.
+# What such a file has beside its content and its SHA-256.
 _VERSION = 'version'
 
 _REMEDY = 'Put a sound copy of it there, or choose another run directory'
@@ -51,6 +55,7 @@ _FIRST = tuple(
 )
 
 _MAYBE_NUMBER = schema.NUMBER + schema.NULL
+_MAYBE_INTEGER = schema.INTEGER + schema.NULL
 _TESTED_FIELDS = {
   'step': schema.INTEGER,
   'epoch': schema.NUMBER,
@@ -60,59 +65,36 @@ _TESTED_FIELDS = {
 }
 # What every result says of its run; one without any of them is not whole.
 _RESULT_FIELDS = {
-  'method': schema.TEXT,
+  **dict.fromkeys(('method', 'device', 'platform'), schema.TEXT),
+  **dict.fromkeys(('versions', 'config'), schema.OBJECT),
   'seed': schema.INTEGER,
   'data': {
-    'name': schema.TEXT,
-    'digest': schema.TEXT,
-    'train': schema.INTEGER,
-    'validation': schema.INTEGER,
-    'test': schema.INTEGER,
+    **dict.fromkeys(('name', 'digest'), schema.TEXT),
+    **dict.fromkeys(('train', 'validation', 'test'), schema.INTEGER),
   },
-  'device': schema.TEXT,
-  'platform': schema.TEXT,
-  'versions': schema.OBJECT,
-  'config': schema.OBJECT,
   'student': {
     'model': schema.TEXT,
     'parameters': schema.INTEGER,
     'wall_time_s': schema.NUMBER,
   },
   'teacher': schema.OBJECT + schema.NULL,
-  'best': _TESTED_FIELDS,
-  'last': _TESTED_FIELDS,
+  **dict.fromkeys(('best', 'last'), _TESTED_FIELDS),
 }
 _TEACHER_FIELDS = {
-  'path': schema.TEXT,
-  'digest': schema.TEXT,
-  'model': schema.TEXT,
-  'parameters': schema.INTEGER + schema.NULL,
-  'wall_time_s': _MAYBE_NUMBER,
-  'step': schema.INTEGER + schema.NULL,
-  'validation_accuracy': _MAYBE_NUMBER,
+  **dict.fromkeys(('path', 'digest', 'model'), schema.TEXT),
+  **dict.fromkeys(('parameters', 'step'), _MAYBE_INTEGER),
+  **dict.fromkeys(('wall_time_s', 'validation_accuracy'), _MAYBE_NUMBER),
   'test': schema.OBJECT,
 }
 
-
 # Fields that change what a run writes, where it reads or when it gives up, not
-# what it computes.
-# Which teacher a run has, and what it began with, is known by its digest,
-# wherever it is.
+# what it computes. Which teacher a run has, and what it began with, is known by
+# its digest, wherever it is.
 _FREE = (
-  'log',
-  'checkpoint',
-  'device',
-  'data.data_dir',
-  'data.streaming',
-  'data.workers',
-  'data.corrupt',
-  'train.nonfinite',
-  'student.init_from',
-  'eval.batch_size',
-  'teacher.path',
-  'teacher.ensemble',
-  'teacher.sibling',
-  'teacher.replay',
+  *('log', 'checkpoint', 'device', 'train.nonfinite', 'eval.batch_size'),
+  *('data.data_dir', 'data.streaming', 'data.workers', 'data.corrupt'),
+  *('student.init_from', 'teacher.path', 'teacher.ensemble'),
+  *('teacher.sibling', 'teacher.replay'),
 )
 
 
@@ -144,13 +126,8 @@ def differences(
 ) -> dict[str, str]:
   """Compares a configuration with that of the run in a directory.
 
-  Args:
-    workdir: the run directory.
-    config: a run's configuration.
-
   Returns:
-    For each field that differs and changes what the run computes, a line that
-    says how; empty if none does, or if the directory holds no run.
+    As `config_differences`; empty if the directory holds no run.
   """
   if not is_run(workdir):
     return {}
@@ -167,17 +144,14 @@ def config_differences(
     config: a run's configuration.
 
   Returns:
-    As `differences`.
+    For each field that differs and changes what the run computes, a line that
+    says how.
   """
   return compare(relevant(there), relevant(as_json(config)))
 
 
 def compare(there: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-  """Compares what was written with what would be written now.
-
-  Args:
-    there: values by name, as they were.
-    now: the same, as they are.
+  """Compares values by name, as they were written and as they are now.
 
   Returns:
     For each name whose value differs, a line that says how.
@@ -193,10 +167,6 @@ def check_same_run(
   workdir: pathlib.Path, config: ml_collections.ConfigDict
 ) -> None:
   """Checks that a directory holds no run with another configuration.
-
-  Args:
-    workdir: the run directory.
-    config: the run's configuration.
 
   Raises:
     ValueError: it does; the message names the fields that differ.
@@ -236,7 +206,7 @@ def write_config(
 ) -> None:
   """Writes a run's configuration; makes the directory if need be."""
   workdir.mkdir(parents=True, exist_ok=True)
-  _write_sealed(workdir / _CONFIG, as_json(config))
+  _write_with_digest(workdir / _CONFIG, as_json(config))
 
 
 def is_run(path: pathlib.Path) -> bool:
@@ -248,10 +218,9 @@ def is_run(path: pathlib.Path) -> bool:
   if not file.exists():
     return False
   try:
-    content = json.loads(file.read_bytes())
-  except (OSError, ValueError, RecursionError):
+    return 'student' in schema.parse(file.read_bytes())
+  except (OSError, ValueError):
     return True
-  return not isinstance(content, dict) or 'student' in content
 
 
 def has_result(path: pathlib.Path) -> bool:
@@ -262,15 +231,11 @@ def has_result(path: pathlib.Path) -> bool:
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
   """Reads the configuration of a run.
 
-  Args:
-    workdir: the run directory.
-
   Returns:
     The configuration. A field that the run did not know is as by default.
 
   Raises:
     FileNotFoundError: the directory holds no run.
-    ValueError: the file is damaged or was changed; the message names it.
   """
   if not is_run(workdir):
     raise FileNotFoundError(
@@ -282,13 +247,13 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
 
 def _read_config(workdir: pathlib.Path) -> dict[str, Any]:
   path = workdir / _CONFIG
-  config, sealed = _read(path)
-  _check_config(path, config, sealed)
+  config, sound = _read(path)
+  _check_config(path, config, sound)
   return config
 
 
 def _check_config(
-  path: pathlib.Path, config: Mapping[str, Any], sealed: bool
+  path: pathlib.Path, config: Mapping[str, Any], sound: bool
 ) -> None:
   """Checks the fields of a configuration that was read.
 
@@ -298,7 +263,7 @@ def _check_config(
   found = flax.traverse_util.flatten_dict(config, sep='.')
   default = config_lib.default()
   known = flax.traverse_util.flatten_dict(as_json(default), sep='.')
-  if not sealed and (lost := [name for name in _FIRST if name not in found]):
+  if not sound and (lost := [name for name in _FIRST if name not in found]):
     raise ValueError(
       f'{path} lacks {", ".join(lost)}: it is damaged, or no configuration of '
       f'a run. {_REMEDY}'
@@ -306,7 +271,7 @@ def _check_config(
   for name, value in found.items():
     if name not in known:
       # A method may be one of the user's.
-      if not (sealed or name.startswith('method.')):
+      if not (sound or name.startswith('method.')):
         raise ValueError(
           f'{path} has {name}, which is no field of a configuration. {_REMEDY}'
         )
@@ -350,17 +315,7 @@ def _fill(
 
 
 def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
-  """Reads the result of a run.
-
-  Args:
-    workdir: the run directory.
-
-  Returns:
-    What `write_result` was given; None if the run has not finished.
-
-  Raises:
-    ValueError: the file is damaged or was changed; the message names it.
-  """
+  """Reads the result of a run; None if it has not finished."""
   path = workdir / _RESULT
   if not path.exists():
     return None
@@ -376,18 +331,11 @@ def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 def write_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
   """Writes the result of a run, which marks it as finished."""
-  _write_sealed(workdir / _RESULT, result)
+  _write_with_digest(workdir / _RESULT, result)
 
 
 def digests_of_files(workdir: pathlib.Path) -> dict[str, str]:
-  """Returns the SHA-256 of the files that a run leaves beside its result.
-
-  Args:
-    workdir: the run directory.
-
-  Returns:
-    By the name of each file that is there.
-  """
+  """Returns the SHA-256 of each file that a run leaves beside its result."""
   return {
     name: hashlib.sha256((workdir / name).read_bytes()).hexdigest()
     for name in (metrics_log.METRICS, _PREDICTIONS)
@@ -420,9 +368,6 @@ def check_file(
 def read_predictions(workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
   """Reads the predictions of a run on its test split.
 
-  Args:
-    workdir: the run directory.
-
   Returns:
     What `kdjax.training.final_test` measured; None if the run has not finished,
     or is of a version that did not keep its predictions.
@@ -438,12 +383,7 @@ def read_predictions(workdir: pathlib.Path) -> dict[str, np.ndarray] | None:
 def write_predictions(
   workdir: pathlib.Path, predictions: Mapping[str, np.ndarray]
 ) -> None:
-  """Writes the predictions of a run on its test split.
-
-  Args:
-    workdir: the run directory.
-    predictions: as `kdjax.training.final_test.measure` returns them.
-  """
+  """Writes what `kdjax.training.final_test.measure` returns."""
   with atomic.replacing(workdir / _PREDICTIONS) as file:
     np.savez_compressed(file, allow_pickle=False, **predictions)
 
@@ -467,25 +407,20 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: pathlib.Path) -> tuple[dict[str, Any], bool]:
-  """Reads what `_write_sealed` wrote, and says whether its checksum was there.
+  """Reads a JSON file, and says whether a checksum shows it to be sound.
 
   Earlier versions of kdjax wrote none.
   """
   try:
-    content = json.loads(path.read_bytes())
-    sealed = isinstance(content, dict) and bool(
-      content.keys() & {_VERSION, digests.SHA256}
-    )
+    content = schema.parse(path.read_bytes())
+    has_digest = bool(content.keys() & {_VERSION, digests.SHA256})
     # Null is for who has changed it on purpose.
-    by_hand = sealed and content.get(digests.SHA256, '') is None
-    sound = not sealed or by_hand or digests.is_sealed(content)
-  # Brackets without end are the last two.
-  except (ValueError, RecursionError, MemoryError) as error:
+    by_hand = has_digest and content.get(digests.SHA256, '') is None
+    sound = not has_digest or by_hand or digests.digest_matches(content)
+  except (ValueError, RecursionError) as error:
     raise ValueError(
       f'{path} is damaged or cut off: {error}. {_REMEDY}'
     ) from error
-  if not isinstance(content, dict):
-    raise ValueError(f'{path} holds no JSON object. {_REMEDY}')
   if not sound:
     raise ValueError(
       f'{path} was changed after kdjax wrote it: its SHA-256 is not the one '
@@ -494,12 +429,12 @@ def _read(path: pathlib.Path) -> tuple[dict[str, Any], bool]:
     )
   for key in (_VERSION, digests.SHA256):
     content.pop(key, None)
-  return content, sealed and not by_hand
+  return content, has_digest and not by_hand
 
 
-def _write_sealed(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+def _write_with_digest(path: pathlib.Path, content: Mapping[str, Any]) -> None:
   """Writes a JSON file with kdjax's version and the SHA-256 of the rest."""
-  write_json(path, digests.seal({**content, _VERSION: __version__}))
+  write_json(path, digests.add_digest({**content, _VERSION: __version__}))
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
-"""Checks of JSON that was read: its fields, and the type of each."""
+"""JSON that was read: its fields, and the type of each."""
 
+import json
 import os
 import reprlib
 from collections.abc import Mapping
@@ -32,6 +33,29 @@ _NAMES = {
   dict: 'an object',
   type(None): 'null',
 }
+
+
+def parse(text: str | bytes) -> dict[str, Any]:
+  """Parses a JSON object.
+
+  Args:
+    text: what a file holds, or a part of it.
+
+  Returns:
+    The object.
+
+  Raises:
+    ValueError: it is none, for whatever reason; the message is part of a
+      sentence.
+  """
+  try:
+    content = json.loads(text)
+  # Brackets without end are the last two.
+  except (ValueError, RecursionError, MemoryError) as error:
+    raise ValueError(str(error) or repr(error)) from error
+  if not isinstance(content, dict):
+    raise ValueError('it holds no JSON object')
+  return content
 
 
 def check(

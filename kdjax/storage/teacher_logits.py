@@ -21,7 +21,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.storage import run_directory
+from kdjax.storage import run_directory, schema
 from kdjax.system import atomic
 
 _ABOUT = 'replay.json'
@@ -54,7 +54,10 @@ class Replay:
     self._key = _sha256(json.dumps(about, sort_keys=True).encode())
     path = self._directory / _ABOUT
     if path.exists():
-      kept = json.loads(path.read_text(encoding='utf-8'))
+      try:
+        kept = schema.parse(path.read_bytes())
+      except ValueError as error:
+        raise ValueError(f'{path} is damaged ({error}): remove it') from error
       if differing := run_directory.compare(kept, about):
         shown = '\n  '.join(differing.values())
         raise ValueError(

@@ -7,7 +7,7 @@ and what does best on the validation split goes into the stages after it.
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import ml_collections
 import numpy as np
@@ -47,19 +47,10 @@ def default() -> ml_collections.ConfigDict:
   ).lock()
 
 
-def stage(
-  name: str,
-  *,
-  grid: Mapping[str, Sequence[Any]] | None = None,
-  random: Mapping[str, tuple[Any, ...]] | None = None,
-  samples: int = 0,
-  fixed: Mapping[str, Any] | None = None,
-  seeds: Sequence[int] | None = None,
-) -> dict[str, Any]:
-  """Describes a stage of a sweep. Fields are those of a run's configuration.
+class Trials(TypedDict, total=False):
+  """What a stage tries. Fields are those of a run's configuration.
 
-  Args:
-    name: what the sweep calls it.
+  Attributes:
     grid: values by field, such as `{'method.response.alpha': (0.1, 0.5)}`; all
       combinations are tried.
     random: by field, `(low, high)` to draw from uniformly, whole numbers if
@@ -67,15 +58,38 @@ def stage(
     samples: number of settings to draw, each tried with the whole grid.
     fixed: values by field that all runs of the stage have.
     seeds: what every setting is trained with, if not with those of the sweep.
+  """
+
+  grid: Mapping[str, Sequence[Any]] | None
+  random: Mapping[str, tuple[Any, ...]] | None
+  samples: int
+  fixed: Mapping[str, Any] | None
+  seeds: Sequence[int] | None
+
+
+def stage(name: str, **trials: Unpack[Trials]) -> dict[str, Any]:
+  """Describes a stage of a sweep.
+
+  Args:
+    name: what the sweep calls it.
+    **trials: what it tries, see `Trials`.
 
   Returns:
     A description for `config.stages`.
 
   Raises:
+    TypeError: a keyword is none of `Trials`.
     ValueError: a field has no values, there are bounds and no samples or the
       reverse, or `seed` is among the fields.
   """
-  grid, random, fixed = grid or {}, random or {}, fixed or {}
+  if unknown := trials.keys() - Trials.__annotations__.keys():
+    raise TypeError(
+      f"the stage '{name}' has {', '.join(sorted(unknown))}: expected "
+      f'{", ".join(Trials.__annotations__)}'
+    )
+  grid, random = trials.get('grid') or {}, trials.get('random') or {}
+  fixed = trials.get('fixed') or {}
+  samples, seeds = trials.get('samples', 0), trials.get('seeds')
   for field, values in {**grid, **random}.items():
     if not len(values):
       raise ValueError(f"the stage '{name}' has no values for {field}")

@@ -134,7 +134,7 @@ def check_name(path: pathlib.Path) -> None:
     )
 
 
-def set_aside(path: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
+def move_to_damaged(path: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
   """Moves a damaged file of a run to `damaged/` in the run directory."""
   directory = workdir / 'damaged'
   directory.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ import ml_collections
 from kdjax import config as config_lib
 from kdjax import data, models
 from kdjax.models import features
-from kdjax.storage import checkpoint, digests, networks, run_directory
+from kdjax.storage import digests, networks, run_directory, trees
 from kdjax.storage import flax_variables as variables_lib
 from kdjax.system.logs import logger
 
@@ -180,11 +180,11 @@ def check(
         f"module '{head}': name its last layer in an attribute `head`"
       )
     expected = {name: expected[name] for name in expected.keys() - fresh}
-  checkpoint.check_same(
+  trees.check_same(
     initial.report['path'],
     f'{config.student.name} on {dataset.name}',
     expected,
-    checkpoint.describe(initial.variables),
+    trees.describe(initial.variables),
     'Where only the number of classes is another, give '
     '--config.student.head=fresh',
   )

@@ -106,17 +106,17 @@ def _load_network(
 ) -> Teacher:
   """Loads a teacher that is one network."""
   wall_time = _wall_time(path) if run_directory.is_run(path) else None
-  like = None
-  if assumed and 'num_classes' in assumed:
-    arguments = config_lib.model_arguments(
-      config_lib.teacher_run(config), assumed['num_classes']
+  assumed = assumed or {}
+  known = networks.Known(class_names=assumed.get('class_names'))
+  if 'num_classes' in assumed:
+    known = known._replace(
+      model=config_lib.model_arguments(
+        config_lib.teacher_run(config), assumed['num_classes']
+      ),
+      image_shape=assumed['image_shape'],
     )
-    like = {'model': arguments, 'image_shape': assumed['image_shape']}
   (_, variables), card, recognised = networks.load(
-    path,
-    config.teacher.checkpoint,
-    like=like,
-    class_names=assumed.get('class_names') if assumed else None,
+    path, config.teacher.checkpoint, known=known
   )
   for line in recognised:
     logger.info('%s: %s', path.name, line)

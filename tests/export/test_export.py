@@ -448,7 +448,7 @@ def test_what_jax_cannot_export_is_one_error(bfloat16, tmp_path):
 def exchanging(request, monkeypatch):
   """File systems that can exchange two paths, and those that cannot."""
   if request.param == 'one after the other':
-    monkeypatch.setattr(staging, '_exchange_at_once', lambda *_: False)
+    monkeypatch.setattr(staging, '_exchange_in_one_step', lambda *_: False)
 
 
 def put_over(tmp_path, names):
@@ -457,7 +457,7 @@ def put_over(tmp_path, names):
     (staged / 'a').mkdir()
     for name in ('a/x', 'b'):
       (staged / name).write_text('new')
-    staging.put(staged, [tmp_path / name for name in names])
+    staging.move_into_place(staged, [tmp_path / name for name in names])
 
 
 @pytest.fixture
@@ -512,8 +512,8 @@ def killed_at(step, act):
   with pytest.MonkeyPatch.context() as patch:
     for name in ('rename', 'replace', 'unlink', 'rmdir'):
       patch.setattr(os, name, patched(getattr(os, name)))
-    at_once = staging._exchange_at_once
-    patch.setattr(staging, '_exchange_at_once', patched(at_once))
+    at_once = staging._exchange_in_one_step
+    patch.setattr(staging, '_exchange_in_one_step', patched(at_once))
     try:
       act()
     except Killed:

@@ -15,7 +15,14 @@ from kdjax import models
 from kdjax.export import formats
 from kdjax.models import features
 from kdjax.models.network import Network
-from kdjax.storage import card, checkpoint, networks, program_files, weights
+from kdjax.storage import (
+  card,
+  checkpoint,
+  networks,
+  program_files,
+  trees,
+  weights,
+)
 from kdjax.training.state import TrainState
 
 KNOWN = {
@@ -104,7 +111,7 @@ READERS = {
 
 
 def test_a_card_is_read_as_it_was_written():
-  assert card.read(card.seal(KNOWN, more=1), 'x') == {**KNOWN, 'more': 1}
+  assert card.read(card.to_json(KNOWN, more=1), 'x') == {**KNOWN, 'more': 1}
   for place in ('class_names', 'preprocessing.image_shape', 'kdjax'):
     card.check(changed(place, None), 'x')
   card.check(changed('model.dtype', ABSENT), 'x')
@@ -182,7 +189,7 @@ def test_every_reader_checks_its_card(network, tmp_path, name):
     '{"a":' * 100_000,
     '\ud800',
     json.dumps(KNOWN),
-    card.seal(KNOWN).replace('"a"', '"b"'),
+    card.to_json(KNOWN).replace('"a"', '"b"'),
   ],
 )
 def test_what_is_no_card_is_refused(text):
@@ -248,7 +255,7 @@ def test_arrays_of_another_network_are_refused_unread(
   content['class_names'] = None
   write_orbax(tmp_path / 'out', network, content)
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoint, 'read_tree', None)
+    patch.setattr(trees, 'read', None)
     with pytest.raises(ValueError, match=r'fc/bias \(float32\[3\], expected'):
       networks.load(tmp_path / 'out')
   save_run(tmp_path / 'run', network, model=content['model'], class_names=None)

@@ -159,7 +159,7 @@ def run(tmp_path_factory):
     'arrays': {},
   }
   (directory / 'metadata' / 'metadata').write_text(
-    json.dumps(digests.seal(metadata))
+    json.dumps(digests.add_digest(metadata))
   )
   return path
 

@@ -5,11 +5,11 @@ The weights are in one file, or in several that an index names. Beside them
 `pretrained_cfg`, how images are prepared.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from kdjax.storage import schema
 from kdjax.storage.weights import stored_tensors
 from kdjax.system import escape
 
@@ -56,13 +56,7 @@ def is_one(path: pathlib.Path) -> bool:
 
 
 def weights_of(path: pathlib.Path) -> list[pathlib.Path]:
-  """Finds the files of weights in a directory.
-
-  Args:
-    path: the directory.
-
-  Returns:
-    One file, or all that an index names.
+  """Finds the files of weights in a directory: one, or all in an index.
 
   Raises:
     FileNotFoundError: one that an index names is not there.
@@ -96,17 +90,7 @@ def weights_of(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def join(parts: Sequence[stored_tensors.Stored]) -> stored_tensors.Stored:
-  """Joins what several files hold, none of them twice.
-
-  Args:
-    parts: what is in each.
-
-  Returns:
-    All of it.
-
-  Raises:
-    ValueError: two tensors have the same name.
-  """
+  """Joins what several files hold; a ValueError names what is in two."""
   tensors: dict[str, stored_tensors.Tensor] = {}
   for part in parts:
     if twice := tensors.keys() & part.tensors.keys():
@@ -131,9 +115,6 @@ def describe(
     path: the directory.
     num_classes: of the network in it, None without a classifier.
     channels: of its images.
-
-  Returns:
-    What they say.
 
   Raises:
     ValueError: a file is damaged, or the network is one whose weights look like
@@ -293,9 +274,8 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     if len(text) > _MAX_JSON:
       raise ValueError(f'more than {_MAX_JSON} bytes')
-    content = json.loads(text)
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path} is not JSON: {error}') from error
-  if not isinstance(content, dict):
-    raise ValueError(f'{path}: expected a dictionary')
-  return content
+    return schema.parse(text)
+  except ValueError as error:
+    raise ValueError(
+      f'{path}: expected a dictionary, as JSON: {error}'
+    ) from error

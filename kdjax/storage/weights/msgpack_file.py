@@ -39,11 +39,7 @@ _LENGTHS: Mapping[int, tuple[str, int]] = {
 
 
 def begins(start: bytes) -> bool:
-  """Whether a file that begins so may be one: a dictionary with entries.
-
-  Args:
-    start: its first bytes.
-  """
+  """Whether a file with these first bytes may be one: a filled dictionary."""
   # The first key is a string.
   first, *rest = start[:2] or b'\0'
   if first in (0xDE, 0xDF):
@@ -56,17 +52,9 @@ def begins(start: bytes) -> bool:
 
 
 def read(path: pathlib.Path) -> stored_tensors.Stored:
-  """Reads names, shapes and dtypes of the arrays in a file.
+  """Reads what `flax.serialization.to_bytes` wrote, as `loading.read`.
 
-  Args:
-    path: the file, as `flax.serialization.to_bytes` makes it.
-
-  Returns:
-    What is in it; names of nested dictionaries are joined by slashes.
-
-  Raises:
-    ValueError: it is damaged, or of another program.
-    OSError: it cannot be read.
+  Names of nested dictionaries are joined by slashes.
   """
   with path.open('rb') as raw:
     content = memoryview(mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ))
@@ -95,16 +83,16 @@ class _Reader:
     self.others: dict[str, None] = {}
     self.entries = 0
 
-  def take(self, size: int) -> memoryview:
+  def read(self, size: int) -> memoryview:
     """Reads so many bytes, which the file must have."""
-    taken = self.content[self.at : self.at + size]
-    if len(taken) < size:
+    content = self.content[self.at : self.at + size]
+    if len(content) < size:
       raise ValueError('its msgpack ends too soon: the file is truncated')
     self.at += size
-    return taken
+    return content
 
   def number(self, size: int) -> int:
-    return int.from_bytes(self.take(size), 'big')
+    return int.from_bytes(self.read(size), 'big')
 
   def head(self) -> tuple[str, int]:
     """Reads the kind of the next value and its length, or the number it is."""
@@ -138,7 +126,7 @@ class _Reader:
     size = self.expect('bytes')
     if size > _MAX_NAME:
       raise ValueError(f'its msgpack has names of more than {_MAX_NAME} bytes')
-    return bytes(self.take(size)).decode()
+    return bytes(self.read(size)).decode()
 
   def value(self, name: str, depth: int) -> None:
     """Goes through a value and all that is in it."""
@@ -150,7 +138,7 @@ class _Reader:
     else:
       self.others[name] = None
       if kind == 'bytes':
-        self.take(size)
+        self.read(size)
 
   def _container(self, name: str, depth: int, kind: str, size: int) -> None:
     self.entries += size
@@ -177,7 +165,7 @@ class _Reader:
     kind = self.number(1)
     end = self.at + size
     if kind not in (_ARRAY, _SCALAR):
-      self.take(size)
+      self.read(size)
       self.others[name] = None
       return
     if self.expect('list') != 3:
@@ -190,7 +178,7 @@ class _Reader:
       raise ValueError(
         f'{escape.listed([name])} is of {dtype}: expected numbers'
       )
-    data = self.take(self.expect('bytes'))
+    data = self.read(self.expect('bytes'))
     known = stored_tensors.DTYPES[dtype]
     if (
       self.at != end

@@ -31,18 +31,7 @@ Bytes = Callable[[], memoryview]
 
 
 def read_zip(path: pathlib.Path) -> stored_tensors.Stored:
-  """Reads the description of the tensors in a file of PyTorch 1.6 and later.
-
-  Args:
-    path: the file.
-
-  Returns:
-    What is in it.
-
-  Raises:
-    ValueError: it is damaged, no file of weights, or holds what is not data.
-    OSError: it cannot be read.
-  """
+  """Reads what is in a file of PyTorch 1.6 and later, as `loading.read`."""
   members, content = _members(path), memoryview(_map(path))
   pickles = [name for name in members if name.endswith('/data.pkl')]
   if len(pickles) != 1:
@@ -85,19 +74,9 @@ def read_zip(path: pathlib.Path) -> stored_tensors.Stored:
 
 
 def read_legacy(path: pathlib.Path) -> stored_tensors.Stored:
-  """Reads the description of the tensors in a file of PyTorch before 1.6.
+  """Reads what is in a file of PyTorch before 1.6, as `loading.read`.
 
   Later versions write it with `_use_new_zipfile_serialization=False`.
-
-  Args:
-    path: the file.
-
-  Returns:
-    What is in it.
-
-  Raises:
-    ValueError: it is damaged, no file of weights, or holds what is not data.
-    OSError: it cannot be read.
   """
   content, file = _map(path), _map(path, unpickler.MAX_BYTES)
   if unpickler.load(file).value != _MAGIC_NUMBER:

@@ -101,8 +101,53 @@ class _Naming(NamedTuple):
   last: int | None = None
 
 
-def _torchvision(name: str) -> str:
-  return re.sub(r'^(layer\d+\.\d+)\.shortcut\.', r'\1.downsample.', name)
+_Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+
+
+def _renaming(*rules: _Rule) -> Callable[[str], str]:
+  """Returns a function that replaces patterns in a name, one by one."""
+
+  def canonical(name: str) -> str:
+    for pattern, replacement in rules:
+      name = re.sub(pattern, replacement, name)
+    return name
+
+  return canonical
+
+
+_torchvision = _renaming((r'^(layer\d+\.\d+)\.shortcut\.', r'\1.downsample.'))
+# Convolution, norm and ReLU take turns in `residual_function`.
+_sequential = _renaming(
+  (r'^conv1\.0\.', 'conv1.'),
+  (r'^conv1\.1\.', 'bn1.'),
+  (r'^conv([2-9])_x(?=\.\d+\.)', lambda match: f'layer{int(match[1]) - 1}'),
+  (r'^(layer\d\.\d+)\.shortcut\.', r'\1.downsample.'),
+  (
+    r'^(layer\d\.\d+)\.residual_function\.(\d)\.',
+    lambda match: (
+      f'{match[1]}.{("conv", "bn", "relu")[int(match[2]) % 3]}'
+      f'{int(match[2]) // 3 + 1}.'
+    ),
+  ),
+)
+_transformers = _renaming(
+  (r'^resnet\.', ''),
+  (r'^embedder\.embedder\.convolution\.', 'conv1.'),
+  (r'^embedder\.embedder\.normalization\.', 'bn1.'),
+  (
+    r'^encoder\.stages\.(\d)\.layers(?=\.\d+\.)',
+    lambda match: f'layer{int(match[1]) + 1}',
+  ),
+  (r'^(layer\d\.\d+)\.shortcut\.convolution\.', r'\1.downsample.0.'),
+  (r'^(layer\d\.\d+)\.shortcut\.normalization\.', r'\1.downsample.1.'),
+  (
+    r'^(layer\d\.\d+)\.layer\.(\d)\.(convolution|normalization)\.',
+    lambda match: (
+      f'{match[1]}.{"conv" if match[3] == "convolution" else "bn"}'
+      f'{int(match[2]) + 1}.'
+    ),
+  ),
+)
 
 
 def _children(first: int) -> Callable[[str], str]:
@@ -116,44 +161,6 @@ def _children(first: int) -> Callable[[str], str]:
     return _torchvision(f'{modules.get(number, number)}{dot}{rest}')
 
   return canonical
-
-
-def _transformers(name: str) -> str:
-  def block(match: re.Match[str]) -> str:
-    stage, index, place, kind = match.groups()
-    is_conv = kind == 'convolution'
-    start = f'layer{int(stage) + 1}.{index}.'
-    if place == 'shortcut':
-      return f'{start}downsample.{0 if is_conv else 1}.'
-    layer = int(place.removeprefix('layer.')) + 1
-    return f'{start}{"conv" if is_conv else "bn"}{layer}.'
-
-  name = name.removeprefix('resnet.')
-  name = re.sub(r'^embedder\.embedder\.convolution\.', 'conv1.', name)
-  name = re.sub(r'^embedder\.embedder\.normalization\.', 'bn1.', name)
-  return re.sub(
-    r'^encoder\.stages\.(\d)\.layers\.(\d+)\.(shortcut|layer\.\d)'
-    r'\.(convolution|normalization)\.',
-    block,
-    name,
-  )
-
-
-def _sequential(name: str) -> str:
-  def block(match: re.Match[str]) -> str:
-    stage, index, place = match.groups()
-    start = f'layer{int(stage) - 1}.{index}.'
-    if place == 'shortcut.':
-      return f'{start}downsample.'
-    # Convolution, norm and ReLU take turns.
-    layer, kind = divmod(int(place.removeprefix('residual_function.')[:-1]), 3)
-    return f'{start}{("conv", "bn", "relu")[kind]}{layer + 1}.'
-
-  name = re.sub(r'^conv1\.0\.', 'conv1.', name)
-  name = re.sub(r'^conv1\.1\.', 'bn1.', name)
-  return re.sub(
-    r'^conv([2-9])_x\.(\d+)\.(shortcut\.|residual_function\.\d\.)', block, name
-  )
 
 
 def _first(name: str) -> re.Pattern[str]:
@@ -329,10 +336,8 @@ def _split(name: str, root: str) -> tuple[int, list[str]]:
 
   Wrappers after it are left out.
   """
-  words, parts = name.split('.'), root.split('.')[:-1]
-  common = 0
-  while words[common : common + 1] == parts[common : common + 1] != []:
-    common += 1
+  words = name.split('.')
+  common = stored_tensors.count_common(words, root.split('.')[:-1])
   tail = [word for word in words[common:] if word not in _WRAPPERS]
   return common, tail or words[-1:]
 
@@ -718,7 +723,7 @@ def from_flax(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   for collection in ('params', 'batch_stats'):
     for path, leaf in _flat(variables.get(collection, {})):
       array = np.asarray(leaf)
-      arrays[_canonical(path)] = _to_torch_layout(array)
+      arrays[_canonical('.'.join(path))] = _to_torch_layout(array)
   network = _recognise({name: array.shape for name, array in arrays.items()})
   return {name: arrays[name] for name in network.shapes}
 
@@ -751,18 +756,16 @@ def _flax_path(name: str, rank: int) -> list[str]:
   return ['params', *path, weight if kind == 'weight' else kind]
 
 
-def _canonical(path: tuple[str, ...]) -> str:
-  """Returns the name of a tensor by its path, or the path itself."""
-  name = '.'.join(path)
-  name = re.sub(
+_canonical = _renaming(
+  (
     r'^stage(\d+)\.block(\d+)\.',
     lambda match: f'layer{match[1]}.{int(match[2]) - 1}.',
-    name,
-  )
-  name = re.sub(r'\.downsample_conv\.', '.downsample.0.', name)
-  name = re.sub(r'\.downsample_bn\.', '.downsample.1.', name)
-  name = re.sub(r'\.(?:kernel|scale)$', '.weight', name)
-  return re.sub(r'\.(mean|var)$', r'.running_\1', name)
+  ),
+  (r'\.downsample_conv\.', '.downsample.0.'),
+  (r'\.downsample_bn\.', '.downsample.1.'),
+  (r'\.(?:kernel|scale)$', '.weight'),
+  (r'\.(mean|var)$', r'.running_\1'),
+)
 
 
 def _to_flax_layout(array: np.ndarray) -> np.ndarray:

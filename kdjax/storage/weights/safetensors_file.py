@@ -26,18 +26,7 @@ _DTYPES = {
 
 
 def read(path: pathlib.Path) -> stored_tensors.Stored:
-  """Reads the header of a safetensors file.
-
-  Args:
-    path: the file.
-
-  Returns:
-    What is in it.
-
-  Raises:
-    ValueError: it is damaged, or has arrays of a type that is not supported.
-    OSError: it cannot be read.
-  """
+  """Reads what is in a safetensors file, as `loading.read`."""
   with path.open('rb') as raw:
     header = int.from_bytes(raw.read(8), 'little')
   if header > MAX_HEADER:

@@ -1,8 +1,10 @@
 """Arrays in a file whose shape and dtype are known before they are read."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import ml_dtypes
@@ -17,6 +19,12 @@ DTYPES = {
   )
 }
 """Dtypes that an array may have, by name."""
+
+
+def count_common(one: Sequence[str], other: Sequence[str]) -> int:
+  """Counts the words with which two names both begin."""
+  same = map(operator.eq, one, other)
+  return sum(itertools.takewhile(bool, same))
 
 
 @dataclasses.dataclass(frozen=True)

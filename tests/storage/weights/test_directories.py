@@ -252,7 +252,7 @@ def test_one_logit_becomes_two(tmp_path):
   state = state_of(classes=1)
   torch_files.write_zip(tmp_path / 'net.pth', prefixed(state, 'module.'))
   network, card, recognised = networks.load(
-    tmp_path / 'net.pth', class_names=['healthy', 'ill']
+    tmp_path / 'net.pth', known=networks.Known(class_names=['healthy', 'ill'])
   )
   assert card['model']['num_classes'] == 2
   assert 'of which the second, ill, is the positive one' in recognised[-1]
