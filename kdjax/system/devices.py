@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from kdjax.system import xla
+from kdjax.system import target, xla
 
 _T = TypeVar('_T')
 
@@ -88,11 +88,21 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-@functools.cache
 def mesh() -> Mesh:
-  """Returns the mesh of all devices of all processes, with one axis."""
+  """Returns the mesh of all devices of all processes, with one axis.
+
+  Within `kdjax.system.target.compile_for`, that of the absent devices.
+  """
+  return _mesh(target.absent())
+
+
+@functools.cache
+def _mesh(absent: target.Target | None) -> Mesh:
   return jax.make_mesh(
-    (jax.device_count(),), (_AXIS,), axis_types=(AxisType.Auto,)
+    (target.device_count(),),
+    (_AXIS,),
+    axis_types=(AxisType.Auto,),
+    devices=absent and absent.devices,
   )
 
 
@@ -113,8 +123,11 @@ def replicate(tree: Any) -> Any:
     tree: arrays of the host, the same in each process, or of devices.
 
   Returns:
-    The same PyTree of arrays that are whole on every device.
+    The same PyTree of arrays that are whole on every device; their shapes where
+    the devices are absent.
   """
+  if target.absent():
+    return describe(tree)
   if jax.process_count() == 1:
     return jax.device_put(tree, replicated())
 
@@ -129,6 +142,22 @@ def replicate(tree: Any) -> Any:
   return jax.tree.map(put, tree)
 
 
+def describe(tree: Any) -> Any:
+  """Describes arrays that are whole on every device.
+
+  Args:
+    tree: arrays, or their shapes and dtypes.
+
+  Returns:
+    The same PyTree of shapes and dtypes, `replicated`.
+  """
+
+  def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated())
+
+  return jax.tree.map(place, jax.eval_shape(lambda tree: tree, tree))
+
+
 def divide(batch: _T) -> _T:
   """Divides a batch over the devices; within a jitted function.
 
@@ -141,7 +170,7 @@ def divide(batch: _T) -> _T:
   """
 
   def constrain(array: jax.Array) -> jax.Array:
-    if array.shape[0] % jax.device_count():
+    if array.shape[0] % target.device_count():
       return array
     return jax.lax.with_sharding_constraint(array, sharded())
 

@@ -12,7 +12,7 @@ import ml_collections
 
 from kdjax import data
 from kdjax.models import features
-from kdjax.system import memory
+from kdjax.system import memory, target
 
 
 class Plan(NamedTuple):
@@ -118,7 +118,7 @@ def plan(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Plan:
       f'config.train.batch_size is {batch_size}, and {dataset.name} has only '
       f'{size} training images'
     )
-  count, parts = jax.device_count(), config.train.accumulate
+  count, parts = target.device_count(), config.train.accumulate
   if batch_size % (count * parts):
     raise ValueError(
       f'config.train.batch_size is {batch_size}, and cannot be divided over '
@@ -136,7 +136,7 @@ def plan(config: ml_collections.ConfigDict, dataset: data.Dataset) -> Plan:
   _check_images(config, dataset)
   # On CPU host and device are the same processor, and convolutions in a loop
   # lose their parallel kernels.
-  on_cpu = jax.default_backend() == 'cpu'
+  on_cpu = target.on_cpu()
   dispatch = config.device.steps_per_dispatch
   if isinstance(dataset.train, data.Stream):
     dispatch = 1
@@ -219,7 +219,7 @@ def _check_images(
   # As bytes, and normalised, of which each device has a part.
   pixels = config.train.batch_size * math.prod(dataset.image_shape)
   memory.check(
-    5 * pixels // jax.device_count(),
+    5 * pixels // target.device_count(),
     f'a batch of {config.train.batch_size:,} images of {height}×{width} pixels',
     'Lower config.train.batch_size or config.data.image_size',
   )

@@ -15,6 +15,7 @@ import optax
 
 from kdjax.methods import Batch, Method, Variables
 from kdjax.models import features, sums
+from kdjax.system import target
 from kdjax.training import state as state_lib
 from kdjax.training.state import TrainState
 
@@ -315,7 +316,7 @@ def accumulate_gradients(gradients: _Gradients, count: int) -> _Gradients:
       ),
       (jnp.arange(count), microbatches),
       # On CPU convolutions in a loop lose their parallel kernels.
-      unroll=jax.default_backend() == 'cpu',
+      unroll=target.on_cpu(),
     )
     return (
       optax.tree.scale(1 / count, total),
