@@ -340,9 +340,10 @@ def _make_run_steps(
     steps: int,
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     def run_step(state: TrainState, _: None) -> tuple[TrainState, step.Metrics]:
-      batch = make_batch(
-        state_lib.data_key(state.rng), state.step, epoch, *train
-      )
+      with jax.named_scope('data'):
+        batch = make_batch(
+          state_lib.data_key(state.rng), state.step, epoch, *train
+        )
       epochs_done = state.step / steps_per_epoch
       teacher: Any = teacher_variables
       if epoch.teacher_logits is not None:
