@@ -216,9 +216,14 @@ class Program:
 
 
 def _put(split: data.Split | data.Stream, batch_size: int) -> tuple[Any, ...]:
-  """Puts training images and labels on the devices; of a stream the shapes."""
+  """Puts training images and labels on the devices; of a stream the shapes.
+
+  Images in memory have one row each: a TPU pads short axes, and would copy all
+  images into such a layout in each dispatch.
+  """
   if isinstance(split, data.Split):
-    return devices.replicate(tuple(split))
+    rows = split.images.reshape(split.size, -1)
+    return devices.replicate((rows, split.labels))
   return tuple(
     jax.ShapeDtypeStruct(
       (batch_size, *shape), dtype, sharding=devices.sharded()
@@ -286,7 +291,8 @@ def _make_batch(run: Run) -> MakeBatch:
   ) -> augment.TrainBatch:
     ids = augment.batch_indices(number, epoch.order, plan.batch_size)
     if not streamed:
-      images, labels = images[ids], labels[ids]
+      images = images[ids].reshape(-1, *run.dataset.image_shape)
+      labels = labels[ids]
     if epoch.label_changes is not None:
       changes = epoch.label_changes[ids]
       labels = jnp.where(changes < 0, -1, (labels + changes) % num_classes)
