@@ -2,8 +2,9 @@
 
 A run is the same program on one device and on many: each batch is divided over
 the mesh's only axis, everything else is on every device, and XLA adds what has
-to be added, BatchNorm's statistics and gradients, over all of them. So results
-do not depend on the number of devices, but for the order of additions.
+to be added, BatchNorm's statistics and gradients, over all of them, in float32.
+So results do not depend on the number of devices, but for the order of
+additions and, of a computation in bfloat16, one rounding on each device.
 """
 
 import contextlib
@@ -23,7 +24,12 @@ from kdjax.system import target, xla
 
 _T = TypeVar('_T')
 
+_Gradient = Callable[
+  [jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]
+]
+
 _AXIS = 'data'
+_dividing = False
 # After so long without a sign of life a process counts as dead, and all end.
 _HEARTBEAT_SECONDS = 30
 # A network file system may show a file so much later elsewhere.
@@ -175,6 +181,63 @@ def divide(batch: _T) -> _T:
     return jax.lax.with_sharding_constraint(array, sharded())
 
   return jax.tree.map(constrain, batch)
+
+
+@contextlib.contextmanager
+def dividing() -> Iterator[None]:
+  """Says that batches are divided in what is traced inside, see `by_device`.
+
+  Yields:
+    Nothing; the tracing goes inside.
+  """
+  global _dividing
+  before, _dividing = _dividing, True
+  try:
+    yield
+  finally:
+    _dividing = before
+
+
+def by_device(gradient: _Gradient) -> _Gradient:
+  """Adds the gradients of parameters over the devices in float32.
+
+  Left to XLA, those of parameters in bfloat16 would be added in bfloat16. So
+  within `dividing` each device computes those of its part of the batch.
+
+  Args:
+    gradient: a function of a batch, parameters and the cotangent of the outputs
+      that returns the gradients of the first two; the batch's axis comes first.
+
+  Returns:
+    The same function.
+  """
+
+  def local(
+    batch: jax.Array, parameters: jax.Array, cotangent: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    of_batch, own = gradient(batch, parameters, cotangent)
+    return of_batch, jax.lax.psum(own.astype('float32'), _AXIS).astype(
+      own.dtype
+    )
+
+  def divided(
+    batch: jax.Array, parameters: jax.Array, cotangent: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    count = target.device_count()
+    uneven = count == 1 or batch.shape[0] % count
+    if not _dividing or uneven or parameters.dtype == 'float32':
+      return gradient(batch, parameters, cotangent)
+    rows, whole = PartitionSpec(_AXIS), PartitionSpec()
+    return jax.shard_map(
+      local,
+      mesh=mesh(),
+      in_specs=(rows, whole, rows),
+      out_specs=(rows, whole),
+      # Else the gradient itself would be a sum over devices, in bfloat16.
+      check_vma=False,
+    )(batch, parameters, cotangent)
+
+  return divided
 
 
 def local_rows(batch_size: int) -> np.ndarray:

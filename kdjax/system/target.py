@@ -35,11 +35,14 @@ def absent() -> Target | None:
   return _absent
 
 
+def platform() -> str:
+  """Returns what programs are compiled for: 'cpu', 'tpu' or a kind of GPU."""
+  return _absent.platform if _absent else jax.default_backend()
+
+
 def on_cpu() -> bool:
   """Whether programs are compiled for the CPU."""
-  if _absent:
-    return _absent.platform == 'cpu'
-  return jax.default_backend() == 'cpu'
+  return platform() == 'cpu'
 
 
 def device_count() -> int:

@@ -357,16 +357,15 @@ def _make_run_steps(
           epoch.teacher_logits[state.step % steps_per_epoch]
         )
         teacher = features.Outputs(logits, {})
-      return train_step(
-        state,
-        step.Inputs(
-          *batch,
-          epochs_done,
-          normalization,
-          teacher,
-          scheduled(hyperparameters, epochs_done),
-        ),
+      inputs = step.Inputs(
+        *batch,
+        epochs_done,
+        normalization,
+        teacher,
+        scheduled(hyperparameters, epochs_done),
       )
+      with devices.dividing():
+        return train_step(state, inputs)
 
     if steps > 1:
       return jax.lax.scan(run_step, state, length=steps)

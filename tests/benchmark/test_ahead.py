@@ -2,7 +2,11 @@
 
 import importlib.util
 import json
+import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import processes
@@ -78,6 +82,82 @@ def test_images_are_not_cut_one_after_the_other_on_a_tpu(lowered, platform):
   *_, text = lowered
   cut = 'slice_sizes = array<i64: 1, 8, 8, 1>'
   assert (cut in text) == (platform == 'cuda')
+
+
+# What eight devices add explicitly in a step, by dtype of the computation.
+EIGHT = r"""
+import json, re
+import jax
+import jax.numpy as jnp
+from test_ahead import config
+from kdjax.benchmark import ahead
+from kdjax.models import cpu_conv
+from kdjax.system import devices, target
+
+eight = target.Target('cpu', tuple(jax.devices()))
+found = {}
+for dtype in 'bfloat16', 'float32':
+  changed = config('feature')
+  changed.student.dtype = dtype
+  _, program = ahead.resolve(changed, eight)
+  with target.compile_for(eight):
+    state = program.state_shapes()
+    text = program.lower(state, 1).as_text()
+  pattern = r'"stablehlo.all_reduce".*?}\) : \((.*?)\) ->'
+  found[dtype] = re.findall(pattern, text, re.DOTALL)
+  found['kernels'] = sum(x.ndim == 4 for x in jax.tree.leaves(state.params))
+
+def gradients(*arrays):
+  function = lambda x, kernel: cpu_conv.conv_general_dilated(
+    x, kernel, (1, 1), 'SAME', dimension_numbers=cpu_conv.NHWC
+  )
+  return jax.vjp(function, *arrays[:2])[1](arrays[2])
+
+def divided(*arrays):
+  with devices.dividing():
+    return gradients(*arrays)
+
+# Small whole numbers, whose sums are exact in bfloat16.
+x, kernel, cotangent = (
+  jax.random.randint(jax.random.key(i), shape, -1, 2).astype(jnp.bfloat16)
+  for i, shape in enumerate([(16, 4, 4, 3), (3, 3, 3, 5), (16, 4, 4, 5)])
+)
+found['same'] = [
+  (ours == theirs).all().item() and theirs.any().item()
+  for ours, theirs in zip(
+    jax.jit(divided)(x, kernel, cotangent),
+    jax.jit(gradients)(x, kernel, cotangent),
+  )
+]
+print(json.dumps(found))
+"""
+
+
+def test_kernels_have_gradients_that_are_added_in_float32():
+  flags = '--xla_force_host_platform_device_count=8'
+  done = subprocess.run(
+    [sys.executable, '-c', EIGHT],
+    env={
+      **os.environ,
+      'PYTHONPATH': f'{pathlib.Path(__file__).parent}:'
+      + os.environ['PYTHONPATH'],
+      'XLA_FLAGS': f'{flags} {os.environ.get("XLA_FLAGS", "")}',
+      'JAX_PLATFORMS': 'cpu',
+    },
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout)
+  # Every kernel of the student, and the connectors' beside them.
+  assert len(found['bfloat16']) == found['kernels']
+  assert all(
+    re.fullmatch(r'tensor<.*xf32>', each) for each in found['bfloat16']
+  )
+  assert found['same'] == [True, True]
+  # XLA adds those of a computation in float32.
+  assert found['float32'] == []
 
 
 @pytest.mark.parametrize('name', ['v5', 'h100:2x2', 'v5e:2', 'v4:2x0x1', ''])
