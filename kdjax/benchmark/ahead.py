@@ -136,7 +136,14 @@ def _count(
 ) -> dict[str, Any]:
   """Compiles a program, and counts what it costs."""
   start = time.perf_counter()
-  program = lowered.compile(compiler_options=found.options)
+  try:
+    program = lowered.compile(compiler_options=found.options)
+  except jax.errors.JaxRuntimeError as error:
+    reason = str(error).partition('\n')[0]
+    raise ValueError(
+      f'{name} cannot be compiled for {found.chip.title} ({reason}): if it '
+      'takes too much memory, set a smaller config.train.batch_size'
+    ) from error
   compile_s = time.perf_counter() - start
   logger.info('%s: compiled in %.1f s', name, compile_s)
   chip, count = found.chip, len(found.target.devices)

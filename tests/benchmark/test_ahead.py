@@ -183,10 +183,10 @@ def test_a_missing_compiler_is_one_line(name, module, wheel, tmp_path):
     module='kdjax.benchmark',
   )
   assert done.returncode == 1
-  assert re.match(
-    f'error: --aot={name} needs .* not installed: {wheel}', done.stderr
-  )
-  assert done.stderr.count('\n') == 1
+  assert 'Traceback' not in done.stderr
+  # Compilers that are installed may have said something before.
+  last = done.stderr.splitlines()[-1]
+  assert re.match(f'error: --aot={name} needs .* not installed: {wheel}', last)
 
 
 @pytest.mark.parametrize(
