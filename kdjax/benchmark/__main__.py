@@ -1,6 +1,9 @@
 """Measures how fast a configuration trains, and what it takes.
 
 python -m kdjax.benchmark --config=configs/fkd.py
+
+With `--aot=h100` it counts, on any machine, what XLA's program for such a
+device would do there.
 """
 
 import json
@@ -9,7 +12,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from kdjax.benchmark import compare, figures
+from kdjax.benchmark import ahead, compare, figures, topology
 from kdjax.system import atomic
 from kdjax.system.command import command, define_path, start
 
@@ -41,6 +44,15 @@ _BASELINE_PYTHON = flags.DEFINE_string(
   sys.executable,
   'Python interpreter that has PyTorch, for --baseline; it need not have JAX.',
 )
+_AOT = flags.DEFINE_string(
+  'aot',
+  None,
+  'Compile for devices that are not here, and count instead of measuring: '
+  f"{topology.EXPECTED}. Needs the wheel of XLA's compiler for them.",
+)
+_JSON = flags.DEFINE_bool(
+  'json', False, 'Print all figures as JSON instead of a table.'
+)
 _OUTPUT = define_path(
   'output', 'benchmark.json', 'JSON file for all that was measured.'
 )
@@ -52,15 +64,20 @@ def main(argv: list[str]) -> None:
     output = atomic.local(_OUTPUT.value)
     # Before minutes of measuring, rather than after.
     output.parent.mkdir(parents=True, exist_ok=True)
-    result = compare.run(
-      _CONFIG.value,
-      _MODES.value,
-      seconds=_SECONDS.value,
-      baseline_python=_BASELINE_PYTHON.value if _BASELINE.value else None,
-    )
-    print(figures.table(result))
-    atomic.write(output, f'{json.dumps(result, indent=2)}\n'.encode())
-  print(f'\nall figures: {output}')
+    if _AOT.value:
+      result = ahead.run(_CONFIG.value, _MODES.value, _AOT.value)
+      shown = ahead.table(result)
+    else:
+      result = compare.run(
+        _CONFIG.value,
+        _MODES.value,
+        seconds=_SECONDS.value,
+        baseline_python=_BASELINE_PYTHON.value if _BASELINE.value else None,
+      )
+      shown = figures.table(result)
+    text = json.dumps(result, indent=2)
+    atomic.write(output, f'{text}\n'.encode())
+    print(text if _JSON.value else f'{shown}\n\nall figures: {output}')
 
 
 if __name__ == '__main__':

@@ -51,17 +51,8 @@ def run(
       baseline has not what it asks for.
     OSError: a worker died, or the baseline cannot be run.
   """
-  known = [*methods.names(), TEACHER]
-  unknown = [mode for mode in modes if mode not in known]
-  if unknown or not modes:
-    raise ValueError(
-      f'--modes names {", ".join(unknown) or "none"}: expected some of '
-      f'{", ".join(known)}'
-    )
   config = config_lib.normalize(config)
-  runs = {mode: run_config(config, mode) for mode in modes}
-  for run in runs.values():
-    config_lib.validate(run)
+  runs = run_configs(config, modes)
   if baseline_python is not None:
     pytorch.check(baseline_python, runs)
   result: dict[str, Any] = {
@@ -80,6 +71,35 @@ def run(
     for answer in ready.values():
       result['versions'] |= answer['versions']
   return result
+
+
+def run_configs(
+  config: ml_collections.ConfigDict, modes: Sequence[str]
+) -> dict[str, ml_collections.ConfigDict]:
+  """Makes the configuration of the run that each mode measures.
+
+  Args:
+    config: configuration of a run.
+    modes: names of methods, or `TEACHER`.
+
+  Returns:
+    Complete and valid configurations by mode.
+
+  Raises:
+    ValueError: a mode is unknown, or a configuration makes no sense.
+  """
+  known = [*methods.names(), TEACHER]
+  unknown = [mode for mode in modes if mode not in known]
+  if unknown or not modes:
+    raise ValueError(
+      f'--modes names {", ".join(unknown) or "none"}: expected some of '
+      f'{", ".join(known)}'
+    )
+  config = config_lib.normalize(config)
+  runs = {mode: run_config(config, mode) for mode in modes}
+  for run in runs.values():
+    config_lib.validate(run)
+  return runs
 
 
 def run_config(

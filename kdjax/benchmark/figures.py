@@ -93,14 +93,14 @@ def table(result: Mapping[str, Any]) -> str:
   """
   rows, notes = list(_HEADER), []
   for mode, measured in result['modes'].items():
-    flops = _digits(measured['flops_per_image'] / 1e9)
+    flops = digits(measured['flops_per_image'] / 1e9)
     rows += [
       (mode, name, *_cells(implementation, flops))
       for name, implementation in measured['implementations'].items()
     ]
     note = (
       f'{mode}: batch {measured["batch_size"]}, {measured["dtype"]}, matrix '
-      f'products {_digits(measured["matmul_flops_per_s"] / 1e9)} GFLOP/s'
+      f'products {digits(measured["matmul_flops_per_s"] / 1e9)} GFLOP/s'
     )
     if compared := measured['ratio']:
       note += (
@@ -125,14 +125,14 @@ def table(result: Mapping[str, Any]) -> str:
 def _cells(implementation: Mapping[str, Any], flops: str) -> tuple[str, ...]:
   """Returns the cells of an implementation's row after its name."""
   step = {
-    key: _digits(value * 1e3) for key, value in implementation['step_s'].items()
+    key: digits(value * 1e3) for key, value in implementation['step_s'].items()
   }
   compile_s, start_s, again_s = (
     '-' if implementation[key] is None else f'{implementation[key]:.1f}'
     for key in ('compile_s', 'start_up_s', 'warm_start_up_s')
   )
   return (
-    _digits(implementation['images_per_s']),
+    digits(implementation['images_per_s']),
     f'{step["median"]} [{step["min"]} … {step["max"]}]',
     compile_s,
     start_s,
@@ -143,6 +143,6 @@ def _cells(implementation: Mapping[str, Any], flops: str) -> tuple[str, ...]:
   )
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
   """A number with four digits, or all before the point."""
   return f'{value:,.0f}' if value >= 1000 else f'{value:#.4g}'

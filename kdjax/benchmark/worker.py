@@ -74,7 +74,7 @@ class Training:
     run = setup.resolve(config, pathlib.Path(), Session())
     self._dataset = run.dataset
     if run.method.needs_teacher:
-      run = run._replace(teacher=_random_teacher(run))
+      run = run._replace(teacher=random_teacher(run))
     self._program = compiled.Program(run)
     self._state = self._program.create_state()
     self._program.compile(self._state)
@@ -128,7 +128,7 @@ class Training:
     }
 
 
-def _random_teacher(run: Run) -> Teacher:
+def random_teacher(run: Run) -> Teacher:
   """Makes a teacher that was never trained, as `training.teacher` loads it."""
   dataset = run.dataset
   model = models.build(

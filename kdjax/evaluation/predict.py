@@ -2,16 +2,18 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from kdjax.data import Split, Stream, stream
 from kdjax.models import features
 from kdjax.models.network import Network
-from kdjax.system import devices, xla
+from kdjax.system import devices, target, xla
 
 
 def predict_images(
@@ -33,7 +35,7 @@ def predict_images(
   size = images.shape[0]
   batch_size = min(batch_size, size)
   # As many as can be divided over the devices, or else each does all of them.
-  count = jax.device_count()
+  count = target.device_count()
   batch_size = batch_size // count * count or batch_size
   variables, images = devices.replicate((network.variables, images))
   batches = []
@@ -42,7 +44,9 @@ def predict_images(
     # and the rows that it repeats are dropped.
     start = min(first, size - batch_size)
     logits = xla.wait_on_cpu(
-      _compiled()(network.model, variables, images, start, batch_size)
+      _compiled(devices.replicated())(
+        network.model, variables, images, start, batch_size
+      )
     )
     batches.append(logits[first - start :])
   return jnp.concatenate(batches)
@@ -62,17 +66,34 @@ def predict_batch(network: Network, images: jax.Array) -> jax.Array:
     Logits, float32 `[batch, classes]`, whole on every device.
   """
   return xla.wait_on_cpu(
-    _compiled()(network.model, network.variables, images, 0, len(images))
+    _compiled(devices.replicated())(
+      network.model, network.variables, images, 0, len(images)
+    )
   )
 
 
-# Made at its first use: its options depend on the device.
+def lower(network: Network, images: Any, batch_size: int) -> jax.stages.Lowered:
+  """Lowers the program of one batch, and compiles nothing.
+
+  Args:
+    network: the model and its variables, or their shapes and dtypes.
+    images: those of a split on the devices, or their shape and dtype.
+    batch_size: images of a batch.
+
+  Returns:
+    What XLA is to compile.
+  """
+  compiled: Any = _compiled(devices.replicated())
+  return compiled.lower(network.model, network.variables, images, 0, batch_size)
+
+
+# Made at its first use: its options depend on the devices.
 @functools.cache
-def _compiled() -> Callable[..., jax.Array]:
+def _compiled(everywhere: NamedSharding) -> Callable[..., jax.Array]:
   @functools.partial(
     xla.jit,
     static_argnames=('model', 'batch_size'),
-    out_shardings=devices.replicated(),
+    out_shardings=everywhere,
   )
   def predict_batch(
     model: nn.Module,
@@ -120,7 +141,7 @@ def predict_split(
   if isinstance(split, Split):
     return predict_images(network, split.images, batch_size), split.labels
   # The last batch is filled up, so every one can be divided.
-  count = jax.device_count()
+  count = target.device_count()
   batch_size = -(-min(batch_size, split.size) // count) * count
   network = network._replace(variables=devices.replicate(network.variables))
   logits, labels = [], []

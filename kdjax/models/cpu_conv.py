@@ -10,6 +10,7 @@ product. There, and only there, those are lowered as matrix products, and in
 training all of them wait until their operands are computed. The choice falls
 when the program is lowered for a platform, so a program exported for several
 platforms carries the right form for each. There is no forward-mode gradient.
+Over several devices, gradients of kernels are added in float32.
 """
 
 import functools
@@ -21,6 +22,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from kdjax.system import devices
 
 # Flax hands the layout over as a ConvDimensionNumbers of tuples (NHWC, HWIO).
 NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
@@ -212,7 +215,9 @@ def _backward(
   cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   def gradient(convolution: _Convolution) -> Callable[..., Any]:
-    return lambda lhs, rhs, ct: jax.vjp(convolution, lhs, rhs)[1](ct)
+    return devices.by_device(
+      lambda lhs, rhs, ct: jax.vjp(convolution, lhs, rhs)[1](ct)
+    )
 
   return lax.platform_dependent(
     *residuals,

@@ -2,8 +2,9 @@
 
 A run is the same program on one device and on many: each batch is divided over
 the mesh's only axis, everything else is on every device, and XLA adds what has
-to be added, BatchNorm's statistics and gradients, over all of them. So results
-do not depend on the number of devices, but for the order of additions.
+to be added, BatchNorm's statistics and gradients, over all of them, in float32.
+So results do not depend on the number of devices, but for the order of
+additions and, of a computation in bfloat16, one rounding on each device.
 """
 
 import contextlib
@@ -19,11 +20,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from kdjax.system import xla
+from kdjax.system import target, xla
 
 _T = TypeVar('_T')
 
+_Gradient = Callable[
+  [jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]
+]
+
 _AXIS = 'data'
+_dividing = False
 # After so long without a sign of life a process counts as dead, and all end.
 _HEARTBEAT_SECONDS = 30
 # A network file system may show a file so much later elsewhere.
@@ -88,11 +94,21 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
-@functools.cache
 def mesh() -> Mesh:
-  """Returns the mesh of all devices of all processes, with one axis."""
+  """Returns the mesh of all devices of all processes, with one axis.
+
+  Within `kdjax.system.target.compile_for`, that of the absent devices.
+  """
+  return _mesh(target.absent())
+
+
+@functools.cache
+def _mesh(absent: target.Target | None) -> Mesh:
   return jax.make_mesh(
-    (jax.device_count(),), (_AXIS,), axis_types=(AxisType.Auto,)
+    (target.device_count(),),
+    (_AXIS,),
+    axis_types=(AxisType.Auto,),
+    devices=absent and absent.devices,
   )
 
 
@@ -113,8 +129,11 @@ def replicate(tree: Any) -> Any:
     tree: arrays of the host, the same in each process, or of devices.
 
   Returns:
-    The same PyTree of arrays that are whole on every device.
+    The same PyTree of arrays that are whole on every device; their shapes where
+    the devices are absent.
   """
+  if target.absent():
+    return describe(tree)
   if jax.process_count() == 1:
     return jax.device_put(tree, replicated())
 
@@ -129,6 +148,22 @@ def replicate(tree: Any) -> Any:
   return jax.tree.map(put, tree)
 
 
+def describe(tree: Any) -> Any:
+  """Describes arrays that are whole on every device.
+
+  Args:
+    tree: arrays, or their shapes and dtypes.
+
+  Returns:
+    The same PyTree of shapes and dtypes, `replicated`.
+  """
+
+  def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated())
+
+  return jax.tree.map(place, jax.eval_shape(lambda tree: tree, tree))
+
+
 def divide(batch: _T) -> _T:
   """Divides a batch over the devices; within a jitted function.
 
@@ -141,11 +176,68 @@ def divide(batch: _T) -> _T:
   """
 
   def constrain(array: jax.Array) -> jax.Array:
-    if array.shape[0] % jax.device_count():
+    if array.shape[0] % target.device_count():
       return array
     return jax.lax.with_sharding_constraint(array, sharded())
 
   return jax.tree.map(constrain, batch)
+
+
+@contextlib.contextmanager
+def dividing() -> Iterator[None]:
+  """Says that batches are divided in what is traced inside, see `by_device`.
+
+  Yields:
+    Nothing; the tracing goes inside.
+  """
+  global _dividing
+  before, _dividing = _dividing, True
+  try:
+    yield
+  finally:
+    _dividing = before
+
+
+def by_device(gradient: _Gradient) -> _Gradient:
+  """Adds the gradients of parameters over the devices in float32.
+
+  Left to XLA, those of parameters in bfloat16 would be added in bfloat16. So
+  within `dividing` each device computes those of its part of the batch.
+
+  Args:
+    gradient: a function of a batch, parameters and the cotangent of the outputs
+      that returns the gradients of the first two; the batch's axis comes first.
+
+  Returns:
+    The same function.
+  """
+
+  def local(
+    batch: jax.Array, parameters: jax.Array, cotangent: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    of_batch, own = gradient(batch, parameters, cotangent)
+    return of_batch, jax.lax.psum(own.astype('float32'), _AXIS).astype(
+      own.dtype
+    )
+
+  def divided(
+    batch: jax.Array, parameters: jax.Array, cotangent: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    count = target.device_count()
+    uneven = count == 1 or batch.shape[0] % count
+    if not _dividing or uneven or parameters.dtype == 'float32':
+      return gradient(batch, parameters, cotangent)
+    rows, whole = PartitionSpec(_AXIS), PartitionSpec()
+    return jax.shard_map(
+      local,
+      mesh=mesh(),
+      in_specs=(rows, whole, rows),
+      out_specs=(rows, whole),
+      # Else the gradient itself would be a sum over devices, in bfloat16.
+      check_vma=False,
+    )(batch, parameters, cotangent)
+
+  return divided
 
 
 def local_rows(batch_size: int) -> np.ndarray:

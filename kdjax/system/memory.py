@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from kdjax.system import target
+
 _GIB = 2**30
 # What limits a process beside the machine: version 2 and 1 of control groups.
 _LIMITS = (
@@ -40,7 +42,7 @@ def check(needed: int, what: str, advice: str, *, host: bool = False) -> None:
   Raises:
     ValueError: there are fewer.
   """
-  free = _host() if host or jax.default_backend() == 'cpu' else _device()
+  free = _host() if host or target.on_cpu() else _device()
   if free is not None and needed > free:
     raise ValueError(
       f'{what}: {needed / _GIB:,.1f} GiB of memory are needed, and '
@@ -67,6 +69,8 @@ def _host() -> int | None:
 
 def _device() -> int | None:
   """Returns the bytes that are left on the first device of this process."""
+  if target.absent():
+    return None
   statistics = jax.local_devices()[0].memory_stats() or {}
   if 'bytes_limit' not in statistics:
     return None

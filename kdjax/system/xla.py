@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
+from kdjax.system import target
+
 _T = TypeVar('_T')
 
 # Of all that a compilation cache keeps, the least recently used goes first.
@@ -76,7 +78,7 @@ def wait_on_cpu(values: _T) -> _T:
   On CPU a computation takes its working memory when it is queued: to queue
   several would take several times the memory, and gain nothing.
   """
-  if jax.default_backend() == 'cpu':
+  if target.on_cpu():
     jax.block_until_ready(values)
   return values
 
@@ -140,8 +142,15 @@ def jit(function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
 
   @functools.cache
   def outer() -> Any:
-    return jax.jit(
-      function, compiler_options={**compiler_options(), **own}, **options
+    common = {} if target.absent() else compiler_options()
+    return jax.jit(function, compiler_options={**common, **own}, **options)
+
+  def lower(*args: Any, **kwargs: Any) -> jax.stages.Lowered:
+    absent = target.absent()
+    return (
+      outer()
+      .trace(*args, **kwargs)
+      .lower(lowering_platforms=absent and (absent.platform,))
     )
 
   @functools.wraps(function)
@@ -152,7 +161,7 @@ def jit(function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
     return outer()(*args, **kwargs)
 
   jitted: Any = call
-  jitted.lower = lambda *args, **kwargs: outer().lower(*args, **kwargs)
+  jitted.lower = lower
   return jitted
 
 

@@ -20,7 +20,7 @@ from kdjax import data, methods, models
 from kdjax.data import augment
 from kdjax.models import features
 from kdjax.models.network import Network
-from kdjax.system import devices, memory, xla
+from kdjax.system import devices, memory, target, xla
 from kdjax.training import optimizer, step
 from kdjax.training import state as state_lib
 from kdjax.training.epochs import Epoch, Epochs, MakeBatch
@@ -86,8 +86,7 @@ class Program:
     self._run_steps = _make_run_steps(run, transformation, make_batch)
     # Nearly all of a step is in the loop over the parts of a batch, which CPUs
     # do not have.
-    on_cpu = jax.default_backend() == 'cpu'
-    self._loop_size = 1 if on_cpu else run.config.train.accumulate
+    self._loop_size = 1 if target.on_cpu() else run.config.train.accumulate
     self._compiled: dict[int, Any] = {}
     self._begin(run)
 
@@ -128,7 +127,9 @@ class Program:
 
   def state_shapes(self) -> TrainState:
     """Describes the shapes and dtypes of the state, computing nothing."""
-    return jax.eval_shape(self._create_state, *self._initial_arguments())
+    return devices.describe(
+      jax.eval_shape(self._create_state, *self._initial_arguments())
+    )
 
   def _initial_arguments(self) -> tuple[Any, ...]:
     variables = self._teacher and self._teacher.variables
@@ -147,11 +148,20 @@ class Program:
     start = time.perf_counter()
     for steps in self.plan.dispatches(steps_done):
       if steps not in self._compiled:
-        self._compiled[steps] = self._lower(state, steps).compile()
+        self._compiled[steps] = self.lower(state, steps).compile()
         _check_working_memory(self._compiled[steps])
     self.compile_time_s += time.perf_counter() - start
 
-  def _lower(self, state: TrainState, steps: int) -> jax.stages.Lowered:
+  def lower(self, state: TrainState, steps: int) -> jax.stages.Lowered:
+    """Lowers the program of some steps of training, and compiles nothing.
+
+    Args:
+      state: the state, or its shapes and dtypes.
+      steps: number of steps.
+
+    Returns:
+      What XLA is to compile.
+    """
     epoch = self._epochs.shapes()
     return self._run_steps.lower(
       state, epoch, self._train, *self._arguments, steps=steps
@@ -196,7 +206,7 @@ class Program:
       XLA's own count for the program of one step (a multiplication and an
       addition are two).
     """
-    lowered = self._lower(state, 1)
+    lowered = self.lower(state, 1)
     # Library calls are not counted once compiled, nor are loops more than once.
     compiled = self._compiled.get(1, lowered)
     return self._loop_size * max(
@@ -206,9 +216,14 @@ class Program:
 
 
 def _put(split: data.Split | data.Stream, batch_size: int) -> tuple[Any, ...]:
-  """Puts training images and labels on the devices; of a stream the shapes."""
+  """Puts training images and labels on the devices; of a stream the shapes.
+
+  Images in memory have one row each: a TPU pads short axes, and would copy all
+  images into such a layout in each dispatch.
+  """
   if isinstance(split, data.Split):
-    return devices.replicate(tuple(split))
+    rows = split.images.reshape(split.size, -1)
+    return devices.replicate((rows, split.labels))
   return tuple(
     jax.ShapeDtypeStruct(
       (batch_size, *shape), dtype, sharding=devices.sharded()
@@ -254,7 +269,7 @@ def _make_create_state(
   quick = {'xla_backend_optimization_level': 0}
   return xla.jit(
     create_state,
-    compiler_options=quick if jax.default_backend() == 'cpu' else {},
+    compiler_options=quick if target.on_cpu() else {},
     out_shardings=devices.replicated(),
   )
 
@@ -276,7 +291,8 @@ def _make_batch(run: Run) -> MakeBatch:
   ) -> augment.TrainBatch:
     ids = augment.batch_indices(number, epoch.order, plan.batch_size)
     if not streamed:
-      images, labels = images[ids], labels[ids]
+      images = images[ids].reshape(-1, *run.dataset.image_shape)
+      labels = labels[ids]
     if epoch.label_changes is not None:
       changes = epoch.label_changes[ids]
       labels = jnp.where(changes < 0, -1, (labels + changes) % num_classes)
@@ -330,9 +346,10 @@ def _make_run_steps(
     steps: int,
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     def run_step(state: TrainState, _: None) -> tuple[TrainState, step.Metrics]:
-      batch = make_batch(
-        state_lib.data_key(state.rng), state.step, epoch, *train
-      )
+      with jax.named_scope('data'):
+        batch = make_batch(
+          state_lib.data_key(state.rng), state.step, epoch, *train
+        )
       epochs_done = state.step / steps_per_epoch
       teacher: Any = teacher_variables
       if epoch.teacher_logits is not None:
@@ -340,16 +357,15 @@ def _make_run_steps(
           epoch.teacher_logits[state.step % steps_per_epoch]
         )
         teacher = features.Outputs(logits, {})
-      return train_step(
-        state,
-        step.Inputs(
-          *batch,
-          epochs_done,
-          normalization,
-          teacher,
-          scheduled(hyperparameters, epochs_done),
-        ),
+      inputs = step.Inputs(
+        *batch,
+        epochs_done,
+        normalization,
+        teacher,
+        scheduled(hyperparameters, epochs_done),
       )
+      with devices.dividing():
+        return train_step(state, inputs)
 
     if steps > 1:
       return jax.lax.scan(run_step, state, length=steps)
@@ -403,5 +419,7 @@ def _check_working_memory(compiled: Any) -> None:
 
 
 def _key(seed: int) -> jax.Array:
-  """Makes the key of a run, on every device."""
+  """Makes the key of a run, on every device; here where these are absent."""
+  if target.absent():
+    return jax.random.key(seed)
   return xla.jit(jax.random.key, out_shardings=devices.replicated())(seed)

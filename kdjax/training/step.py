@@ -1,8 +1,9 @@
 """The training step: a pure function of arrays, made of a core and wrappers.
 
-The core computes gradients and updates the parameters. Wrappers change the core
-where a setting asks for it: gradient accumulation, moving averages, steps that
-are left out because they are not finite.
+The core computes gradients and updates the parameters; scopes (`teacher`,
+`student`, `loss`, `optimizer`) name its parts in profiles. Wrappers change the
+core where a setting asks for it: gradient accumulation, moving averages, steps
+that are left out because they are not finite.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import optax
 from kdjax import methods
 from kdjax.methods import Batch, Method, Variables
 from kdjax.models import features, sums
+from kdjax.system import target
 from kdjax.training import state as state_lib
 from kdjax.training.state import TrainState
 
@@ -155,22 +157,24 @@ def _make_gradients(
       variables = state_lib.student_variables(
         state.replace(params=params), inputs.normalization
       )
-      outputs, batch_stats = features.forward(
-        student,
-        variables,
-        inputs.images,
-        names=method.student_features,
-        train=True,
-        rngs={'dropout': keys.dropout},
-      )
+      with jax.named_scope('student'):
+        outputs, batch_stats = features.forward(
+          student,
+          variables,
+          inputs.images,
+          names=method.student_features,
+          train=True,
+          rngs={'dropout': keys.dropout},
+        )
       batch = _make_batch(outputs, taught, inputs, keys.loss)
       labels = _smooth(
         inputs.labels, outputs.logits.shape[-1], options.label_smoothing
       )
-      result = method.loss(
-        Variables(params['method'], state.method_state),
-        batch._replace(labels=labels),
-      )
+      with jax.named_scope('loss'):
+        result = method.loss(
+          Variables(params['method'], state.method_state),
+          batch._replace(labels=labels),
+        )
       methods.check_loss(result, batch, state.method_state)
       kept = state.method_state if result.state is None else result.state
       changed = _Changed(batch_stats, kept)
@@ -233,13 +237,14 @@ def _teach(
     return jax.lax.stop_gradient(inputs.teacher)
   if teacher is None:
     raise ValueError('the step was given variables of a teacher, and no model')
-  outputs, _ = features.forward(
-    teacher,
-    jax.lax.stop_gradient(inputs.teacher),
-    inputs.images,
-    names=method.teacher_features,
-    train=False,
-  )
+  with jax.named_scope('teacher'):
+    outputs, _ = features.forward(
+      teacher,
+      jax.lax.stop_gradient(inputs.teacher),
+      inputs.images,
+      names=method.teacher_features,
+      train=False,
+    )
   return outputs
 
 
@@ -256,10 +261,14 @@ def _update_with(
       inputs,
       _Keys(state_lib.dropout_key(state), state_lib.loss_key(state)),
     )
-    updates, opt_state = optimizer.update(found, state.opt_state, state.params)
+    with jax.named_scope('optimizer'):
+      updates, opt_state = optimizer.update(
+        found, state.opt_state, state.params
+      )
+      params = optax.apply_updates(state.params, updates)
     new = state.replace(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
+      params=params,
       batch_stats=changed.batch_stats,
       method_state=changed.method_state,
       opt_state=opt_state,
@@ -325,7 +334,7 @@ def accumulate_gradients(gradients: _Gradients, count: int) -> _Gradients:
       ),
       (jnp.arange(count), microbatches),
       # On CPU convolutions in a loop lose their parallel kernels.
-      unroll=jax.default_backend() == 'cpu',
+      unroll=target.on_cpu(),
     )
     return (
       optax.tree.scale(1 / count, total),

@@ -300,3 +300,23 @@ def test_both_views_are_mixed_in_the_same_shares():
   )
   assert two.images.shape == (16, 12, 10, 3)
   np.testing.assert_array_equal(two.labels, one.labels)
+
+
+def test_crops_by_products_are_the_same_pixels():
+  image = jnp.asarray(np.arange(7 * 6 * 3).reshape(7, 6, 3) * 2, jnp.uint8)
+  assert image.max() == 250
+  size = 4, 3
+
+  @jax.jit
+  @jax.vmap
+  def both(corner):
+    products = augment.crop_by_products(image, corner, size)
+    return products, augment.crop(image, corner, size)
+
+  rows, columns = np.meshgrid(range(4), range(4))
+  corners = np.stack([rows.ravel(), columns.ravel()], axis=1)
+  products, cuts = both(corners)
+  assert products.dtype == jnp.uint8
+  np.testing.assert_array_equal(products, cuts)
+  for (top, left), found in zip(corners, products, strict=True):
+    np.testing.assert_array_equal(found, image[top : top + 4, left : left + 3])

@@ -1,6 +1,7 @@
 """Many steps per dispatch give what single steps give."""
 
 import pathlib
+import re
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ from kdjax import config as config_lib
 from kdjax import data, models
 from kdjax.models import features
 from kdjax.storage import checkpoint, metrics_log
+from kdjax.system import target
 from kdjax.training import compiled, setup, shared, train
 from kdjax.training import plan as plan_lib
 
@@ -129,6 +131,35 @@ def test_parts_that_do_not_divide_a_batch_are_refused():
   config = small(**{'train.accumulate': 5})
   with pytest.raises(ValueError, match=r'is 32, .* 5 equal parts .*accumulate'):
     plan_lib.plan(config, data.load(config.data))
+
+
+@pytest.mark.parametrize(
+  ('platform', 'batch', 'chips', 'accumulate', 'warning'),
+  [
+    ('tpu', 128, 1, 1, None),
+    (
+      'tpu',
+      126,
+      1,
+      1,
+      'is 126, of which a TPU chip has 126 .* multiple of 128',
+    ),
+    ('tpu', 128, 2, 1, 'is 128, of which a TPU chip has 64 .* multiple of 256'),
+    ('tpu', 128, 1, 2, 'is 128, of which a TPU chip has 64 .* multiple of 256'),
+    ('cuda', 32, 2, 1, None),
+  ],
+)
+def test_small_batches_on_a_tpu_are_a_warning(
+  caplog, platform, batch, chips, accumulate, warning
+):
+  config = small(**{'train.batch_size': batch, 'train.accumulate': accumulate})
+  dataset = data.load(config.data)
+  with target.compile_for(target.Target(platform, (jax.devices()[0],) * chips)):
+    plan_lib.plan(config, dataset)
+  messages = [record.getMessage() for record in caplog.records]
+  assert len(messages) == (warning is not None)
+  if warning:
+    assert re.search(warning, messages[0])
 
 
 def check_batch_norm(**changes):
