@@ -69,11 +69,11 @@ def compile_seconds() -> float:
   return _compiling['seconds']
 
 
-def _count_compiling(event: str, seconds: float, **_: Any) -> None:
+def _count_compiling(event: str, duration_secs: float, **kwargs: Any) -> None:
   """Counts what JAX says that it spent; what is within another thing once."""
   if event.startswith('/jax/core/compile/'):
     now = time.perf_counter()
-    _compiling['seconds'] += now - max(now - seconds, _compiling['until'])
+    _compiling['seconds'] += now - max(now - duration_secs, _compiling['until'])
     _compiling['until'] = now
 
 
