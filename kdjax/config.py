@@ -96,6 +96,8 @@ def default() -> ConfigDict:
     {
       'every_steps': 50,  # steps between two lines of training metrics
       'tensorboard': True,  # write TensorBoard events as well
+      'trackers': (),  # also send metrics to 'wandb', 'mlflow'
+      'project': 'kdjax',  # project of W&B, experiment of MLflow
     }
   )
 
@@ -515,6 +517,11 @@ _CHECKS: dict[str, _Check] = {
   'checkpoint.keep': _POSITIVE,
   'checkpoint.every_steps': _NUMBER_OR_ZERO,
   'log.every_steps': _POSITIVE,
+  'log.trackers': (
+    lambda value: {*value} <= {'wandb', 'mlflow'},
+    "a tuple of 'wandb', 'mlflow'",
+  ),
+  'log.project': (bool, 'a name'),
   'teacher.width': _range(1, 65_536),
   'teacher.dtype': _DTYPE,
   'teacher.head': _HEAD,

@@ -3,7 +3,7 @@
 python -m kdjax.report runs/scratch runs/rkd runs/fkd --output=report
 """
 
-from absl import app
+from absl import app, flags
 
 from kdjax.report import write
 from kdjax.system import atomic
@@ -14,6 +14,11 @@ _OUTPUT = define_path(
 )
 _DATA_DIR = define_path(
   'data_dir', None, 'Where the data are, if not where they were in training.'
+)
+_FORMAT = flags.DEFINE_list(
+  'format',
+  [],
+  'Further files: of the figures pdf and svg, tex of the table.',
 )
 
 
@@ -30,6 +35,7 @@ def main(argv: list[str]) -> None:
       [atomic.local(path) for path in paths],
       atomic.local(_OUTPUT.value),
       _DATA_DIR.value,
+      _FORMAT.value,
     )
   print(text)
 

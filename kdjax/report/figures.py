@@ -23,6 +23,7 @@ from kdjax.system import escape
 
 _WIDTH = 6.3  # inches
 _TEXT = 8.0  # points
+_MOST_BANDS = 6  # of more curves the bands hide one another
 _LINE = 0.17  # inches from one line of text to the next
 _LETTER = 0.067  # inches, the mean width of a letter
 
@@ -80,18 +81,20 @@ def learning_curves(
     teacher: the teacher's value, if it is known: a dashed line.
 
   Returns:
-    A line for the mean over runs, and a band of ± one sample standard
-    deviation where there are at least two. The axis has the range of the means
-    in the second half of the epochs, so that small differences are seen.
+    A line for the mean over runs, and, of few curves, a band of ± one sample
+    standard deviation where there are at least two. The axis has the range of
+    the means in the second half of the epochs, so that small differences are
+    seen, and the teacher's line unless that is far beyond them.
   """
+  has_bands = len(curves) <= _MOST_BANDS
   title, labels = _with_seeds(
-    {label: values for label, (_, values) in curves.items()}
+    {label: values for label, (_, values) in curves.items()}, has_bands
   )
-  figure = _figure(3.3)
+  figure = _figure(3.3 if has_bands else 4.3)
   axes = figure.add_subplot(xlabel='epoch', ylabel=ylabel)
   _plain(axes)
   axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
-  late = [] if teacher is None else [np.array([teacher])]
+  late, edges = [], []
   for index, (epochs, values) in enumerate(curves.values()):
     mean, std = _mean_and_std(values)
     style = _series(index)
@@ -105,23 +108,61 @@ def learning_curves(
       markevery=(index * every // len(curves), every),
       **style,
     )
-    axes.fill_between(
-      epochs,
-      mean - std,
-      mean + std,
-      color=style['color'],
-      alpha=0.15,
-      linewidth=0,
-    )
+    band = mean - std, mean + std
+    if has_bands:
+      axes.fill_between(
+        epochs, *band, color=style['color'], alpha=0.15, linewidth=0
+      )
+      edges.append(np.array(band)[:, len(mean) // 2 :])
     late.append(mean[len(mean) // 2 :])
-  if teacher is not None:
-    axes.axhline(teacher, color='black', linestyle='--', label='teacher')
-  low, high = min(map(np.min, late)), max(map(np.max, late))
-  if low < high:
-    margin = 0.08 * (high - low)
-    axes.set_ylim(low - margin, high + margin)
+  _zoom(axes, np.concatenate(late), edges, teacher)
   _legend(figure, axes, title)
   return figure
+
+
+def _zoom(
+  axes: Axes,
+  means: np.ndarray,
+  edges: Sequence[np.ndarray],
+  teacher: float | None,
+) -> None:
+  """Limits an axis to what tells curves apart, and draws the teacher's line.
+
+  Args:
+    axes: where the curves are.
+    means: what has to be seen of them, `[values]`.
+    edges: of their bands, which are seen as far as they leave the means half of
+      the axis.
+    teacher: the teacher's value; words, where it is too far away for a line.
+  """
+  low, high = means.min(), means.max()
+  room = (high - low) / 2
+  shown = [means]
+  if edges and room:
+    inner = np.concatenate([each.ravel() for each in edges])
+    inner = inner[np.isfinite(inner)]
+    shown.append(np.clip(inner, low - room, high + room))
+  is_far = False
+  if teacher is not None:
+    label = f'teacher: {teacher:.4g}'
+    is_far = bool(room) and not low - 2 * room <= teacher <= high + 2 * room
+    if is_far:
+      side, place = ('↑', 0.98) if teacher > high else ('↓', 0.02)
+      axes.text(
+        0.99,
+        place,
+        f'{side} {label}',
+        transform=axes.transAxes,
+        ha='right',
+        va='top' if teacher > high else 'bottom',
+      )
+    else:
+      axes.axhline(teacher, color='black', linestyle='--', label=label)
+      shown.append(np.array([teacher]))
+  seen = np.concatenate(shown)
+  margin = (0.12 if is_far else 0.06) * np.ptp(seen)
+  if margin:
+    axes.set_ylim(seen.min() - margin, seen.max() + margin)
 
 
 @_style
@@ -422,7 +463,8 @@ def feature_maps(
 
   Returns:
     A row for the student and one for the teacher. Both maps of a stage have one
-    scale from black to white, whose ends are written under them.
+    scale from black to white, whose ends are written under them; maps of one
+    pixel are bars from zero.
   """
   columns = 4 if len(stages) <= 4 else 5
   rows = math.ceil(len(stages) / columns)
@@ -435,20 +477,38 @@ def feature_maps(
   for index, (name, maps) in enumerate(stages.items()):
     row, column = divmod(index, columns)
     low, high = np.min(maps), np.max(maps)
+    is_bar = np.size(maps[0]) == 1
     title = re.sub(r'^stage(\d+)$', r'stage \1', name)
     for which, values in enumerate(maps):
       axes = figure.add_subplot(grid[2 * row + which, column + 1])
-      axes.imshow(
-        values, cmap='gray', vmin=low, vmax=high, interpolation='nearest'
-      )
+      if is_bar:
+        axes.bar([0], [np.mean(values)], 0.5, color='0.4')
+        axes.axhline(0, color='black', linewidth=0.8)
+        axes.set(xlim=(-1, 1), ylim=_from_zero(low, high), box_aspect=1)
+      else:
+        axes.imshow(
+          values, cmap='gray', vmin=low, vmax=high, interpolation='nearest'
+        )
       axes.set(xticks=[], yticks=[])
       if column == 0:
         axes.set_ylabel(('student', 'teacher')[which])
       if which == 0:
         axes.set_title(_fill(f'{title}, {_size(values)}', side))
-    axes.set_xlabel(_fill(f'{low:.3g} to {high:.3g}'.replace('-', '−'), side))
-  figure.supxlabel('under each stage: the values of black and white')
+    ends = maps if is_bar else (low, high)
+    between = ' and ' if is_bar else ' to '
+    shown = between.join(f'{np.mean(end):.3g}' for end in ends)
+    axes.set_xlabel(_fill(shown.replace('-', '−'), side))
+  figure.supxlabel(
+    'under each stage: values of black and white, or of both bars'
+  )
   return figure
+
+
+def _from_zero(low: float, high: float) -> tuple[float, float]:
+  """Returns the limits of an axis of bars, of which one may be negative."""
+  low, high = min(low, 0), max(high, 0)
+  margin = 0.1 * (high - low) or 1.0
+  return low - margin, high + margin
 
 
 # Layout
@@ -476,7 +536,7 @@ def _legend(figure: Figure, axes: Axes, title: str | None = None) -> None:
     _text_width(line) for label in labels for line in label.splitlines()
   )
   # Beside each label there is its line, and space.
-  columns = min(len(labels), max(1, int(_WIDTH / (longest + 0.55))))
+  columns = min(len(labels), max(1, int(_WIDTH / (longest + 0.66))))
   lines = sum(len(label.splitlines()) for label in labels[::columns])
   figure.set_figheight(
     figure.get_figheight() + _LINE * (lines + (title is not None)) + 0.1
@@ -489,6 +549,7 @@ def _legend(figure: Figure, axes: Axes, title: str | None = None) -> None:
     ncols=columns,
     loc='outside lower center',
     frameon=False,
+    handlelength=3,  # long enough for each kind of line
   )
 
 
@@ -589,23 +650,24 @@ def _size(image: np.ndarray) -> str:
   return f'{image.shape[0]}×{image.shape[1]}'
 
 
-def _seeds(counts: Collection[int]) -> str:
+def _seeds(counts: Collection[int], spread: bool = True) -> str:
   """Says of how many seeds something is."""
   low, high = min(counts), max(counts)
   if high == 1:
     return '1 seed'
-  return f'mean ± std of {high if low == high else f"{low} to {high}"} seeds'
+  mean = 'mean ± std' if spread else 'mean'
+  return f'{mean} of {high if low == high else f"{low} to {high}"} seeds'
 
 
 def _with_seeds(
-  series: Mapping[str, Sequence[Any] | np.ndarray],
+  series: Mapping[str, Sequence[Any] | np.ndarray], spread: bool = True
 ) -> tuple[str | None, list[str]]:
   """Returns a legend's title and labels that say how many seeds each has."""
   counts = [len(runs) for runs in series.values()]
   if len(set(counts)) == 1:
-    return _seeds(counts), list(series)
+    return _seeds(counts, spread), list(series)
   return None, [
-    f'{label}; {_seeds([count])}'
+    f'{label}; {_seeds([count], spread)}'
     for label, count in zip(series, counts, strict=True)
   ]
 

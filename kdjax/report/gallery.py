@@ -2,8 +2,9 @@
 
 import io
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -23,12 +24,14 @@ class Exhibit(NamedTuple):
     title: what it is, for its alternative text too.
     caption: how to read it.
     figure: the figure.
+    is_photo: whether it shows images, which a dark page must not invert.
   """
 
   name: str
   title: str
   caption: str
   figure: Figure
+  is_photo: bool = False
 
 
 def exhibits(
@@ -50,10 +53,16 @@ def exhibits(
   )
 
 
-def png(figure: Figure) -> bytes:
-  """Draws a figure as a PNG file for print."""
+def draw(figure: Figure, suffix: str = 'png') -> bytes:
+  """Draws a figure as a file for print: 'png', 'pdf' or 'svg'."""
   file = io.BytesIO()
-  figure.savefig(file, format='png', dpi=200, bbox_inches='tight')
+  # The same figure is the same file.
+  undated = {'pdf': {'CreationDate': None}, 'svg': {'Date': None}}.get(suffix)
+  # Publishers refuse fonts of Type 3.
+  with matplotlib.rc_context({'pdf.fonttype': 42, 'svg.hashsalt': 'kdjax'}):
+    figure.savefig(
+      file, format=suffix, dpi=200, bbox_inches='tight', metadata=undated
+    )
   return file.getvalue()
 
 
@@ -77,7 +86,7 @@ def _all(
         f'the best setting of {method}: not all of its settings have a '
         'validation accuracy to choose by'
       )
-  yield from _learning_curves(finished, best, comparison.teacher)
+  yield from _learning_curves(comparison, finished, best)
   yield from _tuning(comparison)
   images = _test_images(comparison, data_dir)
   yield from _classes(comparison, best, images.class_names)
@@ -93,19 +102,15 @@ def _all(
 
 
 def _learning_curves(
-  groups: Sequence[Group],
-  best: dict[str, Group],
-  teacher: dict[str, Any] | None,
+  comparison: Comparison, groups: Sequence[Group], best: dict[str, Group]
 ) -> Iterator[Exhibit | str]:
   few = len(groups) <= _MOST_CURVES
   shown = list(groups if few else best.values())
   which = '' if few else ' Of each method the setting that validates best.'
-  # What the teacher's loss is on the validation split is not recorded.
-  reached = teacher['validation_accuracy'] if teacher else None
-  reached = None if reached is None else 100 * reached
-  for key, what, scale, unit, line in (
-    ('accuracy', 'validation accuracy', 100, '%', reached),
-    ('loss', 'validation NLL', 1, 'nats', None),
+  reached = _teacher_validation(comparison)
+  for key, what, scale, unit in (
+    ('accuracy', 'validation accuracy', 100, '%'),
+    ('loss', 'validation NLL', 1, 'nats'),
   ):
     title = f'{what} over training'
     curves = {
@@ -113,18 +118,38 @@ def _learning_curves(
       for group in shown
       if (curve := _curve(group, key, scale)) is not None
     }
-    if curves:
-      yield Exhibit(
-        title.replace(' ', '_').lower(),
-        title,
-        'Mean over seeds; bands are ± 1 sample standard deviation. What lies '
-        f'beyond the axis belongs to the first half.{which}',
-        figures.learning_curves(
-          curves, ylabel=f'{what} ({unit})', teacher=line
-        ),
-      )
-    else:
+    if not curves:
       yield f'{title}: no run has logged a validation'
+      continue
+    value = reached.get(key)
+    yield Exhibit(
+      title.replace(' ', '_').lower(),
+      title,
+      'Mean over seeds; bands, if any, are ± 1 sample standard deviation. The '
+      f'axis has the range of the second half.{which}',
+      figures.learning_curves(
+        curves,
+        ylabel=f'{what} ({unit})',
+        teacher=None if value is None else scale * value,
+      ),
+    )
+
+
+def _teacher_validation(comparison: Comparison) -> dict[str, float | None]:
+  """The teacher's accuracy and NLL on the validation split, if known."""
+  teacher, run = comparison.teacher, comparison.teacher_run
+  if not teacher:
+    return {}
+  # A result has the accuracy alone.
+  losses = [
+    record['loss']
+    for record in (run.records if run else ())
+    if record['kind'] == 'validation' and record['step'] == teacher['step']
+  ]
+  return {
+    'accuracy': teacher['validation_accuracy'],
+    'loss': losses[-1] if losses else None,
+  }
 
 
 def _curve(
@@ -382,6 +407,7 @@ def _disagreements(group: Group, images: _Images) -> Exhibit | str:
         for classes in (labels, student, teacher)
       ),
     ),
+    is_photo=True,
   )
 
 
@@ -440,4 +466,5 @@ def _feature_maps(group: Group, images: _Images) -> Exhibit | str:
     f'Test image {first}, the first that both classify right. Mean over '
     'channels; the student after its connectors.',
     figures.feature_maps(image, stages),
+    is_photo=True,
   )

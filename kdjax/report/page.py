@@ -11,31 +11,53 @@ from kdjax.report.significance import Row
 from kdjax.system import escape
 
 _STYLE = """
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #111;
-  background: #fff; font: 16px/1.5 Georgia, 'Times New Roman', serif; }
+:root { color-scheme: light dark; --text: #111; --page: #fff; --line: #888; }
+body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+  color: var(--text); background: var(--page);
+  font: 16px/1.5 Georgia, 'Times New Roman', serif; }
 h1, h2 { line-height: 1.2; }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid #999; }
-.wide { overflow-x: auto; }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+.wide { overflow-x: auto; margin-bottom: 1.5rem; }
 table { border-collapse: collapse; font-size: 0.8rem;
-  border-top: 2px solid #111; border-bottom: 2px solid #111; }
-th, td { padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap;
+  border-top: 2px solid var(--text); border-bottom: 2px solid var(--text); }
+th, td { padding: 0.25rem 0.5rem; text-align: right;
   font-variant-numeric: tabular-nums; }
-thead th { border-bottom: 1px solid #111; vertical-align: bottom;
-  white-space: normal; }
+thead th { border-bottom: 1px solid var(--text); vertical-align: bottom; }
 tbody th, tr > :first-child { text-align: left; }
-tbody th { font-weight: normal; }
+tbody th { font-weight: normal; overflow-wrap: anywhere; min-width: 8rem; }
+td span { white-space: nowrap; }
 dt { font-weight: bold; }
 dd { margin: 0 0 0.5rem 1rem; overflow-wrap: anywhere; }
 .small { font-size: 0.85rem; overflow-wrap: anywhere; }
-figure { margin: 2rem 0; break-inside: avoid; }
+figure { margin: 2rem 0; max-width: 60rem; break-inside: avoid; }
 figure img { max-width: 100%; height: auto; }
 figcaption { font-size: 0.9rem; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --text: #ddd; --page: #171717; --line: #777; }
+  img.chart { filter: invert(0.91) hue-rotate(180deg); }
+  img.photo { background: #fff; border-radius: 4px; }
+}
+@media screen and (max-width: 45rem) {
+  table, tbody, tr, tbody th, td { display: block; }
+  thead { display: none; }
+  tbody tr { padding: 0.5rem 0; border-top: 1px solid var(--line); }
+  tbody th { font-weight: bold; }
+  td { display: flex; justify-content: space-between; gap: 1rem; }
+  td::before { content: attr(data-column); text-align: left; }
+  table { font-size: 0.9rem; }
+  figure > div { overflow-x: auto; }
+  figure img { max-width: none; width: 40rem; }
+}
 @media print {
   @page { size: A4 landscape; margin: 1cm; }
   body { max-width: none; margin: 0; font-size: 10pt; }
+  h2 { break-after: avoid; }
   .wide { overflow: visible; }
-  table { font-size: 6pt; }
-  th, td { padding: 0.1rem 0.25rem; }
+  table { font-size: 8pt; }
+  tr { break-inside: avoid; }
+  th, td { padding: 0.1rem 0.3rem; }
+  figure { margin: 0.5rem 0; }
+  figure img { max-height: 16cm; }
 }
 """.strip()
 
@@ -62,7 +84,7 @@ def html(
     _section('What was compared', _definitions(_facts(comparison))),
     _section(
       'Results',
-      _table(tables.cells(rows)),
+      *(_table(tables.cells(rows, columns)) for columns in tables.PARTS),
       _list(tables.footnotes(comparison, rows)),
     ),
     _section('Figures', *(_figure(*picture) for picture in pictures)),
@@ -164,12 +186,15 @@ def _definitions(facts: Mapping[str, str]) -> str:
 
 def _table(cells: Sequence[Sequence[str]]) -> str:
   header, *lines = cells
-  columns = ''.join(
-    f'<th scope="col">{escape.html(cell)}</th>' for cell in header[1:]
-  )
+  names = [escape.html(name) for name in header[1:]]
+  columns = ''.join(f'<th scope="col">{name}</th>' for name in names)
   body = '\n'.join(
     f'<tr><th scope="row">{escape.html(label)}</th>'
-    + ''.join(f'<td>{escape.html(cell)}</td>' for cell in values)
+    + ''.join(
+      # On a narrow screen each cell is a line, which needs its column's name.
+      f'<td data-column="{name}"><span>{escape.html(cell)}</span></td>'
+      for name, cell in zip(names, values, strict=True)
+    )
     + '</tr>'
     for label, *values in lines
   )
@@ -188,9 +213,12 @@ def _list(items: Iterable[str]) -> str:
 def _figure(exhibit: Exhibit, png: bytes) -> str:
   title = exhibit.title[0].upper() + exhibit.title[1:]
   data = base64.b64encode(png).decode('ascii')
+  kind = 'photo' if exhibit.is_photo else 'chart'
   return (
-    '<figure>\n'
-    f'<img alt="{escape.html(title)}" src="data:image/png;base64,{data}">\n'
+    '<figure>\n<div>'
+    f'<img class="{kind}" alt="{escape.html(title)}" '
+    f'src="data:image/png;base64,{data}">'
+    '</div>\n'
     f'<figcaption><strong>{escape.html(title)}.</strong> '
     f'{escape.html(exhibit.caption)}</figcaption>\n</figure>'
   )

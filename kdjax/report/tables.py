@@ -6,7 +6,8 @@ Their rows are those that `kdjax.report.significance.rows` returns.
 import collections
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ class Column(NamedTuple):
   header: str  # What it shows, with its unit.
   cell: Callable[[Row], str]
   brief: bool = False  # Whether it is among those that fit a terminal.
+  training: bool = False  # Whether it tells of training, not of the test split.
 
 
 def _mean(name: str, form: str, scale: float = 1) -> Callable[[Row], str]:
@@ -86,19 +88,33 @@ COLUMNS = (
   Column('', lambda row: row.label, brief=True),
   Column('test accuracy (%)', _accuracy, brief=True),
   Column('test accuracy, last epoch (%)', _mean('last_accuracy', '.2f', 100)),
-  Column('training loss', _mean('train_loss', '.4f')),
   Column('NLL (nats)', _mean('loss', '.4f'), brief=True),
   Column('ECE (%)', _mean('calibration_error', '.2f', 100)),
   Column('agreement (%)', _mean('agreement', '.2f', 100), brief=True),
   Column('KL to teacher (nats)', _mean('kl_to_teacher', '.4f')),
   Column('gain over scratch (pp) [95 % CI]', _gain, brief=True),
   Column('p', _p, brief=True),
-  Column('validation accuracy (%)', _mean('validation_accuracy', '.2f', 100)),
-  Column('parameters', _parameters),
-  Column('training images/s', _mean('images_per_second', ',.0f')),
-  Column('training time (s)', _mean('wall_time_s', ',.0f')),
   Column('seeds', _seeds, brief=True),
+  Column(
+    'validation accuracy (%)',
+    _mean('validation_accuracy', '.2f', 100),
+    training=True,
+  ),
+  Column('training loss', _mean('train_loss', '.4f'), training=True),
+  Column('parameters', _parameters, training=True),
+  Column(
+    'training images/s', _mean('images_per_second', ',.0f'), training=True
+  ),
+  Column('training time (s)', _mean('training_time_s', ',.1f'), training=True),
 )
+
+
+# Two tables that a page has room for, each with the labels.
+PARTS = (
+  tuple(column for column in COLUMNS if not column.training),
+  (COLUMNS[0], *(column for column in COLUMNS if column.training)),
+)
+_BRIEF = tuple(column for column in COLUMNS if column.brief)
 
 
 def cells(
@@ -113,9 +129,7 @@ def cells(
 
 def terminal(rows: Sequence[Row]) -> str:
   """Formats the columns that fit a terminal."""
-  return tables.align(
-    cells(rows, [column for column in COLUMNS if column.brief])
-  )
+  return tables.align(cells(rows, _BRIEF))
 
 
 def markdown(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
@@ -129,6 +143,37 @@ def markdown(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
     for note in (*footnotes(comparison, rows), *comparison.notes)
   ]
   return '\n'.join([header, rule, *lines, '', *notes]) + '\n'
+
+
+def latex(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
+  """Formats the columns that fit a page in LaTeX, with its footnotes."""
+
+  def line(cells: Iterable[str]) -> str:
+    # A minus rather than a hyphen.
+    minus = (re.sub(r'(?<![\w.])-(?=\d)', '−', cell) for cell in cells)
+    return ' & '.join(map(escape.latex, minus)) + r' \\'
+
+  header, *body = cells(rows, _BRIEF)
+  # Units have a line of their own, which makes the columns narrower.
+  parts = [name.partition(' (') for name in header]
+  notes = [
+    f'% {escape.printable(note)}' for note in footnotes(comparison, rows)
+  ]
+  return '\n'.join(
+    [
+      r'% Needs \usepackage{booktabs}; \input this file in a table.',
+      *notes,
+      rf'\begin{{tabular}}{{l{"r" * (len(_BRIEF) - 1)}}}',
+      r'\toprule',
+      line(name for name, _, _ in parts),
+      line(mark.strip() + unit for _, mark, unit in parts),
+      r'\midrule',
+      *map(line, body),
+      r'\bottomrule',
+      r'\end{tabular}',
+      '',
+    ]
+  )
 
 
 def footnotes(
@@ -155,6 +200,10 @@ def footnotes(
   yield (
     'Training loss is what the method minimises, as last logged: not '
     'comparable between methods.'
+  )
+  yield (
+    'Training time is without compilation; runs of earlier versions do not say '
+    'how long that took.'
   )
   yield (
     'NLL is the mean negative log-likelihood, ECE the expected calibration '

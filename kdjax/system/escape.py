@@ -17,6 +17,18 @@ from typing import Any
 _FORMULA = re.compile("'*[=+\\-@\\t\\r\\n＝＋－＠]")
 
 # Not an underscore within a word, which is none in CommonMark.
+# What LaTeX does not take for itself.
+_LATEX = {
+  **{character: f'\\{character}' for character in '&%$#_{}'},
+  '\\': r'\textbackslash{}',
+  '~': r'\textasciitilde{}',
+  '^': r'\textasciicircum{}',
+  **{character: f'${character}$' for character in '<>|'},
+  '±': r'$\pm$',
+  '−': '$-$',
+}
+_LATIN = 'ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝßàáâãäåæçèéêëìíîïñòóôõöøùúûüýÿ'
+
 _MARKUP = re.compile(r'[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])')
 
 
@@ -63,6 +75,24 @@ def html(text: str) -> str:
 def markdown(text: str) -> str:
   """Escapes text for a line of Markdown or a cell of its tables."""
   return _MARKUP.sub(r'\\\g<0>', printable(text))
+
+
+def latex(text: str) -> str:
+  """Escapes text for a line of LaTeX, outside of mathematics.
+
+  Letters that not every font of pdfLaTeX has are shown as `printable` shows
+  what cannot be printed.
+  """
+  escaped = ''.join(
+    _LATEX[character]
+    if character in _LATEX
+    else character
+    if character.isascii() or character in _LATIN
+    else _LATEX['\\'] + character.encode('unicode_escape').decode()[1:]
+    for character in printable(text)
+  )
+  # Two of them would be another character.
+  return re.sub(r"(?<=[-'`,?!])(?=[-'`,])", '{}', escaped)
 
 
 def csv_cell(value: Any) -> Any:

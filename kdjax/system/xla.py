@@ -8,6 +8,7 @@ import importlib.util
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -45,6 +46,10 @@ _CHECKED_ROWS = 2**15 + 1
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
+# How many seconds programs were compiled, and until when.
+_compiling = {'seconds': 0.0, 'until': 0.0}
+
+
 class CompilerError(RuntimeError):
   """What is compiled on this machine computes something else than it should."""
 
@@ -59,6 +64,22 @@ def setup() -> None:
   """
   _keep_programs()
   _keep_memory()
+
+
+def compile_seconds() -> float:
+  """Returns how long this process has traced and compiled programs so far."""
+  return _compiling['seconds']
+
+
+def _count_compiling(event: str, duration_secs: float, **kwargs: Any) -> None:
+  """Counts what JAX says that it spent; what is within another thing once."""
+  if event.startswith('/jax/core/compile/'):
+    now = time.perf_counter()
+    _compiling['seconds'] += now - max(now - duration_secs, _compiling['until'])
+    _compiling['until'] = now
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compiling)
 
 
 def return_memory() -> None:

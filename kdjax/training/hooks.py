@@ -25,6 +25,29 @@ from kdjax.training.state import TrainState
 _Predictions = Mapping[str, tuple[jax.Array, np.ndarray]]
 
 
+class Clock:
+  """How long a run takes, as if it had never been cut off; from now on."""
+
+  def __init__(self) -> None:
+    self._start = self._now()
+
+  def go_on(self, saved: Mapping[str, Any]) -> None:
+    """Adds the times that a checkpoint has, if it has them."""
+    for name in self._start:
+      self._start[name] -= saved.get(name, 0.0)
+
+  def times(self) -> dict[str, float]:
+    """Returns `wall_time_s`, and what of it was spent in `compile_time_s`."""
+    return {name: now - self._start[name] for name, now in self._now().items()}
+
+  @staticmethod
+  def _now() -> dict[str, float]:
+    return {
+      'wall_time_s': time.perf_counter(),
+      'compile_time_s': xla.compile_seconds(),
+    }
+
+
 class Saver:
   """Saves checkpoints with all that a run needs to continue.
 
@@ -33,7 +56,7 @@ class Saver:
     metadata: what each of them says of the run.
     window: the training metrics since the last line of the log.
     log: the log.
-    start_time: when the run began, as if it had never been cut off.
+    clock: how long the run has taken.
 
   Attributes:
     saved: the step of the last checkpoint.
@@ -45,13 +68,13 @@ class Saver:
     metadata: Mapping[str, Any],
     window: Window,
     log: RunLog | SilentLog,
-    start_time: float,
+    clock: Clock,
   ):
     self._checkpoints = checkpoints
     self._metadata = metadata
     self._window = window
     self._log = log
-    self._start_time = start_time
+    self._clock = clock
     self.saved = 0
 
   def save(
@@ -68,7 +91,7 @@ class Saver:
     progress |= {
       'step': done,
       'scheduled': scheduled,
-      'wall_time_s': time.perf_counter() - self._start_time,
+      **self._clock.times(),
       # So that a run continued here averages over the same steps as one that
       # was never cut off.
       'window': {

@@ -1,6 +1,5 @@
 """The training loop of a run, from where it was cut off to its end."""
 
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,9 +10,9 @@ from kdjax import config as config_lib
 from kdjax.storage import checkpoint, run_directory
 from kdjax.system import devices, signals, xla
 from kdjax.system.logs import logger
-from kdjax.training import initial_weights
+from kdjax.training import initial_weights, trackers
 from kdjax.training.compiled import Program
-from kdjax.training.hooks import Hooks, Saver
+from kdjax.training.hooks import Clock, Hooks, Saver
 from kdjax.training.metrics_window import Window
 from kdjax.training.run import Run
 from kdjax.training.run_log import RunLog, SilentLog
@@ -36,7 +35,7 @@ class _Start(NamedTuple):
   saved: dict[str, Any]
 
 
-def train(run: Run, program: Program) -> float:
+def train(run: Run, program: Program) -> dict[str, float]:
   """Trains to the end, from the newest sound checkpoint if there is one.
 
   Args:
@@ -44,7 +43,7 @@ def train(run: Run, program: Program) -> float:
     program: its program.
 
   Returns:
-    The seconds that it took over all starts.
+    The seconds that it took over all starts, as `Clock.times`.
 
   Raises:
     ValueError: the checkpoints there are damaged, or not of this run.
@@ -53,16 +52,16 @@ def train(run: Run, program: Program) -> float:
     OSError: a checkpoint or the metrics cannot be written.
     signals.Interrupted: SIGTERM or SIGINT came; the state is saved.
   """
-  start_time = time.perf_counter()
+  clock = Clock()
   keep = run.config.checkpoint.keep
   with (
     signals.held_back() as stopped,
     checkpoint.Checkpoints(run.workdir, keep=keep) as checkpoints,
   ):
     start = _restore(run, program, checkpoints)
-    start_time -= start.saved.get('wall_time_s', 0.0)
     if start.done == run.plan.total_steps:
-      return start.saved['wall_time_s']
+      return {name: start.saved.get(name, 0.0) for name in clock.times()}
+    clock.go_on(start.saved)
     state = program.create_state() if start.state is None else start.state
     logger.info('%s: compiling the training step', run.workdir.name)
     program.compile(state, start.done)
@@ -75,13 +74,13 @@ def train(run: Run, program: Program) -> float:
         start.saved.get('window', {}),
         start.saved.get('skipped_in_a_row', 0),
       )
-      saver = Saver(checkpoints, start.metadata, window, log, start_time)
+      saver = Saver(checkpoints, start.metadata, window, log, clock)
       saver.saved = start.done
       hooks = Hooks(run, program, window, log, saver)
       _do_steps(program, hooks, state, start.done, stopped)
   # The first process may still be completing the last checkpoint.
   devices.wait_for_all()
-  return time.perf_counter() - start_time
+  return clock.times()
 
 
 def _do_steps(
@@ -178,6 +177,7 @@ def _open_log(
     start_step=start.done,
     total_steps=run.plan.total_steps,
     tensorboard=run.config.log.tensorboard,
+    trackers=trackers.start(run.workdir, run.config),
     lines=start.saved.get('metrics_lines'),
     validations=checkpoints.validations(),
   )

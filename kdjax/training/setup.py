@@ -9,7 +9,7 @@ from kdjax import data, methods, models
 from kdjax.storage import checkpoint, run_directory
 from kdjax.system import devices
 from kdjax.system.logs import logger
-from kdjax.training import initial_weights
+from kdjax.training import initial_weights, trackers
 from kdjax.training import plan as plan_lib
 from kdjax.training.initial_weights import Initial
 from kdjax.training.run import Run
@@ -40,6 +40,7 @@ def resolve(
       do not fit it.
     FileNotFoundError: data or initial weights are not where it says.
   """
+  trackers.check(config.log.trackers)
   with devices.share_errors():
     dataset = session.dataset(config.data)
     initial = load_initial(config, workdir, session)

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -21,6 +22,7 @@ from kdjax.training import (
   loop,
   setup,
   teacher_checks,
+  trackers,
 )
 from kdjax.training import initial_weights as initial_lib
 from kdjax.training.run import Run
@@ -140,11 +142,13 @@ def _run(
       lambda: run_directory.is_run(workdir),
     )
     with contextlib.closing(program):
-      wall_time = loop.train(run, program)
-    return _test(run, session, wall_time)
+      times = loop.train(run, program)
+    return _test(run, session, times)
 
 
-def _test(run: Run, session: Session, wall_time: float) -> dict[str, Any]:
+def _test(
+  run: Run, session: Session, times: Mapping[str, float]
+) -> dict[str, Any]:
   """Measures a run that is trained, and writes its result."""
   workdir, dataset = run.workdir, run.dataset
   measured, predictions = final_test.measure(
@@ -154,7 +158,7 @@ def _test(run: Run, session: Session, wall_time: float) -> dict[str, Any]:
   measured['student'] |= {
     'model': run.config.student.name,
     'stem': run.config.student.stem,
-    'wall_time_s': wall_time,
+    **times,
     'init_from': last.get('init_from'),
   }
   result = {
@@ -177,6 +181,7 @@ def _test(run: Run, session: Session, wall_time: float) -> dict[str, Any]:
     run_directory.write_predictions(workdir, predictions)
     result['files'] = run_directory.digests_of_files(workdir)
     run_directory.write_result(workdir, result)
+    trackers.write_result(workdir, run.config, result)
 
   devices.write_once(write, lambda: run_directory.read_result(workdir))
   result = run_directory.read_result(workdir) or result

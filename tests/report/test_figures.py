@@ -258,23 +258,52 @@ def test_groups_of_other_sizes_say_so_each():
   assert {'a; 1 seed', 'b; mean ± std of 3 seeds'} <= set(words(figure))
 
 
-def test_curves_show_their_differences_and_the_teacher():
+def late_curves(teacher):
+  """Twelve curves from 90.0 to 91.1 % in the second half of the epochs."""
   epochs = np.arange(1, 21)
   late = np.where(epochs > 4, 90.0, 10.0)
   figure = figures.learning_curves(
     {str(index): (epochs, late[None] + index / 10) for index in range(12)},
     ylabel='validation accuracy (%)',
-    teacher=93.0,
+    teacher=teacher,
   )
-  (axes,) = figure.axes
+  return figure.axes[0]
+
+
+def test_curves_show_their_differences_and_the_teacher():
+  axes = late_curves(92.0)
   *lines, teacher = axes.lines
   styles = {(line.get_color(), line.get_linestyle()) for line in lines}
   assert len(styles) == 12
-  assert (teacher.get_label(), teacher.get_linestyle()) == ('teacher', '--')
-  assert set(teacher.get_ydata()) == {93.0}
+  assert (teacher.get_label(), teacher.get_linestyle()) == ('teacher: 92', '--')
+  assert set(teacher.get_ydata()) == {92.0}
   low, high = axes.get_ylim()
-  assert 89 < low < 90
-  assert 93 < high < 94
+  assert 89.5 < low < 90
+  assert 92 < high < 92.5
+  # Of so many curves bands would hide one another.
+  assert not axes.collections
+
+
+@pytest.mark.parametrize(
+  ('teacher', 'words'), [(95.0, '↑ teacher: 95'), (80, '↓ teacher: 80')]
+)
+def test_a_teacher_far_away_leaves_the_axis_to_the_curves(teacher, words):
+  axes = late_curves(teacher)
+  assert len(axes.lines) == 12
+  assert [text.get_text() for text in axes.texts] == [words]
+  low, high = axes.get_ylim()
+  assert high - low < 1.4
+
+
+def test_bands_widen_the_axis_by_half_of_what_curves_take():
+  values = np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 9.0]])
+  figure = figures.learning_curves(
+    {'a': (np.array([1, 2, 3]), values)}, ylabel='loss (nats)'
+  )
+  # Means 2 and 6 in the second half, the last one ± √18.
+  np.testing.assert_allclose(
+    figure.axes[0].get_ylim(), [1.76 - 0.24 / 1, 8.36], atol=0.3
+  )
 
 
 def test_a_tuning_curve_is_in_per_cent():
@@ -417,7 +446,7 @@ def test_images_are_shown_as_they_are():
 
 
 def test_both_maps_of_a_stage_have_one_scale():
-  student, teacher = np.array([[[-1.0]], [[3.0]]])
+  student, teacher = np.array([[[-1.0, 0]], [[3.0, 0]]])
   figure = figures.feature_maps(
     pixels(1, 8, 1)[0],
     {'stage1': (student, teacher), 'a->b': (np.eye(2), 2 * np.eye(2))},
@@ -431,9 +460,23 @@ def test_both_maps_of_a_stage_have_one_scale():
     (0, 2),
   ]
   assert maps[1].get_xlabel() == '−1 to 3'
-  assert {'input, 8×8', 'stage 1, 1×1', 'a->b, 2×2', 'student', 'teacher'} <= (
+  assert {'input, 8×8', 'stage 1, 1×2', 'a->b, 2×2', 'student', 'teacher'} <= (
     set(words(figure))
   )
+
+
+def test_maps_of_one_pixel_are_bars_from_zero():
+  student, teacher = np.array([[[-1.0]], [[3.0]]])
+  figure = figures.feature_maps(
+    pixels(1, 8, 1)[0], {'stage4': (student, teacher)}
+  )
+  FigureCanvasAgg(figure)
+  _, *maps = figure.axes
+  assert [axes.patches[0].get_height() for axes in maps] == [-1, 3]
+  assert not any(axes.images for axes in maps)
+  (limits,) = {axes.get_ylim() for axes in maps}
+  np.testing.assert_allclose(limits, [-1.4, 3.4])
+  assert '−1 and 3' in words(figure)
 
 
 def test_images_of_two_channels_are_refused():

@@ -8,7 +8,8 @@ import synthetic
 from kdjax import config as config_lib
 from kdjax.storage import metrics_log, run_directory
 from kdjax.system import atomic
-from kdjax.training.run_log import RunLog, _is_sound
+from kdjax.training.run_log import RunLog
+from kdjax.training.tensorboard import is_sound
 
 VALUES = {'epoch': 1.0, 'loss': 0.5, 'accuracy': 0.5}
 
@@ -174,7 +175,7 @@ def test_events_that_are_damaged_are_written_again(tmp_path, caplog):
   # What a process that was killed leaves is no damage.
   content = first.read_bytes()
   first.write_bytes(content[:-3])
-  assert _is_sound(first)
+  assert is_sound(first)
   changed = bytearray(content)
   changed[len(content) // 2] ^= 1
   first.write_bytes(bytes(changed))
@@ -182,7 +183,7 @@ def test_events_that_are_damaged_are_written_again(tmp_path, caplog):
   assert f'{first} is damaged, and is now {tmp_path / "damaged"}' in caplog.text
   (again,) = (tmp_path / 'tensorboard').iterdir()
   assert again.read_bytes().count(b'train/loss') == 2
-  assert _is_sound(again)
+  assert is_sound(again)
 
 
 @pytest.mark.parametrize('name', ['a\nb', 'a\x1b', 'a\udce9'])

@@ -123,7 +123,7 @@ def test_a_report_shows_any_name(tmp_path):
 def test_letters_that_the_font_lacks_are_told_apart():
   names = ('\U0001f9ff', '\U0001f9fe', 'père')
   figure = figures.confusion_matrices(names, {'a': np.eye(3)})
-  assert gallery.png(figure)
+  assert gallery.draw(figure)
   labels = figure.axes[0].get_yticklabels()
   assert [label.get_text() for label in labels] == [
     '\\U0001f9ff',
@@ -135,11 +135,11 @@ def test_letters_that_the_font_lacks_are_told_apart():
 def test_figures_show_any_name():
   share = np.eye(len(HOSTILE))
   figure = figures.confusion_matrices(HOSTILE, {HOSTILE[1]: share})
-  assert gallery.png(figure)
+  assert gallery.draw(figure)
   axes = figure.axes[0]
   assert axes.get_title() == r'\$x^_\$'
   assert len(axes.texts) == len(HOSTILE)
   many = figures.disagreements(
     np.zeros((len(HOSTILE), 2, 2, 1), np.uint8), HOSTILE, HOSTILE, HOSTILE
   )
-  assert gallery.png(many)
+  assert gallery.draw(many)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -145,3 +146,20 @@ def test_waiting_and_returning_memory_change_nothing():
   xla.return_memory()
   values = {'a': jnp.arange(3), 'b': 1}
   assert xla.wait_on_cpu(values) is values
+
+
+def test_seconds_of_compiling_are_counted_once():
+  before, start = xla.compile_seconds(), time.perf_counter()
+  function = jax.jit(lambda x: jax.jit(jnp.sin)(x) + jnp.cos(x))
+  function.lower(np.ones(3)).compile()
+  spent = xla.compile_seconds() - before
+  assert 0 < spent <= time.perf_counter() - start
+  # What JAX traces within another trace is part of that one.
+  until = xla._compiling['until']
+  before = xla.compile_seconds()
+  xla._count_compiling('/jax/core/compile/outer', 1e9)
+  assert xla.compile_seconds() - before == pytest.approx(
+    xla._compiling['until'] - until
+  )
+  xla._count_compiling('/jax/other', 1e9)
+  assert xla.compile_seconds() - before < 1e6
