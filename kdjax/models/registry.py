@@ -3,6 +3,7 @@
 Or it is anywhere that Python can import it from, by its import path.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from kdjax.models import import_path
 from kdjax.system import plugins
 from kdjax.system.hints import did_you_mean
 
-# Options of ResNets that a model of another kind need not take.
+# Options of ResNets that models of other kinds are not given.
 _OFFERED = 'stem', 'width'
 
 
@@ -36,8 +37,8 @@ def build(
     num_classes: number of logits.
     dtype: dtype of the computation, a dtype or its name. Parameters, BatchNorm
       statistics and logits are float32.
-    **options: the model's own fields; ResNets take `stem` ('imagenet' or
-      'cifar') and `width`.
+    **options: the model's own fields; ResNets of four stages take `stem`
+      ('imagenet' or 'cifar') and `width`, which others ignore.
 
   Returns:
     A Flax module, called as `model(images, train=…)`, that returns logits.
@@ -69,6 +70,12 @@ def build(
       if option in options:
         offered[option] = options.pop(option)
     return import_path.build(name, offered, options)
+  known = inspect.signature(models[name]).parameters
+  options = {
+    option: value
+    for option, value in options.items()
+    if option in known or option not in _OFFERED
+  }
   try:
     return models[name](num_classes=num_classes, dtype=dtype, **options)
   except TypeError as error:

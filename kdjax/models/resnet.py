@@ -17,15 +17,11 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from kdjax.models import batch_norm, cpu_conv, cpu_pool
-
-_EPSILON = 1e-5
+from kdjax.models import batch_norm, cpu_conv, cpu_pool, folding
 
 # Kernel size and stride of the first convolution, and whether a 3×3 max-pool
 # of stride 2 follows it.
@@ -41,7 +37,7 @@ Conv = functools.partial(
   conv_general_dilated=cpu_conv.conv_general_dilated,
 )
 BatchNorm = functools.partial(
-  batch_norm.BatchNorm, momentum=0.9, epsilon=_EPSILON
+  batch_norm.BatchNorm, momentum=0.9, epsilon=folding.EPSILON
 )
 
 
@@ -54,15 +50,21 @@ def conv_norm(
   train: bool,
   folded: bool,
   dtype: Any,
+  bias: bool = False,
   scale_init: nn.initializers.Initializer = nn.initializers.ones,
   **options: Any,
 ) -> jax.Array:
-  """A convolution, and the BatchNorm that belongs to it unless folded.
+  """A convolution, with a bias if asked, and its BatchNorm unless folded.
 
   The norm of `conv1` is `bn1`, that of `downsample_conv` is `downsample_bn`.
   """
   x = Conv(
-    width, kernel_size, use_bias=folded, dtype=dtype, name=name, **options
+    width,
+    kernel_size,
+    use_bias=folded or bias,
+    dtype=dtype,
+    name=name,
+    **options,
   )(x)
   if folded:
     return x
@@ -74,7 +76,45 @@ def conv_norm(
   )(x)
 
 
-_Identity = Callable[[jax.Array], jax.Array]
+def layers(train: bool, folded: bool, dtype: Any) -> Callable[..., jax.Array]:
+  """Returns `conv_norm` with these three arguments."""
+  return functools.partial(conv_norm, train=train, folded=folded, dtype=dtype)
+
+
+def check_mode(train: bool, folded: bool) -> None:
+  """Checks that a folded network is not to be trained.
+
+  Raises:
+    ValueError: it is.
+  """
+  if train and folded:
+    raise ValueError(
+      'a folded network cannot be trained: its BatchNorms are part of its '
+      'convolutions'
+    )
+
+
+def classify(x: jax.Array, num_classes: int) -> jax.Array:
+  """Averages a map over its positions and applies the linear layer `fc`.
+
+  Args:
+    x: `[batch, height, width, channels]`.
+    num_classes: number of logits.
+
+  Returns:
+    Logits, float32 `[batch, num_classes]`.
+  """
+  x = x.mean(axis=(1, 2), dtype=jnp.float32)
+  return nn.Dense(
+    num_classes,
+    # PyTorch's default: uniform within ±1/√fan_in.
+    kernel_init=nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
+    dtype=jnp.float32,
+    name='fc',
+  )(x)
+
+
+Identity = Callable[[jax.Array], jax.Array]
 
 
 class Preactivation(nn.Module):
@@ -86,7 +126,8 @@ class Preactivation(nn.Module):
     return x
 
 
-def _unnamed(x: jax.Array) -> jax.Array:
+def unnamed(x: jax.Array) -> jax.Array:
+  """Returns `x`, where `Preactivation` would give it a name."""
   return x
 
 
@@ -108,12 +149,10 @@ class BasicBlock(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, train: bool, name_sum: _Identity = _unnamed
+    self, x: jax.Array, train: bool, name_sum: Identity = unnamed
   ) -> jax.Array:
     """Maps `[batch, H, W, C]` to `[batch, H/stride, W/stride, width]`."""
-    layer = functools.partial(
-      conv_norm, train=train, folded=self.folded, dtype=self.dtype
-    )
+    layer = layers(train, self.folded, self.dtype)
     conv3x3 = functools.partial(
       layer, width=self.width, kernel_size=(3, 3), padding=1
     )
@@ -140,12 +179,10 @@ class Bottleneck(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, train: bool, name_sum: _Identity = _unnamed
+    self, x: jax.Array, train: bool, name_sum: Identity = unnamed
   ) -> jax.Array:
     """Maps `[batch, H, W, C]` to `[batch, H/stride, W/stride, 4·width]`."""
-    layer = functools.partial(
-      conv_norm, train=train, folded=self.folded, dtype=self.dtype
-    )
+    layer = layers(train, self.folded, self.dtype)
     y = nn.relu(layer(x, self.width, (1, 1), name='conv1'))
     y = nn.relu(
       layer(y, self.width, (3, 3), strides=self.stride, padding=1, name='conv2')
@@ -201,7 +238,7 @@ class Stage(nn.Module):
         dtype=self.dtype,
         folded=self.folded,
         name=f'block{i + 1}',
-      )(x, train, preactivation if i == self.size - 1 else _unnamed)
+      )(x, train, preactivation if i == self.size - 1 else unnamed)
     return x
 
 
@@ -217,12 +254,13 @@ class ResNet(nn.Module):
     stem: 'imagenet' (7×7 stride 2, then 3×3 max-pool stride 2), 'cifar' (3×3
       stride 1, no pool) or 'cifar_pool' (3×3 stride 1, then that max-pool), the
       weights of which are those of 'cifar'.
-    width: channels of the stem; stage i works at width · 2^(i-1).
+    width: stage i works at width · 2^(i-1) channels.
     dtype: dtype of the computation, bfloat16 or float32.
     folded: whether each convolution has a bias and no BatchNorm after it; for
       evaluation only (see `fold`).
     remat: names of the stages that compute their activations again when
       gradients are taken (see `rematerialize`).
+    stem_width: channels of the stem; 0 for `width`.
   """
 
   block: type[BasicBlock] | type[Bottleneck]
@@ -233,6 +271,7 @@ class ResNet(nn.Module):
   dtype: Any = jnp.float32
   folded: bool = False
   remat: tuple[str, ...] = ()
+  stem_width: int = 0
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -250,11 +289,7 @@ class ResNet(nn.Module):
     Raises:
       ValueError: the stem is unknown, or a folded network is to be trained.
     """
-    if train and self.folded:
-      raise ValueError(
-        'a folded network cannot be trained: its BatchNorms are part of its '
-        'convolutions'
-      )
+    check_mode(train, self.folded)
     if self.stem not in STEMS:
       raise ValueError(
         f"unknown stem '{self.stem}': expected one of {', '.join(STEMS)}"
@@ -262,7 +297,7 @@ class ResNet(nn.Module):
     kernel_size, stride, pooled = STEMS[self.stem]
     x = conv_norm(
       jnp.asarray(images, self.dtype),
-      self.width,
+      self.stem_width or self.width,
       (kernel_size, kernel_size),
       strides=stride,
       padding=kernel_size // 2,
@@ -293,63 +328,14 @@ class ResNet(nn.Module):
   def classify(self, x: jax.Array, train: bool) -> jax.Array:
     """Maps the last stage's output to logits; part of `__call__`."""
     del train
-    x = x.mean(axis=(1, 2), dtype=jnp.float32)
-    return nn.Dense(
-      self.num_classes,
-      # PyTorch's default: uniform within ±1/√fan_in.
-      kernel_init=nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
-      dtype=jnp.float32,
-      name='fc',
-    )(x)
+    return classify(x, self.num_classes)
 
   @nn.nowrap
   def fold(
     self, variables: Mapping[str, Any], names: Sequence[str] = ()
   ) -> tuple['ResNet', Mapping[str, Any]]:
-    """Folds each BatchNorm into the convolution before it.
-
-    In evaluation mode a BatchNorm is one affine map per channel, so that with
-    a = scale / √(var + ε) it becomes a convolution's kernel · a and
-    bias - mean · a.
-
-    Args:
-      variables: the network's collections, concrete arrays.
-      names: modules whose outputs will be captured.
-
-    Returns:
-      The folded network and its collections: kernels and biases of its
-      convolutions are in the dtype that it computes in, `batch_stats` is empty,
-      all else is the same. The network as it is if one of the names is that of
-      a convolution, whose output would be normalised, or of a BatchNorm, which
-      would be gone. Stages, blocks and `fc` give what they gave.
-    """
-    params = flax.traverse_util.flatten_dict(variables['params'], sep='/')
-    stats = flax.traverse_util.flatten_dict(variables['batch_stats'], sep='/')
-    norms = {path.rpartition('/')[0] for path in stats}
-    convs = {norm: norm.replace('bn', 'conv') for norm in norms}
-    parents = {name.rpartition('/')[0] for name in names}
-    if not parents.union(names).isdisjoint((*convs.keys(), *convs.values())):
-      return self, variables
-    for bn, conv_name in convs.items():
-      kernel, scale, bias, mean, var = (
-        # Double precision, so that folding itself rounds only once.
-        np.asarray(array, np.float64)
-        for array in (
-          params[f'{conv_name}/kernel'],
-          params.pop(f'{bn}/scale'),
-          params.pop(f'{bn}/bias'),
-          stats[f'{bn}/mean'],
-          stats[f'{bn}/var'],
-        )
-      )
-      scale = scale / np.sqrt(var + _EPSILON)
-      params[f'{conv_name}/kernel'] = jnp.asarray(kernel * scale, self.dtype)
-      params[f'{conv_name}/bias'] = jnp.asarray(bias - mean * scale, self.dtype)
-    return self.clone(folded=True), {
-      **variables,
-      'params': flax.traverse_util.unflatten_dict(params, sep='/'),
-      'batch_stats': {},
-    }
+    """Folds BatchNorms into convolutions (see `kdjax.models.folding`)."""
+    return folding.fold(self, variables, names)
 
   @nn.nowrap
   def rematerialize(self, names: Sequence[str]) -> 'ResNet':
