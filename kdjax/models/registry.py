@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.models import import_path
+from kdjax.models import features, import_path
 from kdjax.system import plugins
 
 # Options of ResNets that a model of another kind need not take.
@@ -121,8 +121,8 @@ def rematerialize(model: nn.Module, names: Sequence[str]) -> nn.Module:
   method = getattr(model, 'rematerialize', None)
   if method is None:
     raise ValueError(
-      f'{type(model).__name__} has no method `rematerialize`, so none of its '
-      'modules can compute activations again: set config.device.remat to ()'
+      f'{features.name_of(model)} has no method `rematerialize`, so none of '
+      'its modules can compute activations again: set config.device.remat to ()'
     )
   return method(names)
 
