@@ -78,6 +78,7 @@ ONLY = {
   'tensorflow': (),
   'torch': (),
   # Optional: a command says so where they are not installed.
+  'equinox': ('kdjax.models._equinox',),
   'jax2onnx': ('kdjax.export.formats',),
   'onnxruntime': ('kdjax.storage.program_files',),
   'clu': (),  # It imports TensorFlow.
@@ -118,7 +119,7 @@ DEFINE_FLAGS = (
   'kdjax.export.__main__',
   'kdjax.predict',
 )
-KNOW_INTERMEDIATES = ('kdjax.models.features',)
+KNOW_INTERMEDIATES = ('kdjax.models.features', 'kdjax.models._adapter')
 
 # An export is compiled where it is loaded.
 COMPILE = ('kdjax.system.xla', 'kdjax.export.formats')

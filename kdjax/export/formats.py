@@ -20,7 +20,14 @@ from kdjax.export import predictor
 from kdjax.models import features
 from kdjax.models.network import Network
 from kdjax.storage import card as card_lib
-from kdjax.storage import checkpoint, digests, networks, program_files, weights
+from kdjax.storage import (
+  checkpoint,
+  digests,
+  flax_variables,
+  networks,
+  program_files,
+  weights,
+)
 
 PLATFORMS = 'cpu', 'cuda', 'rocm', 'tpu'
 """What a StableHLO program can run on."""
@@ -40,13 +47,17 @@ def write_orbax(
 def write_safetensors(
   path: pathlib.Path, network: Network, card: _Card, platforms: Sequence[str]
 ) -> None:
-  """Writes a ResNet's weights with torchvision's names, the card as header."""
+  """Writes the weights, the card as header.
+
+  A ResNet's have torchvision's names; those of a model by import path its own.
+  """
   del platforms
   arrays = {name: network.variables[name] for name in features.TRAINED}
   text = card_lib.to_json(card, **{networks.DIGEST: digests.digest(arrays)})
+  if ':' in card['model']['name']:
+    flax_variables.save(path, arrays, {networks.CARD: text})
+    return
   try:
-    if ':' in card['model']['name']:
-      raise ValueError('it need not compute what they do')
     weights.save(path, arrays, {networks.CARD: text})
   except ValueError as error:
     raise ValueError(

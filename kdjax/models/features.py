@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.models import _adapter
 from kdjax.system import xla
 
 Variables = Mapping[str, Any]
@@ -81,6 +82,13 @@ def to_logits(
   return logits
 
 
+def name_of(model: nn.Module) -> str:
+  """Names a model for messages."""
+  if isinstance(model, _adapter.Adapter):
+    return model.label
+  return type(model).__name__
+
+
 def init(
   model: nn.Module, rng: jax.Array, images: jax.ShapeDtypeStruct | jax.Array
 ) -> dict[str, Any]:
@@ -104,7 +112,7 @@ def init(
   others = variables.keys() - TRAINED
   if others:
     raise ValueError(
-      f'{type(model).__name__} has the collections {", ".join(sorted(others))}:'
+      f'{name_of(model)} has the collections {", ".join(sorted(others))}:'
       f' expected no others than {" and ".join(TRAINED)}, which are trained '
       'and saved'
     )
@@ -150,19 +158,20 @@ def forward(
   adaptation = collections.pop('adaptation', {})
   if normalization is not None:
     images = normalize(images, **normalization)
-  logits, changed = model.apply(
-    collections,
-    images,
-    train=train,
-    rngs=rngs,
-    capture_intermediates=wanted if names else False,
-    mutable=['intermediates', *(['batch_stats'] if train else [])],
-  )
+  with _adapter.capturing(names):
+    logits, changed = model.apply(
+      collections,
+      images,
+      train=train,
+      rngs=rngs,
+      capture_intermediates=wanted if names else False,
+      mutable=['intermediates', *(['batch_stats'] if train else [])],
+    )
   shape = getattr(logits, 'shape', None)
   if shape is None or len(shape) != 2:
     found = type(logits).__name__ if shape is None else f'shape {shape}'
     raise ValueError(
-      f'{type(model).__name__} returns {found}: expected logits, one array '
+      f'{name_of(model)} returns {found}: expected logits, one array '
       '[batch, classes]'
     )
   intermediates = changed.get('intermediates', {})
@@ -170,7 +179,7 @@ def forward(
   missing = [name for name in names if name not in features]
   if missing:
     raise ValueError(
-      f'{type(model).__name__} has no module named {", ".join(missing)}; it '
+      f'{name_of(model)} has no module named {", ".join(missing)}; it '
       f'has {", ".join(feature_names(model, variables, images))}'
     )
   batch_stats = collections.get('batch_stats', {})
@@ -201,13 +210,14 @@ def feature_names(
   model: nn.Module, variables: Variables, images: Any
 ) -> list[str]:
   """Lists the path of every submodule, which `forward` can capture, sorted."""
-  _, changed = jax.eval_shape(
-    lambda variables, images: model.apply(
-      variables, images, train=False, capture_intermediates=True
-    ),
-    variables,
-    images,
-  )
+  with _adapter.capturing(None):
+    _, changed = jax.eval_shape(
+      lambda variables, images: model.apply(
+        variables, images, train=False, capture_intermediates=True
+      ),
+      variables,
+      images,
+    )
   paths = flax.traverse_util.flatten_dict(changed['intermediates'])
   return sorted('/'.join(path[:-1]) for path in paths if len(path) > 1)
 

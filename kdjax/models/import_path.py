@@ -4,12 +4,21 @@ import functools
 import importlib
 import inspect
 import operator
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+
+from kdjax.models import _adapter
+
+# Modules of libraries, and what makes networks of them.
+_ADAPTERS = {
+  'flax.nnx': 'kdjax.models._nnx',
+  'equinox': 'kdjax.models._equinox',
+}
 
 
 def build(
@@ -32,20 +41,15 @@ def build(
     ValueError: it cannot be imported, is something else, cannot be called, or
       returns no Flax module that is called as `model(images, train=…)`.
   """
-  make = _import(path)
-  set_already = make.keywords if isinstance(make, functools.partial) else {}
+  make, adapter = _import(path)
   try:
-    parameters = inspect.signature(make).parameters
-    takes_all = any(
-      parameter.kind is parameter.VAR_KEYWORD
-      for parameter in parameters.values()
-    )
-    taken = {
-      name: value
-      for name, value in offered.items()
-      if (takes_all or name in parameters) and name not in set_already
-    }
-    model = make(**taken, **options)
+    taken = _adapter.keywords(make, offered) | dict(options)
+    if adapter is None:
+      model = make(**taken)
+    else:
+      later = _adapter.keywords(make, dict.fromkeys(adapter.offers))
+      _adapter.signature(make).bind(**later, **taken)
+      model = adapter(path, make, tuple(taken.items()))
   # It is a user's, and may raise anything.
   except Exception as error:
     raise ValueError(
@@ -81,7 +85,10 @@ def _check_model(path: str, model: Any) -> None:
     ) from error
 
 
-def _import(path: str) -> Callable[..., Any]:
+def _import(
+  path: str,
+) -> tuple[Callable[..., Any], type[_adapter.Adapter] | None]:
+  """Finds what makes a model, and the adapter of another library's modules."""
   module, _, attribute = path.partition(':')
   try:
     found = operator.attrgetter(attribute)(importlib.import_module(module))
@@ -97,13 +104,19 @@ def _import(path: str) -> Callable[..., Any]:
     made = made.func
   if isinstance(made, types.FunctionType):
     made = _returned(path, made)
-  if not (isinstance(made, type) and issubclass(made, nn.Module)):
-    raise ValueError(
-      f"'{path}' is {found!r}: expected a subclass of flax.linen.Module, a "
-      'function that is annotated to return one (-> nn.Module), or a '
-      'functools.partial of either'
-    )
-  return found
+  if isinstance(made, type):
+    if issubclass(made, nn.Module):
+      return found, None
+    for library, adapter in _ADAPTERS.items():
+      # A library that nobody has imported has made no class.
+      loaded = sys.modules.get(library)
+      if loaded and issubclass(made, loaded.Module):
+        return found, importlib.import_module(adapter).Adapter
+  raise ValueError(
+    f"'{path}' is {found!r}: expected a subclass of flax.linen.Module, "
+    'flax.nnx.Module or equinox.Module, a function that is annotated to return '
+    'one (-> nn.Module), or a functools.partial of either'
+  )
 
 
 def _returned(path: str, function: types.FunctionType) -> Any:

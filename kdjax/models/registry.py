@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kdjax.models import import_path
+from kdjax.models import features, import_path
 from kdjax.system import plugins
 from kdjax.system.hints import did_you_mean
 
@@ -130,8 +130,8 @@ def rematerialize(model: nn.Module, names: Sequence[str]) -> nn.Module:
   method = getattr(model, 'rematerialize', None)
   if method is None:
     raise ValueError(
-      f'{type(model).__name__} has no method `rematerialize`, so none of its '
-      'modules can compute activations again: set config.device.remat to ()'
+      f'{features.name_of(model)} has no method `rematerialize`, so none of '
+      'its modules can compute activations again: set config.device.remat to ()'
     )
   return method(names)
 

@@ -155,7 +155,7 @@ def load(
   found = {ours: described[theirs] for ours, theirs in names.items()}
   trees_lib.check_same(
     path,
-    type(model).__name__,
+    features.name_of(model),
     expected,
     found,
     'Is it the model that config.teacher.name means, with the same width, '
@@ -171,6 +171,26 @@ def load(
     'batch_stats': {},
     **flax.traverse_util.unflatten_dict(arrays, sep='/'),
   }, notes
+
+
+def save(
+  path: str | os.PathLike[str],
+  variables: Mapping[str, Any],
+  metadata: Mapping[str, str],
+) -> None:
+  """Writes variables as safetensors, each array named by its path.
+
+  Args:
+    path: the file, which is there as a whole or not at all.
+    variables: a model's collections.
+    metadata: the header.
+
+  Raises:
+    OSError: it cannot be written; what was there still is.
+  """
+  arrays = flax.traverse_util.flatten_dict(dict(variables), sep='/')
+  host = {name: np.array(array) for name, array in arrays.items()}
+  weights.save_arrays(path, host, {'format': 'flax', **metadata})
 
 
 def _find(path: pathlib.Path) -> _Source | None:

@@ -289,6 +289,9 @@ def _check_arrays(
 
 def _load_variables(path: pathlib.Path, known: Known) -> Pretrained:
   """Loads the variables of a Flax module."""
+  file = weights.read(path) if path.is_file() else None
+  if file and CARD in file.metadata:
+    return _load_own_variables(path, card_lib.read(file.metadata[CARD], path))
   if known.model is None or known.image_shape is None:
     raise ValueError(
       f'{path} holds variables of a Flax module and does not say of which: it '
@@ -302,6 +305,18 @@ def _load_variables(path: pathlib.Path, known: Known) -> Pretrained:
   card['model'] = known.model
   network = Network(model, jax.device_put(variables))
   return Pretrained(network, card, notes)
+
+
+def _load_own_variables(path: pathlib.Path, card: dict[str, Any]) -> Pretrained:
+  """Loads the variables of a Flax module that kdjax wrote."""
+  model, known = models.build(**card['model']), card['preprocessing']
+  shape = known['image_shape'] or (*_ANY_SIZE, known['channels'])
+  variables, _ = variables_lib.load(
+    path, model, jax.ShapeDtypeStruct((1, *shape), np.uint8)
+  )
+  _check_digest(path, card, variables)
+  variables = _as_known(variables, card)
+  return Pretrained(Network(model, jax.device_put(variables)), card)
 
 
 def _load_weights(
@@ -417,12 +432,19 @@ def _read_card(path: pathlib.Path, found: weights.Imported) -> dict[str, Any]:
       f'the model card in {path} is that of another network than its tensors: '
       f'{"; ".join(wrong)}'
     )
-  if card.pop(DIGEST, None) != digests.digest(found.variables):
+  _check_digest(path, card, found.variables)
+  return card
+
+
+def _check_digest(
+  path: pathlib.Path, card: dict[str, Any], variables: Mapping[str, Any]
+) -> None:
+  """Checks that arrays are those that were written with a card."""
+  if card.pop(DIGEST, None) != digests.digest(variables):
     raise ValueError(
       f'{path} is damaged: its arrays are not those that were written. Export '
       'them again, or put a sound copy there'
     )
-  return card
 
 
 def _card(metadata: Mapping[str, Any], ema: bool) -> dict[str, Any]:

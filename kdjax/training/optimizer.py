@@ -23,7 +23,7 @@ def build(
   Returns:
     The optimiser, and the learning rate as a function of the step. SGD has
     Nesterov momentum and couples the weight decay to the gradient, as PyTorch
-    does; AdamW decouples it. Only kernels decay.
+    does; AdamW decouples it. Only kernels decay, which Equinox calls `weight`.
   """
   # A run too short for its warm-up spends at most half of it there.
   wanted = round(config.warmup_epochs * steps_per_epoch)
@@ -65,6 +65,9 @@ def build(
 
 
 def _only_kernels(params: Any) -> Any:
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: path[-1] == jax.tree_util.DictKey('kernel'), params
-  )
+  def is_kernel(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+    name = path[-1].key
+    # That of a normalisation, too, which has one axis.
+    return name == 'kernel' or (name == 'weight' and leaf.ndim > 1)
+
+  return jax.tree_util.tree_map_with_path(is_kernel, params)

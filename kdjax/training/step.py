@@ -366,7 +366,15 @@ def keep_moving_averages(train_step: TrainStep, decay: float) -> TrainStep:
     new, metrics = train_step(state, inputs)
     kept = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
     student = state_lib.student_collections(new.params, new.batch_stats)
-    ema = optax.incremental_update(student, state.ema, 1 - kept)
+    averages = optax.incremental_update(student, state.ema, 1 - kept)
+    # What counts or is true or false has no mean.
+    ema = jax.tree.map(
+      lambda new, mean: (
+        mean if jnp.issubdtype(new.dtype, jnp.floating) else new
+      ),
+      student,
+      averages,
+    )
     return new.replace(ema=ema), metrics
 
   return averaging

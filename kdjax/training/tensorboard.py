@@ -44,7 +44,7 @@ class TensorBoard:
       logs.logger.warning(
         '%s is damaged, and is now %s; its metrics are written again',
         path,
-        atomic.set_aside(path, workdir),
+        atomic.move_to_damaged(path, workdir),
       )
     # TensorBoard reads them in the order of their names.
     parts = int(time.time()), socket.gethostname(), os.getpid()

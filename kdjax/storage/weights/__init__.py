@@ -5,6 +5,7 @@ from kdjax.storage.weights.loading import (
   load,
   read,
   save,
+  save_arrays,
   to_torchvision,
 )
 from kdjax.storage.weights.stored_tensors import Stored, Tensor
@@ -16,5 +17,6 @@ __all__ = [
   'load',
   'read',
   'save',
+  'save_arrays',
   'to_torchvision',
 ]

@@ -294,8 +294,24 @@ def save(
     ValueError: it is no ResNet.
     OSError: it cannot be written; what was there still is.
   """
-  content = safetensors.numpy.save(
-    to_torchvision(variables), {'format': 'pt', **metadata}
-  )
+  save_arrays(path, to_torchvision(variables), {'format': 'pt', **metadata})
+
+
+def save_arrays(
+  path: str | os.PathLike[str],
+  arrays: Mapping[str, np.ndarray],
+  metadata: Mapping[str, str],
+) -> None:
+  """Writes arrays as safetensors.
+
+  Args:
+    path: the file, which is there as a whole or not at all.
+    arrays: arrays by name.
+    metadata: the header.
+
+  Raises:
+    OSError: it cannot be written; what was there still is.
+  """
+  content = safetensors.numpy.save(dict(arrays), dict(metadata))
   with atomic.replacing(pathlib.Path(path)) as file:
     file.write(content)
