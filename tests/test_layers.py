@@ -76,6 +76,7 @@ ONLY = {
   # Optional: a command says so where they are not installed.
   'jax2onnx': ('kdjax.export.formats',),
   'onnxruntime': ('kdjax.storage.program_files',),
+  'pyarrow': ('kdjax.data.sources.parquet',),
   'clu': (),  # It imports TensorFlow.
   'orbax': ('kdjax.storage.checkpoint',),
   'tensorflow_datasets': (
