@@ -81,6 +81,7 @@ ONLY = {
   'equinox': ('kdjax.models._equinox',),
   'jax2onnx': ('kdjax.export.formats',),
   'onnxruntime': ('kdjax.storage.program_files',),
+  'pyarrow': ('kdjax.data.sources.parquet',),
   'clu': (),  # It imports TensorFlow.
   'orbax': ('kdjax.storage.checkpoint', 'kdjax.storage.trees'),
   'tensorflow_datasets': (

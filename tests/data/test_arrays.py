@@ -187,8 +187,8 @@ def test_pixels_that_are_no_numbers(tmp_path):
 
 
 def test_nearly_black_images_are_warned_of(tmp_path, caplog):
-  loaded(tmp_path, train_images=IMAGES[:40] // 255)
-  assert 'uint8 from 0 to 1, which is nearly black' in caplog.text
+  loaded(tmp_path, train_images=(IMAGES[:40] // 255).astype(np.int64))
+  assert 'go from 0 to 1, which is nearly black' in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -241,6 +241,12 @@ def test_names_of_classes_tell_which_there_are(tmp_path, caplog):
     'go from 1 to 4: .*subtract 1',
     class_names=names[:4],
     train_labels=LABELS[:40] + 1,
+  )
+
+
+def test_a_name_of_two_classes(tmp_path):
+  refused(
+    tmp_path, r'names a class twice \(a, b, a, d\)', class_names=list('abad')
   )
 
 

@@ -136,13 +136,13 @@ def test_a_run_of_it_is_evaluated_reported_and_exported(tmp_path, caplog):
   assert result['data']['test'] == 50
   assert result['config']['train']['class_weights'] == 'balanced'
   comparison = collect.read([workdir])
-  images, names = feature_maps.test_images(comparison.runs[0])
+  images, names = feature_maps.test_images(comparison.groups[0].runs[0])
   assert (images.shape, names) == ((50, 8, 8, 1), tuple('abcdefghij'))
-  output = tmp_path / 'out.safetensors'
-  table = write.export(workdir, ['safetensors'], output)
+  output = tmp_path / 'out'
+  table = write.export(workdir, ['orbax'], output)
   assert 'on 50 test images' in table
   # A card from anywhere calls nothing.
   caplog.clear()
-  again = tmp_path / 'again.safetensors'
-  assert 'of noise' in write.export(output, ['safetensors'], again)
+  again = tmp_path / 'again'
+  assert 'of noise' in write.export(output, ['orbax'], again)
   assert 'its data are made by my_digits:few' in caplog.text

@@ -85,9 +85,10 @@ def test_a_column_of_labels_can_be_chosen(tmp_path):
 
 def test_relabelling_changes_the_digest_of_resized_images(tmp_path):
   rows = images(tmp_path, 'a', count=5)
-  path = write(tmp_path / 'a.csv', rows)
+  path = write(tmp_path / 'train.csv', rows)
+  write(tmp_path / 'test.csv', rows)
   config = config_lib.default().data
-  config.update(name='table', data_dir=str(path), image_size=8)
+  config.update(name='table', data_dir=str(tmp_path), image_size=8)
   first = data.load(config)
   swapped = {'ant': 'bee', 'bee': 'ant', 'cow': 'cow'}
   write(path, [(image, swapped[name]) for image, name in rows])

@@ -55,6 +55,26 @@ def test_a_write_that_is_cut_off_leaves_what_was_there(tmp_path, monkeypatch):
   np.testing.assert_array_equal(found['labels'], PREDICTIONS['labels'])
 
 
+def test_means_over_classes_are_shown_where_they_differ():
+  shared = {'parameters': 1234, 'wall_time_s': 5.6}
+  test = {'accuracy': 0.5, 'loss': 1.25, 'balanced_accuracy': 0.5}
+
+  def header(**changes):
+    text = tables.table(
+      {
+        'method': 'scratch',
+        'student': shared | {'model': 'small'},
+        'best': {'test': test},
+        'last': {'test': test | changes},
+      }
+    )
+    return text.splitlines()[0]
+
+  assert 'balanced' not in header(macro_f1=0.501)
+  assert 'balanced  macro F1' in header(balanced_accuracy=0.25)
+  assert 'balanced  macro F1' in header(macro_f1=0.49)
+
+
 def test_the_table_has_every_metric_and_a_dash_for_what_is_missing():
   older = {'accuracy': 0.5, 'loss': 1.25, 'count': 2}
   newer = older | {

@@ -132,14 +132,19 @@ def images(array: Any, where: str) -> np.ndarray:
       else ''
     )
     raise ValueError(f'{where} have the shape {array.shape}: {_EXPECTED}{hint}')
-  if array.dtype == np.uint8:
-    if array.max() <= 1:
-      logger.warning(
-        '%s are uint8 from 0 to %d, which is nearly black: 255 is white',
-        where,
-        array.max(),
-      )
-    return array
+  if array.dtype != np.uint8:
+    array = _as_bytes(array, where)
+  if array.max() <= 1:
+    logger.warning(
+      '%s go from 0 to %d, which is nearly black: 255 is white',
+      where,
+      array.max(),
+    )
+  return array
+
+
+def _as_bytes(array: np.ndarray, where: str) -> np.ndarray:
+  """Converts pixels of another type to uint8."""
   if array.dtype.kind not in 'iuf':
     raise ValueError(f'{where} are {array.dtype}: {_EXPECTED}')
   if not np.isfinite(array).all():
@@ -188,6 +193,11 @@ def encode(
     split: _vector(array, f'the labels of {split} of {where}')
     for split, array in labels.items()
   }
+  if class_names and len(set(class_names)) < len(class_names):
+    raise ValueError(
+      f'{where} names a class twice ({escape.listed(class_names)}): expected a '
+      'name of its own for each class'
+    )
   known = found['train'] if 'train' in found else next(iter(found.values()))
   if known.dtype.kind == 'U':
     names = tuple(class_names or _sorted(np.unique(known).tolist()))

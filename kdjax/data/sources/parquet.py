@@ -21,6 +21,7 @@ import io
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -40,6 +41,7 @@ _LABELS = ('label', 'labels', 'class', 'category', 'target')
 _IMAGES = ('image', 'img')
 # Opened sets of files that a process remembers: the splits of some data sets.
 _OPEN = 8
+_LOCK = threading.Lock()
 
 
 class _File(NamedTuple):
@@ -129,7 +131,9 @@ class _Rows:
     return len(self.rows)
 
   def read(self, indices: Sequence[int]) -> Iterator[tuple[Any, int]]:
-    column = _column(self.files, self.column)
+    # Several threads that begin at once would each read all of it.
+    with _LOCK:
+      column = _column(self.files, self.column)
     for index in indices:
       value = column[int(self.rows[index])].as_py()
       path = None
@@ -141,7 +145,10 @@ class _Rows:
       yield found, int(self.labels[index])
 
   def name(self, index: int) -> str:
-    return f'{self.root}, row {self.rows[index]} of {self.files[0].path}'
+    more = len(self.files) - 1
+    return f'{self.files[0].path}, row {self.rows[index]}' + (
+      f' of it and the {more} files after it' if more else ''
+    )
 
   def paths(self) -> tuple[str, Sequence[str]]:
     return self.root, [
