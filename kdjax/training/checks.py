@@ -194,7 +194,7 @@ def check_fit(
   def initialize(rng: jax.Array) -> TrainState:
     network = Network(teacher, features.init(teacher, rng, images))
     return state.create_state(
-      rng, student, method, optax.identity(), images, network
+      rng, student, method, optax.identity(), state.Start(images, network)
     )
 
   jax.eval_shape(initialize, jax.random.key(0))

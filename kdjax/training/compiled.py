@@ -256,12 +256,14 @@ def _make_create_state(
       run.model,
       run.method,
       transformation,
-      batch,
-      network,
-      ema=run.config.train.ema_decay > 0,
-      initial=initial,
-      num_classes=len(run.dataset.class_names),
-      num_examples=run.dataset.train.size,
+      state_lib.Start(
+        batch,
+        network,
+        ema=run.config.train.ema_decay > 0,
+        initial=initial,
+        num_classes=len(run.dataset.class_names),
+        num_examples=run.dataset.train.size,
+      ),
     )
 
   # It runs once: on CPU, optimising its random numbers takes several times

@@ -1,7 +1,7 @@
 """The state of a run, and how it begins."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -77,17 +77,35 @@ def student_variables(
   return {**variables, 'normalization': normalization}
 
 
+class Start(NamedTuple):
+  """What a state starts from, beside the student's model and the method.
+
+  Attributes:
+    images: shape of the images, `[views · batch, height, width, channels]`.
+    teacher: the teacher, if the method needs one; or the shapes of its Outputs,
+      where these are precomputed.
+    ema: whether to keep moving averages of the student's variables.
+    initial: initial `params` and `batch_stats` of the student; random where it
+      lacks something.
+    num_classes: number of logits that both networks must give; None for any.
+    num_examples: number of training examples, for a method that keeps something
+      of each.
+  """
+
+  images: jax.ShapeDtypeStruct
+  teacher: Network | features.Outputs | None = None
+  ema: bool = False
+  initial: Mapping[str, Any] | None = None
+  num_classes: int | None = None
+  num_examples: int = 0
+
+
 def create_state(
   rng: jax.Array,
   student: nn.Module,
   method: Method,
   optimizer: optax.GradientTransformation,
-  images: jax.ShapeDtypeStruct,
-  teacher: Network | features.Outputs | None = None,
-  ema: bool = False,
-  initial: Mapping[str, Any] | None = None,
-  num_classes: int | None = None,
-  num_examples: int = 0,
+  start: Start,
 ) -> TrainState:
   """Makes the state that a run starts from.
 
@@ -96,15 +114,7 @@ def create_state(
     student: the student's model.
     method: the distillation method.
     optimizer: the optimiser.
-    images: shape of the images, `[views · batch, height, width, channels]`.
-    teacher: the teacher, if the method needs one; or the shapes of its Outputs,
-      where these are precomputed.
-    ema: whether to keep moving averages of the student's variables.
-    initial: initial `params` and `batch_stats` of the student; random
-      where it lacks something.
-    num_classes: number of logits that both networks must give; by default any.
-    num_examples: number of training examples, for a method that keeps something
-      of each.
+    start: all else.
 
   Returns:
     The state at step 0.
@@ -114,55 +124,70 @@ def create_state(
       network has another number of logits, or the method needs a teacher and
       there is none, or the reverse.
   """
-  check_teacher(method, teacher is not None)
-  variables = features.init(
-    student, jax.random.fold_in(rng, _STUDENT_KEY), images
-  )
-  if initial:
-    variables = variables | {
-      'params': {**variables['params'], **initial['params']},
-      'batch_stats': {**variables['batch_stats'], **initial['batch_stats']},
-    }
-  variables = _adopt(student, variables, teacher)
-  student_shapes = features.output_shapes(
-    student, variables, images, method.student_features
-  )
-  if isinstance(teacher, Network):
-    teacher_shapes: features.Outputs | None = features.output_shapes(
-      teacher.model, teacher.variables, images, method.teacher_features
-    )
-  else:
-    teacher_shapes = teacher
-  for who, shapes in (('student', student_shapes), ('teacher', teacher_shapes)):
-    count = shapes.logits.shape[-1] if shapes else num_classes
-    if num_classes is not None and count != num_classes:
-      raise ValueError(
-        f'the {who} returns {count} logits, and there are {num_classes} classes'
-      )
-  if method.teacher == 'ema':
-    teacher_shapes = features.output_shapes(
-      student, variables, images, method.teacher_features
-    )
-  own = method.init(
-    jax.random.fold_in(rng, _METHOD_KEY),
-    Setup(
-      student_shapes,
-      teacher_shapes,
-      student,
-      images,
-      num_examples,
-      student_shapes.logits.shape[-1],
-    ),
-  )
+  check_teacher(method, start.teacher is not None)
+  variables = _init_student(rng, student, start)
+  setup = _make_setup(student, variables, method, start)
+  own = method.init(jax.random.fold_in(rng, _METHOD_KEY), setup)
   params = {'student': variables['params'], 'method': own.params}
+  batch_stats = variables['batch_stats']
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    batch_stats=variables['batch_stats'],
+    batch_stats=batch_stats,
     method_state=own.state,
     opt_state=optimizer.init(params),
     rng=rng,
-    ema=student_collections(params, variables['batch_stats']) if ema else {},
+    ema=student_collections(params, batch_stats) if start.ema else {},
+  )
+
+
+def _init_student(
+  rng: jax.Array, student: nn.Module, start: Start
+) -> dict[str, Any]:
+  """Makes the student's variables: random, initial ones, or the teacher's."""
+  key = jax.random.fold_in(rng, _STUDENT_KEY)
+  variables = features.init(student, key, start.images)
+  if start.initial:
+    variables = variables | {
+      name: {**variables[name], **start.initial[name]}
+      for name in ('params', 'batch_stats')
+    }
+  return _adopt(student, variables, start.teacher)
+
+
+def _make_setup(
+  student: nn.Module,
+  variables: Mapping[str, Any],
+  method: Method,
+  start: Start,
+) -> Setup:
+  """Computes the shapes that the method's `init` may know, and checks them."""
+
+  def shapes_of(network: Network, names: Sequence[str]) -> features.Outputs:
+    return features.output_shapes(*network, start.images, names)
+
+  own = Network(student, variables)
+  shapes: dict[str, Any] = {
+    'student': shapes_of(own, method.student_features),
+    'teacher': shapes_of(start.teacher, method.teacher_features)
+    if isinstance(start.teacher, Network)
+    else start.teacher,
+  }
+  for who, outputs in shapes.items():
+    count = outputs.logits.shape[-1] if outputs else start.num_classes
+    if start.num_classes is not None and count != start.num_classes:
+      raise ValueError(
+        f'the {who} returns {count} logits, and there are {start.num_classes} '
+        'classes'
+      )
+  if method.teacher == 'ema':
+    shapes['teacher'] = shapes_of(own, method.teacher_features)
+  return Setup(
+    **shapes,
+    model=student,
+    images=start.images,
+    num_examples=start.num_examples,
+    num_classes=shapes['student'].logits.shape[-1],
   )
 
 

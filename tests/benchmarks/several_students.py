@@ -57,7 +57,11 @@ def main():
   network = Network(teacher, variables)
   states = [
     state_lib.create_state(
-      jax.random.key(seed), student, method, optimizer, images, network
+      jax.random.key(seed),
+      student,
+      method,
+      optimizer,
+      state_lib.Start(images, network),
     )
     for seed in range(args.students)
   ]

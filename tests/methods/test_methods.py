@@ -537,8 +537,7 @@ def abstract_state(student, teacher, method):
       student,
       method,
       optax.sgd(0.1),
-      images,
-      Network(teacher, variables),
+      state.Start(images, Network(teacher, variables)),
     ),
     RNG,
   )

@@ -138,7 +138,11 @@ def test_it_teaches_and_is_not_taught(networks):
   )
   transformation = optax.sgd(0.1)
   state = state_lib.create_state(
-    jax.random.key(0), student, method, transformation, PIXELS, teacher
+    jax.random.key(0),
+    student,
+    method,
+    transformation,
+    state_lib.Start(PIXELS, teacher),
   )
   train_step = step.make_train_step(
     student, method, transformation, teacher.model

@@ -257,8 +257,7 @@ def test_another_number_of_logits_than_classes_is_refused():
         model,
         methods.build('scratch')[0],
         optax.identity(),
-        IMAGES,
-        num_classes=3,
+        state.Start(IMAGES, num_classes=3),
       ),
       jax.random.key(0),
     )

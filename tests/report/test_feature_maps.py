@@ -31,7 +31,7 @@ def save_teacher(workdir, config):
     models.build(**model),
     methods.build('scratch')[0],
     optax.identity(),
-    jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.uint8),
+    state_lib.Start(jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.uint8)),
   )
   metadata = {
     'model': model,

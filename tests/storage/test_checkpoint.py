@@ -31,7 +31,11 @@ IMAGES = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.uint8)
 def state():
   method, _ = methods.build('scratch')
   return state_lib.create_state(
-    jax.random.key(0), models.build(**MODEL), method, optax.adam(0.1), IMAGES
+    jax.random.key(0),
+    models.build(**MODEL),
+    method,
+    optax.adam(0.1),
+    state_lib.Start(IMAGES),
   )
 
 

@@ -194,7 +194,7 @@ def make_step(method, labels, smoothing=0.0):
   images = jax.random.uniform(jax.random.key(0), (6, 16, 16, 3)) * 255
   shape = jax.eval_shape(lambda: images)
   start = state.create_state(
-    jax.random.key(1), model, network, optax.sgd(0.1), shape
+    jax.random.key(1), model, network, optax.sgd(0.1), state.Start(shape)
   )
   normalization = {'mean': jnp.zeros(3), 'std': jnp.ones(3)}
   train_step = step.make_train_step(
@@ -287,8 +287,7 @@ def simkd_state(teacher):
     student,
     method,
     optax.sgd(0.1),
-    jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.uint8),
-    teacher,
+    state.Start(jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.uint8), teacher),
   )
 
 

@@ -76,7 +76,7 @@ def make(method_name, label_smoothing=0.0, skip_nonfinite=False):
     skip_nonfinite=skip_nonfinite,
   )
   state = state_lib.create_state(
-    RNG, STUDENT, method, optimizer, IMAGES, teacher
+    RNG, STUDENT, method, optimizer, state_lib.Start(IMAGES, teacher)
   )
   arguments = (
     IMAGES,
@@ -184,7 +184,9 @@ def make_in_parts(accumulate):
   train_step = step_of(
     model, method, optimizer, teacher=teacher, accumulate=accumulate
   )
-  state = state_lib.create_state(RNG, model, method, optimizer, IMAGES, network)
+  state = state_lib.create_state(
+    RNG, model, method, optimizer, state_lib.Start(IMAGES, network)
+  )
   return state, Counted(train_step), (network, hyperparameters)
 
 
@@ -291,7 +293,9 @@ class Dropped(nn.Module):
 def test_each_part_drops_something_else():
   method, _ = methods.build('scratch')
   model, optimizer = Dropped(), optax.sgd(1.0)
-  state = state_lib.create_state(RNG, model, method, optimizer, IMAGES)
+  state = state_lib.create_state(
+    RNG, model, method, optimizer, state_lib.Start(IMAGES)
+  )
   train_step = step_of(model, method, optimizer, accumulate=6)
   after, _ = jax.jit(train_step)(state, IMAGES, LABELS, NORMALIZATION, None, {})
   # A logit that is dropped has no gradient; half of them would have none.
@@ -334,7 +338,9 @@ def test_the_learning_rate_goes_on_in_a_step_that_is_skipped():
 
   def make(learning_rate):
     optimizer = optax.adamw(learning_rate)
-    state = state_lib.create_state(RNG, Mean(), method, optimizer, IMAGES)
+    state = state_lib.create_state(
+      RNG, Mean(), method, optimizer, state_lib.Start(IMAGES)
+    )
     return state, jax.jit(
       step_of(Mean(), method, optimizer, skip_nonfinite=True)
     )
@@ -362,7 +368,7 @@ def test_averages_are_weighted_sums_of_what_each_step_gave():
   model = resnet.ResNet(resnet.BasicBlock, (1,), 3, stem='cifar', width=4)
   optimizer = optax.sgd(0.1)
   state = state_lib.create_state(
-    RNG, model, method, optimizer, IMAGES, ema=True
+    RNG, model, method, optimizer, state_lib.Start(IMAGES, ema=True)
   )
   train_step = jax.jit(step_of(model, method, optimizer, ema_decay=0.2))
   states = [state]
@@ -433,7 +439,7 @@ def test_a_teacher_is_there_exactly_when_it_is_needed():
     method, _ = methods.build(name)
     with pytest.raises(ValueError, match='teacher'):
       state_lib.create_state(
-        RNG, STUDENT, method, optax.sgd(0.1), IMAGES, teacher
+        RNG, STUDENT, method, optax.sgd(0.1), state_lib.Start(IMAGES, teacher)
       )
     train_step = step_of(STUDENT, method, optax.sgd(0.1))
     state, _, (images, labels, normalization, *_) = make('scratch')
@@ -487,7 +493,9 @@ def test_data_key_is_not_the_key_of_the_parameters():
 def test_what_a_loss_returns_is_checked_when_it_is_traced(result, message):
   method = methods.Method(lambda _, batch: result(len(batch.ids)), teacher=None)
   model, optimizer = Mean(), optax.sgd(1.0)
-  state = state_lib.create_state(RNG, model, method, optimizer, IMAGES)
+  state = state_lib.create_state(
+    RNG, model, method, optimizer, state_lib.Start(IMAGES)
+  )
   train_step = step_of(model, method, optimizer)
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(train_step, state, IMAGES, LABELS, NORMALIZATION, None, {})

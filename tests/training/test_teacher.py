@@ -28,7 +28,7 @@ def path(tmp_path_factory):
     models.build(**MODEL),
     methods.build('scratch')[0],
     optax.identity(),
-    jax.ShapeDtypeStruct((1, *PIXELS.shape[1:]), jnp.uint8),
+    state_lib.Start(jax.ShapeDtypeStruct((1, *PIXELS.shape[1:]), jnp.uint8)),
   )
   rng = np.random.default_rng(1)
   params, batch_stats = jax.tree.map(
