@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pty
+import re
 import subprocess
 import termios
 
@@ -124,6 +125,8 @@ def test_a_terminal_shows_a_progress_bar(tmp_path):
     assert process.wait() == 0
   os.close(primary)
   assert b'15/15' in shown
+  # The loss from the first step on, before there is a line of metrics.
+  assert re.search(rb'run: .* 1/15 \[.*loss [0-9.]+\]', shown)
   assert b'loss ' in shown
   assert b', acc ' in shown
   assert b' images/s, val ' in shown

@@ -13,7 +13,7 @@ SHOWN = (
   ('NLL', 'loss', '.4f'),
   ('ECE', 'calibration_error', '.2%'),
   ('agreement', 'agreement', '.2%'),
-  ('KL to teacher', 'kl_to_teacher', '.4f'),
+  ('teacher KL', 'kl_to_teacher', '.4f'),
 )
 
 # Which are shown where they differ from the accuracy by this much in any row,
@@ -57,7 +57,7 @@ def table(result: Mapping[str, Any]) -> str:
     'test split',
     *(heading for heading, _, _ in shown),
     'parameters',
-    'train time',
+    'time',
   )
   lines: list[tuple[str, ...]] = [header]
   for title, row in rows:

@@ -139,6 +139,7 @@ class Hooks:
     self._saver = saver
     self._validation = predict.on_devices(run.dataset.validation)
     self._waiting: list[Callable[[], None]] = []
+    self._first_shown = False
 
   def after_steps(
     self,
@@ -158,6 +159,9 @@ class Hooks:
     plan, settings = self._plan, self._run.config
     self._window.add(step_metrics)
     self._log.advance(done - before)
+    if not self._first_shown:
+      self._first_shown = True
+      self._waiting.append(lambda: self._log.show_loss(step_metrics['loss']))
     validates = plan.validates(done)
     every = settings.checkpoint.every_steps
     saves = validates or (every and done // every > before // every)

@@ -95,6 +95,15 @@ class RunLog:
     """Counts steps that have been started."""
     self._bar.update(steps)
 
+  def show_loss(self, losses: Any) -> None:
+    """Shows the loss of steps of which there is no line yet.
+
+    Args:
+      losses: the loss of each step, `[steps]`, perhaps on the device still.
+    """
+    if not self._bar.disable and not self._shown:
+      self._bar.set_postfix_str(f'loss {float(losses[-1]):.3f}')
+
   def write(
     self,
     kind: str,
@@ -156,6 +165,9 @@ class SilentLog:
     pass
 
   def advance(self, steps: int) -> None:
+    """Does nothing."""
+
+  def show_loss(self, losses: Any) -> None:
     """Does nothing."""
 
   def write(
