@@ -28,19 +28,25 @@ def uniform(
   return (low + (high - low) * unit).reshape(shape)
 
 
-def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-  """Returns the tensor that belongs to one entry of a ResNet's state dict.
+def tensor(
+  name: str, shape: tuple[int, ...], fan_in: bool = False
+) -> np.ndarray:
+  """Returns the tensor that belongs to one entry of a network's state dict.
 
   Args:
     name: state-dict name, e.g. 'layer1.0.bn1.running_var'.
     shape: shape in PyTorch's layout: (out, in, height, width) for
       convolutions, (out, in) for the classifier, () for the batch counter.
+    fan_in: whether convolutions have the fan-in variance, which suits grouped
+      ones, and no BatchNorm a smaller weight.
 
   Returns:
     float32, except int64 zero for `num_batches_tracked`:
 
-    - convolution: He's fan-out variance, 2 / (out · height · width);
+    - convolution: He's fan-out variance, 2 / (out · height · width), or that
+      with in;
     - `fc.weight`: ±1 / sqrt(in); `fc.bias`: ±0.1;
+    - a ViT's class token and position embeddings: ±1;
     - batch norm `weight`: 0.5…1.5, less where it ends a block's residual
       branch, so that sums over many blocks stay bounded (`bn2` ends a basic
       block's and not a bottleneck's, which its name does not tell, so both
@@ -48,22 +54,29 @@ def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     - batch norm `bias` and `running_mean`: ±0.1; `running_var`: 0.5…1.5.
 
   Raises:
-    ValueError: if the name is not one of a ResNet's.
+    ValueError: if there is no rule for the name.
   """
   module, _, kind = name.rpartition('.')
   if kind == 'num_batches_tracked':
     return np.zeros(shape, np.int64)
   if kind == 'weight' and len(shape) == 4:
-    out_channels, _, height, width = shape
+    out_channels, in_channels, height, width = shape
+    channels = in_channels if fan_in else out_channels
     # A uniform number in ±bound has variance bound² / 3.
-    bound = math.sqrt(3 * 2 / (out_channels * height * width))
+    bound = math.sqrt(3 * 2 / (channels * height * width))
     low, high = -bound, bound
   elif kind == 'weight' and len(shape) == 2:
     bound = 1 / math.sqrt(shape[1])
     low, high = -bound, bound
   elif kind == 'weight' and len(shape) == 1:
     last = module.rpartition('.')[2]
-    low, high = {'bn2': (0.25, 0.75), 'bn3': (0.5, 1.0)}.get(last, (0.5, 1.5))
+    low, high = 0.5, 1.5
+    if not fan_in:
+      low, high = {'bn2': (0.25, 0.75), 'bn3': (0.5, 1.0)}.get(
+        last, (low, high)
+      )
+  elif len(shape) == 3:
+    low, high = -1.0, 1.0
   elif kind == 'running_var':
     low, high = 0.5, 1.5
   elif kind in ('bias', 'running_mean'):
