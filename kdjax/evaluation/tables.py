@@ -16,8 +16,8 @@ SHOWN = (
   ('teacher KL', 'kl_to_teacher', '.4f'),
 )
 
-# Which are shown where they differ from the accuracy by this much in any row,
-# as they do where classes have unequal numbers of test images.
+# Which are shown where the first differs from the accuracy by so much in any
+# row, as it does where classes have unequal numbers of test images.
 _BY_CLASS = 'balanced_accuracy', 'macro_f1'
 _DIFFERS = 0.005
 
@@ -33,8 +33,8 @@ def table(result: Mapping[str, Any]) -> str:
     its best epoch and at its last, and for its moving average at both, if it
     has one. NLL is the negative log-likelihood and the divergence from the
     teacher is KL(teacher ‖ student), both in nats; ECE is the expected
-    calibration error. Balanced accuracy and macro F1 are there where one of
-    them differs clearly from the accuracy. What a row lacks is a dash.
+    calibration error. Balanced accuracy and macro F1 are there where the former
+    differs clearly from the accuracy. What a row lacks is a dash.
   """
   rows = []
   teacher = result.get('teacher')
@@ -47,10 +47,9 @@ def table(result: Mapping[str, Any]) -> str:
     if 'ema' in row:
       rows.append((f'{name}, {which} epoch, EMA', row | row['ema']))
   differs = any(
-    abs(row['test'][metric] - row['test']['accuracy']) >= _DIFFERS
+    abs(row['test'][_BY_CLASS[0]] - row['test']['accuracy']) >= _DIFFERS
     for _, row in rows
-    for metric in _BY_CLASS
-    if row['test'].get(metric) is not None
+    if row['test'].get(_BY_CLASS[0]) is not None
   )
   shown = [each for each in SHOWN if differs or each[1] not in _BY_CLASS]
   header = (

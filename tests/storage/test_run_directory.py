@@ -70,9 +70,8 @@ def test_means_over_classes_are_shown_where_they_differ():
     )
     return text.splitlines()[0]
 
-  assert 'balanced' not in header(macro_f1=0.501)
-  assert 'balanced  macro F1' in header(balanced_accuracy=0.25)
-  assert 'balanced  macro F1' in header(macro_f1=0.49)
+  assert 'balanced' not in header(balanced_accuracy=0.501)
+  assert 'balanced  macro F1' in header(balanced_accuracy=0.49)
 
 
 def test_the_table_has_every_metric_and_a_dash_for_what_is_missing():

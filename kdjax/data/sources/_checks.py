@@ -48,6 +48,63 @@ def source(
   Raises:
     ValueError: the arrays are no images or no labels, or do not fit together.
   """
+  found, names = _arrays(splits, class_names, where)
+  return _splits.source(found, names, where)
+
+
+def check(source: Source, where: str) -> Source:
+  """Checks the splits of a data set that are arrays, and warns of all.
+
+  Args:
+    source: the data set.
+    where: what messages call it.
+
+  Returns:
+    It, with images of uint8 and labels of int32.
+
+  Raises:
+    ValueError: they are no images or no labels, or do not fit together.
+  """
+  splits = {
+    split: found
+    for split, found in source._asdict().items()
+    if isinstance(found, Split)
+  }
+  if splits:
+    found, _ = _arrays(splits, source.class_names, where)
+    source = source._replace(**found)
+  for split in ('train', 'validation', 'test'):
+    examples = getattr(source, split)
+    if isinstance(examples, Split) and (high := examples.images.max()) <= 1:
+      logger.warning(
+        'the images of %s of %s go from 0 to %d, which is nearly black: 255 '
+        'is white',
+        split,
+        where,
+        high,
+      )
+    labels = None if examples is None else examples.labels
+    if labels is None:
+      continue
+    absent = np.setdiff1d(np.arange(len(source.class_names)), labels)
+    if absent.size:
+      logger.warning(
+        '%s of %s has no image of %d of %d classes: %s',
+        split,
+        where,
+        len(absent),
+        len(source.class_names),
+        escape.listed(source.class_names[index] for index in absent),
+      )
+  return source
+
+
+def _arrays(
+  splits: Mapping[str, tuple[Any, Any]],
+  class_names: Sequence[str] | None,
+  where: str,
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+  """Checks images and labels of each split; returns them and the classes."""
   found = {
     split: images(pixels, f'the images of {split} of {where}')
     for split, (pixels, _) in splits.items()
@@ -67,41 +124,7 @@ def source(
         f'the images of {split} of {where} have the shape {array.shape[1:]}, '
         f'and those of train {first.shape[1:]}: bring all to one shape'
       )
-  return _splits.source(
-    {split: Split(found[split], labels[split]) for split in splits},
-    names,
-    where,
-  )
-
-
-def check(source: Source, where: str) -> Source:
-  """Checks the splits of a data set that are arrays.
-
-  Args:
-    source: the data set.
-    where: what messages call it.
-
-  Returns:
-    It, with images of uint8 and labels of int32.
-
-  Raises:
-    ValueError: they are no images or no labels, or do not fit the classes.
-  """
-  checked: dict[str, Any] = {}
-  for split in ('train', 'validation', 'test'):
-    found = getattr(source, split)
-    if not isinstance(found, Split):
-      continue
-    labels, _ = encode({split: found.labels}, source.class_names, where)
-    checked[split] = Split(
-      images(found.images, f'the images of {split} of {where}'), labels[split]
-    )
-    if len(found.images) != len(found.labels):
-      raise ValueError(
-        f'{split} of {where} has {len(found.images):,} images and '
-        f'{len(found.labels):,} labels: expected one label for each image'
-      )
-  return source._replace(**checked)
+  return {split: Split(found[split], labels[split]) for split in found}, names
 
 
 def images(array: Any, where: str) -> np.ndarray:
@@ -132,15 +155,7 @@ def images(array: Any, where: str) -> np.ndarray:
       else ''
     )
     raise ValueError(f'{where} have the shape {array.shape}: {_EXPECTED}{hint}')
-  if array.dtype != np.uint8:
-    array = _as_bytes(array, where)
-  if array.max() <= 1:
-    logger.warning(
-      '%s go from 0 to %d, which is nearly black: 255 is white',
-      where,
-      array.max(),
-    )
-  return array
+  return array if array.dtype == np.uint8 else _as_bytes(array, where)
 
 
 def _as_bytes(array: np.ndarray, where: str) -> np.ndarray:
@@ -218,17 +233,6 @@ def encode(
     if not class_names:
       _check_gaps(known, where)
     names = tuple(class_names or map(str, range(int(known.max()) + 1)))
-  for split, array in encoded.items():
-    absent = np.setdiff1d(np.arange(len(names)), array)
-    if absent.size:
-      logger.warning(
-        '%s of %s has no image of %d of %d classes: %s',
-        split,
-        where,
-        len(absent),
-        len(names),
-        escape.listed(names[index] for index in absent),
-      )
   return encoded, names
 
 
