@@ -219,9 +219,18 @@ def _training() -> ConfigDict:
       # their gradients; 1 for none. BatchNorm normalizes each by itself and
       # updates its running statistics after each.
       'accumulate': 1,
-      'optimizer': 'sgd',  # 'sgd' (Nesterov momentum) or 'adamw'
+      # 'sgd' (Nesterov momentum), 'adamw', 'lion' or 'muon', of optax.
+      'optimizer': 'sgd',
+      # Further arguments of that function of optax, each 'NAME=VALUE', such
+      # as 'b2=0.95'.
+      'optimizer_options': (),
       'learning_rate': 0.1,  # at its peak
-      'schedule': 'cosine',  # 'cosine' (to zero) or 'constant'
+      # 'cosine' (to zero), 'constant', 'step' or 'polynomial' (to zero).
+      'schedule': 'cosine',
+      # Of 'step': the epochs after which the rate is multiplied by `decay`.
+      'milestones': (),
+      'decay': 0.1,
+      'power': 1.0,  # of 'polynomial'; 1 is linear
       'warmup_epochs': 1.0,  # the learning rate rises linearly from zero
       'momentum': 0.9,  # SGD only
       'weight_decay': 5e-4,  # on kernels only
@@ -500,9 +509,15 @@ _CHECKS: dict[str, _Check] = {
   'train.max_steps': _NUMBER_OR_ZERO,
   'train.batch_size': _POSITIVE,
   'train.accumulate': _POSITIVE,
-  'train.optimizer': _one_of('sgd', 'adamw'),
+  'train.optimizer': _one_of('sgd', 'adamw', 'lion', 'muon'),
   'train.learning_rate': (lambda value: value > 0, 'more than 0'),
-  'train.schedule': _one_of('cosine', 'constant'),
+  'train.schedule': _one_of('cosine', 'constant', 'step', 'polynomial'),
+  'train.milestones': (
+    lambda value: all(epoch > 0 for epoch in value),
+    'a tuple of epochs, numbers above 0',
+  ),
+  'train.decay': _SHARE,
+  'train.power': (lambda value: value > 0, 'more than 0'),
   'train.warmup_epochs': _range(0, 1_000_000),
   'train.momentum': _FRACTION,
   'train.weight_decay': _AMOUNT,

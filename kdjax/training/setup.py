@@ -9,7 +9,7 @@ from kdjax import data, methods, models
 from kdjax.storage import checkpoint, run_directory
 from kdjax.system import devices
 from kdjax.system.logs import logger
-from kdjax.training import initial_weights, trackers
+from kdjax.training import initial_weights, optimizer, trackers
 from kdjax.training import plan as plan_lib
 from kdjax.training.initial_weights import Initial
 from kdjax.training.run import Run
@@ -60,6 +60,7 @@ def resolve(
   _warn_of_unequal_classes(config, dataset)
   method, hyperparameters = config_lib.build_method(config)
   _check_method(config, method)
+  optimizer.parse_options(config.train)
   plan = plan_lib.plan(config, dataset)
   model = models.build(
     **config_lib.model_arguments(config, len(dataset.class_names))

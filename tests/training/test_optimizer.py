@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from kdjax import config as config_lib
@@ -108,3 +109,85 @@ def test_a_warm_up_longer_than_the_training_is_told(epochs, warns, caplog):
   config.warmup_epochs = epochs
   optimizer.build(config, steps_per_epoch=10, total_steps=20)
   assert ('the warm-up takes half of it, 10 steps' in caplog.text) == warns
+
+
+def test_a_step_schedule_falls_at_its_milestones():
+  config = config_lib.default().train
+  config.update(
+    learning_rate=0.4,
+    warmup_epochs=1.0,
+    schedule='step',
+    milestones=(5, 8),
+    decay=0.1,
+  )
+  _, schedule = optimizer.build(config, steps_per_epoch=10, total_steps=100)
+  for step, want in [(5, 0.2), (10, 0.4), (49, 0.4), (51, 0.04), (81, 0.004)]:
+    assert float(schedule(step)) == pytest.approx(want), step
+
+
+@pytest.mark.parametrize(('power', 'half'), [(1.0, 0.2), (2.0, 0.1)])
+def test_a_polynomial_schedule_falls_to_zero(power, half):
+  config = recipe(learning_rate=0.4)
+  config.update(schedule='polynomial', power=power)
+  _, schedule = optimizer.build(config, steps_per_epoch=10, total_steps=100)
+  for step, want in [(0, 0.4), (50, half), (100, 0.0)]:
+    assert float(schedule(step)) == pytest.approx(want)
+
+
+def test_lion_moves_by_the_sign_and_decays_kernels():
+  config = recipe(optimizer='lion', learning_rate=0.1)
+  config.weight_decay = 0.5
+  change = updates(config)
+  # 0.1 · (sign(0.5) + 0.5 · 2) for kernels, which are 2.
+  np.testing.assert_allclose(change['conv']['kernel'], -0.2, rtol=1e-6)
+  np.testing.assert_allclose(change['bn']['scale'], -0.1, rtol=1e-6)
+
+
+def test_muon_takes_a_convolution_as_a_matrix_to_its_outputs():
+  rng = np.random.default_rng(0)
+  kernel = jnp.asarray(rng.normal(size=(3, 3, 2, 4)), jnp.float32)
+  bias = jnp.ones(4)
+  config = recipe(optimizer='muon', learning_rate=0.1)
+  found, _ = optimizer.build(config, steps_per_epoch=10, total_steps=100)
+  params = {'kernel': kernel, 'bias': bias}
+  change, _ = jax.jit(found.update)(params, found.init(params), params)
+  plain = optax.contrib.muon(0.1)
+  matrix = {'kernel': kernel.reshape(18, 4)}
+  expected, _ = plain.update(matrix, plain.init(matrix), matrix)
+  np.testing.assert_allclose(
+    change['kernel'].reshape(18, 4), expected['kernel'], rtol=1e-4, atol=1e-6
+  )
+  # Its singular values are nearly equal.
+  values = np.linalg.svd(change['kernel'].reshape(18, 4), compute_uv=False)
+  assert values.max() / values.min() < 1.7
+  # Adam's first step with Nesterov's look ahead, gradient 1.
+  first = 0.1 * (1 + 0.9 * 0.1 / (1 - 0.9**2))
+  np.testing.assert_allclose(change['bias'], -first, rtol=1e-5)
+
+
+def test_options_go_to_optax():
+  plain = recipe(optimizer='sgd', learning_rate=0.1, momentum=0.9)
+  other = recipe(
+    optimizer='sgd',
+    learning_rate=0.1,
+    momentum=0.9,
+    optimizer_options=('nesterov=False',),
+  )
+  # Nesterov's first step is that of 1 + 0.9.
+  np.testing.assert_allclose(updates(plain)['bn']['bias'], -0.095, rtol=1e-6)
+  np.testing.assert_allclose(updates(other)['bn']['bias'], -0.05, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (('b3=0.1',), "has 'b3=0.1': expected NAME=VALUE, and adamw takes b1, b2"),
+    (('b1',), "has 'b1': expected NAME=VALUE"),
+    (('mask=1',), 'expected NAME=VALUE'),
+    (('b1=high',), "'high' is no number"),
+  ],
+)
+def test_wrong_options_are_refused(options, message):
+  config = recipe(optimizer='adamw', optimizer_options=options)
+  with pytest.raises(ValueError, match=message):
+    optimizer.parse_options(config)
