@@ -3,6 +3,7 @@
 python -m kdjax.predict --model=runs/fkd photos/ digit.png
 """
 
+import itertools
 import os
 
 import tqdm
@@ -47,24 +48,26 @@ def main(argv: list[str]) -> None:
     network = predictor.load_student(
       atomic.local(_MODEL.value), _CHECKPOINT.value, _EMA.value
     )
-    classified = classify_files.classify(
-      network,
-      paths,
-      top=_TOP.value,
-      as_json=_JSON.value,
-      batch_size=_BATCH_SIZE.value,
-    )
-    shown = False
+    files = itertools.chain.from_iterable(map(classify_files.files_of, paths))
+    shown = left_out = 0
     with logs.progress(total, 'images') as bar:
-      for tried, text in classified:
+      for some in classify_files.classify(network, files, _BATCH_SIZE.value):
+        text = classify_files.describe(
+          network, some, _TOP.value, as_json=_JSON.value
+        )
         if text:
           gap = '\n' if shown and not _JSON.value else ''
           # Above the bar.
           tqdm.tqdm.write(gap + text)
-          shown = True
-        bar.update(tried)
-    if not shown:
-      raise ValueError('none of the images can be read')
+        shown += len(some.files)
+        left_out += len(some.left_out)
+        bar.update(some.images)
+    if left_out:
+      raise ValueError(
+        f'{left_out} of {shown + left_out} files were left out'
+        if shown
+        else 'none of the images can be read'
+      )
 
 
 if __name__ == '__main__':

@@ -24,7 +24,7 @@ MISTAKES = {
   'train quickstart': '--config is missing',
   'train --config=quickstart again': 'unexpected arguments: again',
   'train --config=quickstart --config.train': 'config.train',
-  'evaluate': '--workdir is missing',
+  'evaluate': 'expected --workdir=RUN, or --model=PATH and --images=FOLDER',
   'evaluate --workdr=x': 'did you mean --workdir?',
   'report --titel=x runs': 'there is no flag --titel',
   'report': 'expected',
@@ -74,7 +74,7 @@ MISTAKES = {
   '--config.method.custom.temperature=0': 'temperature is 0.0: expected',
   # Paths.
   'train --config=quickstart --config.data.name=image_folder '
-  '--config.data.data_dir=/nowhere': 'there is no folder /nowhere',
+  '--config.data.data_dir=/nowhere': 'there is no /nowhere',
   'train --config=quickstart --config.teacher.path=runs/nothing': 'there is no '
   'file or directory',
   'evaluate --workdir=runs/nothing': 'no run in runs/nothing',

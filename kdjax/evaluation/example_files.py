@@ -39,6 +39,7 @@ def write(
   class_names: Sequence[str],
   predictions: Mapping[str, np.ndarray],
   checkpoint: str = 'best',
+  files: Sequence[str] = (),
 ) -> None:
   """Writes what a run's student predicts for each test example.
 
@@ -54,6 +55,7 @@ def write(
     predictions: those of the run, as `kdjax.training.final_test.evaluate` or
       `kdjax.storage.run_directory.read_predictions` returns them.
     checkpoint: whose to write, 'best' or 'last'.
+    files: the file of each example, for a column `file` in place of `index`.
 
   Raises:
     ValueError: the name ends in neither `.csv` nor `.npz`.
@@ -63,8 +65,9 @@ def write(
   teacher_logits = predictions.get('teacher')
   values = jax.device_get(metrics.per_example(logits, labels, teacher_logits))
   names = _COLUMNS if teacher_logits is None else _COLUMNS + _TEACHER_COLUMNS
+  indices = np.arange(len(labels))
   columns = {
-    'index': np.arange(len(labels)),
+    **({'file': np.array(files)} if files else {'index': indices}),
     'label': labels,
     **{name: values[name] for name in names},
   }

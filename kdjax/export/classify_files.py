@@ -3,7 +3,8 @@
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,66 +26,88 @@ def count(paths: Sequence[str]) -> int:
   return sum(map(_count, paths))
 
 
+class Classified(NamedTuple):
+  """Some files.
+
+  Attributes:
+    files: those that could be read.
+    probabilities: of the classes, float32 `[files, classes]`.
+    left_out: the others, and why each is left out.
+    images: how many of all have the name of an image.
+  """
+
+  files: list[str]
+  probabilities: np.ndarray
+  left_out: dict[str, str]
+  images: int
+
+
 def classify(
-  student: Student,
-  paths: Sequence[str],
-  *,
-  top: int,
-  as_json: bool,
-  batch_size: int,
-) -> Iterator[tuple[int, str]]:
-  """Classifies images.
+  student: Student, files: Iterable[str], batch_size: int
+) -> Iterator[Classified]:
+  """Classifies images, some at once.
 
   What is no image, or cannot be read, is named in a warning and left out.
 
   Args:
     student: the network.
-    paths: files, and folders of files.
-    top: how many classes to show of each image.
-    as_json: whether to return a line of JSON for each image, not a table.
-    batch_size: how many images to read at once.
+    files: the files.
+    batch_size: how many of them to read at once.
 
   Yields:
-    How many images were tried, and the text for those of them that could be
-    read; empty if none could.
+    Those of each batch, in their order.
   """
   # Images of different sizes do not fit into one batch.
   size = batch_size if student.image_shape else 1
-  files = itertools.chain.from_iterable(map(_files, paths))
+  files = iter(files)
   while batch := list(itertools.islice(files, size)):
-    tried, read, images = 0, [], []
+    images, left_out = {}, {}
     for file in batch:
-      if is_image(file):
-        tried += 1
-        image = _read(student, file)
-        if image is not None:
-          read.append(file)
-          images.append(image)
-      else:
-        endings = ', '.join(EXTENSIONS)
-        logger.warning(
-          'left out: %s does not end with %s', escape.printable(file), endings
-        )
-    text = ''
-    if images:
-      predicted = [
-        _best(student, row, top) for row in student(np.stack(images))
-      ]
-      text = (_json if as_json else _table)(read, predicted)
-    yield tried, text
+      try:
+        images[file] = _read(student, file)
+      except (UnreadableError, OSError) as error:
+        left_out[file] = escape.printable(str(error))
+        logger.warning('left out: %s', left_out[file])
+    classes = student.card['model']['num_classes']
+    probabilities = (
+      student(np.stack(list(images.values())))
+      if images
+      else np.zeros((0, classes), np.float32)
+    )
+    yield Classified(
+      list(images), probabilities, left_out, sum(map(is_image, batch))
+    )
 
 
-def _read(student: Student, file: str) -> np.ndarray | None:
-  """Reads an image; None, with a warning, if it cannot be read."""
+def _read(student: Student, file: str) -> np.ndarray:
+  """Reads an image; raises UnreadableError or OSError where it cannot."""
+  if not is_image(file):
+    raise UnreadableError(f'{file} does not end with {", ".join(EXTENSIONS)}')
   try:
     return student.read(file)
-  except (UnreadableError, OSError) as error:
-    logger.warning('left out: %s', escape.printable(str(error)))
   except MemoryError:
-    logger.warning(
-      'left out: there is not enough memory for %s', escape.printable(file)
-    )
-  return None
+    raise UnreadableError(f'there is not enough memory for {file}') from None
+
+
+def describe(
+  student: Student, classified: Classified, top: int, *, as_json: bool
+) -> str:
+  """Lists the likeliest classes of some files.
+
+  Args:
+    student: the network.
+    classified: the files.
+    top: how many classes to show of each.
+    as_json: whether to return a line of JSON for each file, those that were
+      left out included, not a table.
+
+  Returns:
+    The text; empty where there is nothing to tell.
+  """
+  predicted = [_best(student, row, top) for row in classified.probabilities]
+  if as_json:
+    return _json(classified, predicted)
+  return _table(classified.files, predicted) if predicted else ''
 
 
 def _count(path: str) -> int:
@@ -92,7 +115,7 @@ def _count(path: str) -> int:
     raise FileNotFoundError(
       f'there is no file or folder {escape.printable(path)}'
     )
-  count = sum(map(is_image, _files(path)))
+  count = sum(map(is_image, files_of(path)))
   if not count and os.path.isdir(path):
     raise ValueError(
       f'{escape.printable(path)} holds no images: expected files that end with '
@@ -101,7 +124,7 @@ def _count(path: str) -> int:
   return count
 
 
-def _files(path: str) -> Iterator[str]:
+def files_of(path: str) -> Iterator[str]:
   """Yields a file, or all in a folder and those below, sorted."""
   if not os.path.isdir(path):
     yield path
@@ -122,19 +145,22 @@ def _best(student: Student, probabilities: np.ndarray, top: int) -> _Best:
   ]
 
 
-def _json(files: Sequence[str], predicted: Sequence[_Best]) -> str:
-  return '\n'.join(
-    json.dumps(
-      {
-        'file': escape.unicode(file),
-        'predictions': [
-          {'class': escape.unicode(name), 'probability': probability}
-          for name, probability in best
-        ],
-      }
-    )
-    for file, best in zip(files, predicted, strict=True)
-  )
+def _json(classified: Classified, predicted: Sequence[_Best]) -> str:
+  lines: list[dict[str, Any]] = [
+    {
+      'file': escape.unicode(file),
+      'predictions': [
+        {'class': escape.unicode(name), 'probability': probability}
+        for name, probability in best
+      ],
+    }
+    for file, best in zip(classified.files, predicted, strict=True)
+  ]
+  lines += [
+    {'file': escape.unicode(file), 'error': escape.unicode(reason)}
+    for file, reason in classified.left_out.items()
+  ]
+  return '\n'.join(map(json.dumps, lines))
 
 
 def _table(files: Sequence[str], predicted: Sequence[_Best]) -> str:

@@ -317,6 +317,8 @@ def _reading(path: pathlib.Path, *, own: bool = True) -> Iterator[None]:
   """Explains what Orbax raises when it cannot read, of whatever type."""
   ignore_late_callbacks()
   path = _named(path)
+  # Here, so that a device that is not there is no damage of the file.
+  jax.process_index()
   try:
     yield
   except Exception as error:

@@ -1,7 +1,9 @@
 """A network as a function of images, and the images of files."""
 
+import csv
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 
@@ -18,7 +20,7 @@ import kdjax
 from kdjax import config as config_lib
 from kdjax import data, models
 from kdjax.evaluation import predict
-from kdjax.export import classify_files, predictor
+from kdjax.export import classify_files, labelled_folder, predictor
 from kdjax.models import features
 from kdjax.models.network import Network
 from kdjax.storage import checkpoint, networks, weights
@@ -190,15 +192,14 @@ def photos(tmp_path):
 
 def lines(path, paths, batch_size=2, top=2, as_json=True):
   paths = list(map(str, paths))
-  classified = classify_files.classify(
-    kdjax.load_student(path),
-    paths,
-    top=top,
-    as_json=as_json,
-    batch_size=batch_size,
-  )
-  tried, texts = zip(*classified, strict=True)
-  assert sum(tried) == classify_files.count(paths)
+  student = kdjax.load_student(path)
+  files = [file for path in paths for file in classify_files.files_of(path)]
+  found = list(classify_files.classify(student, files, batch_size))
+  assert sum(some.images for some in found) == classify_files.count(paths)
+  texts = [
+    classify_files.describe(student, some, top, as_json=as_json)
+    for some in found
+  ]
   return '\n'.join(filter(None, texts)).splitlines()
 
 
@@ -214,7 +215,8 @@ def test_the_command_prints_a_table_and_names_what_it_leaves_out(path, photos):
     module='kdjax.predict',
     env={**os.environ, 'PYTHONIOENCODING': 'ascii'},
   )
-  assert done.returncode == 0, done.stderr
+  assert done.returncode == 1
+  assert done.stderr.endswith('\nerror: 3 of 7 files were left out\n')
   header, rule, *rows = done.stdout.splitlines()
   assert header.split()[:4] == ['file', 'class', '1', 'probability']
   assert set(rule) == {'-', ' '}
@@ -236,16 +238,23 @@ def test_the_command_prints_a_table_and_names_what_it_leaves_out(path, photos):
   assert '.d.png' not in done.stderr
 
 
-def test_json_has_a_line_for_each_image(path, photos):
-  records = list(map(json.loads, lines(path, [photos])))
+def test_json_has_a_line_for_each_file(path, photos):
+  found = [json.loads(line) for line in lines(path, [photos])]
+  records = [record for record in found if 'predictions' in record]
+  left_out = [record for record in found if 'error' in record]
   assert [record['file'] for record in records] == [
     f'{photos}/{name}' for name in ('a.jpg', 'b.PNG', 'more/c.webp')
   ]
+  assert {record['file']: record['error'][:11] for record in left_out} == {
+    f'{photos}/notes.txt': f'{photos}'[:11],
+    f'{photos}/text.png': 'cannot read',
+  }
   for record in records:
     first, second = record['predictions']
     assert first['class'] in 'abc'
     assert 0 < second['probability'] <= first['probability'] < 1
-  assert lines(path, [photos], batch_size=100) == lines(path, [photos])
+  at_once = [json.loads(line) for line in lines(path, [photos], 100)]
+  assert sorted(map(str, at_once)) == sorted(map(str, found))
   # No more classes than there are.
   (record,) = map(json.loads, lines(path, [photos / 'a.jpg'], top=9))
   total = sum(guess['probability'] for guess in record['predictions'])
@@ -279,9 +288,8 @@ def test_names_of_classes_are_shown_escaped(path, photos):
   named = predictor.of_network(
     network, card_of((8, 8, 1), class_names=('a\n', 'b\x1b', 'ç'))
   )
-  ((_, text),) = classify_files.classify(
-    named, [str(photos / 'a.jpg')], top=3, as_json=False, batch_size=1
-  )
+  (some,) = classify_files.classify(named, [str(photos / 'a.jpg')], 1)
+  text = classify_files.describe(named, some, 3, as_json=False)
   row = text.splitlines()[2].split()
   assert set(row[1::2]) == {'a\\n', 'b\\x1b', 'ç'}
 
@@ -295,10 +303,8 @@ def test_an_image_larger_than_memory_is_left_out(path, photos, caplog):
   loaded = kdjax.load_student(path)
   loaded.read = read
   files = [str(photos / name) for name in ('a.jpg', 'b.PNG')]
-  ((tried, text),) = classify_files.classify(
-    loaded, files, top=1, as_json=True, batch_size=2
-  )
-  assert (tried, len(text.splitlines())) == (2, 1)
+  (some,) = classify_files.classify(loaded, files, 2)
+  assert (some.images, some.files) == (2, files[1:])
   assert f'not enough memory for {files[0]}' in caplog.text
 
 
@@ -334,3 +340,62 @@ def test_what_reads_the_output_may_end_first(path, photos):
   )
   os.close(writing)
   assert (done.returncode, done.stderr) == (141, b'')
+
+
+@pytest.fixture
+def labelled(tmp_path):
+  """Nine images, three of each class that `path` knows, and a damaged one."""
+  folder = tmp_path / 'labelled'
+  for index, pixels in enumerate(PIXELS[:9, ..., 0]):
+    place = folder / 'abc'[index % 3] / f'{index}.png'
+    place.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(place)
+  return folder
+
+
+def test_a_labelled_folder_is_measured(path, labelled):
+  student = kdjax.load_student(path)
+  measured = labelled_folder.classify(student, str(labelled), 4)
+  assert [file[len(str(labelled)) :] for file in measured.files] == [
+    f'/{name}/{index}.png'
+    for start, name in enumerate('abc')
+    for index in range(start, len(PIXELS[:9]), 3)
+  ]
+  order = [int(pathlib.Path(file).stem) for file in measured.files]
+  np.testing.assert_array_equal(measured.labels, [i % 3 for i in order])
+  np.testing.assert_allclose(
+    np.exp(measured.logits), student(PIXELS[order]), rtol=1e-5
+  )
+  right = measured.logits.argmax(axis=-1) == measured.labels
+  shown = labelled_folder.table(measured)
+  assert f'{right.mean():.2%}' in shown
+  matrix = [line.split()[1:] for line in shown.splitlines()[-3:]]
+  assert np.trace(np.array(matrix, int)) == right.sum()
+
+
+def test_the_command_measures_a_folder(path, labelled, tmp_path):
+  (labelled / 'a' / 'text.png').write_text('no image')
+  output = tmp_path / 'predictions.csv'
+  done = run(
+    f'--model={path}',
+    f'--images={labelled}',
+    f'--output={output}',
+    module='kdjax.evaluate',
+  )
+  assert done.returncode == 1
+  count = len(PIXELS[:9])
+  assert done.stderr.endswith(f'error: 1 of {count + 1} files were left out\n')
+  assert 'else taken for' in done.stdout
+  with output.open(newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == count
+  assert rows[0]['file'] == f'{labelled}/a/0.png'
+  assert {row['label'] for row in rows} == set('abc')
+
+
+def test_a_folder_of_no_class_is_refused(path, labelled):
+  (labelled / 'a').rename(labelled / 'd')
+  with pytest.raises(
+    ValueError, match=r'has the folders d, .*expected a, b, c'
+  ):
+    labelled_folder.classify(kdjax.load_student(path), str(labelled), 4)

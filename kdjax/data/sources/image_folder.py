@@ -65,7 +65,7 @@ def load(data_dir: str | None) -> Source:
     )
   folders = _find_splits(root)
   train = folders.pop('train')
-  classes = _classes(_join(root, train))
+  classes = list_classes(_join(root, train))
   _warn_of_similar(_join(root, train), classes)
   # Before anything is listed, which may take long.
   matched = {
@@ -198,7 +198,7 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
   return f'{shown} and {more} more' if more > 0 else shown
 
 
-def _classes(folder: str) -> tuple[str, ...]:
+def list_classes(folder: str) -> tuple[str, ...]:
   """Lists the folders of the classes in that of a split."""
   entries = _entries(folder)
   for name, is_folder in entries:
@@ -260,7 +260,7 @@ def _match(
   Names may differ by case or by form of Unicode, as after a copy from another
   system, where only one can be meant.
   """
-  found = _classes(os.path.join(root, split))
+  found = list_classes(os.path.join(root, split))
   missing = sorted(set(classes) - set(found))
   unknown = sorted(set(found) - set(classes))
   matched = {}
