@@ -6,10 +6,11 @@
 `pairs.py:NAME`, NAME a key of `PAIRS`, the teacher first; the method is `kd`
 unless --mode names another, and each is told which stages of the two networks
 belong together. The networks and the recipe are those of Tian et al., 2019,
-https://arxiv.org/abs/1910.10699: SGD 0.05 (0.01 for MobileNetV2 and ShuffleNets),
-weight decay 5e-4, batches of 64, 240 epochs for each network. The learning rate
-falls as a cosine (theirs is divided by ten after 150, 180 and 210 epochs). The
-teacher is trained first, if there is none in the run directory beside.
+https://arxiv.org/abs/1910.10699: SGD 0.05 (0.01 for MobileNetV2 and
+ShuffleNets), weight decay 5e-4, batches of 64, 240 epochs for each network. The
+learning rate falls as a cosine (theirs is divided by ten after 150, 180 and 210
+epochs). The teacher is trained first, if there is none in the run directory
+beside.
 
 Cost: not measured; an accelerator is needed. For the digits in minutes add
 --config.data.name=digits --config.train.epochs=2

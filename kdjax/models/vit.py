@@ -147,7 +147,7 @@ class ViT(nn.Module):
 
   def _places(self, tokens: int) -> jax.Array:
     """Returns the position embeddings, `[1, tokens, width]`."""
-    found = self.get_variable('params', 'pos_embed')
+    found: Any = self.get_variable('params', 'pos_embed')
     if found is not None and found.shape[1] != tokens:
       raise ValueError(
         f'the position embeddings are of {found.shape[1] - 1} patches of '

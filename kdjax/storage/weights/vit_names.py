@@ -148,8 +148,9 @@ def recognise(
       'and square images'
     )
   head = shapes.get('head.weight', ())
-  model = {'name': name, 'num_classes': head[0] if head else None}
-  expected = dict(_shapes(width, stem, side, model['num_classes']))
+  num_classes = head[0] if head else None
+  model = {'name': name, 'num_classes': num_classes}
+  expected = dict(_shapes(width, stem, side, num_classes))
   resnet_names.compare(name, shapes, expected, original or {}, "timm's")
   size = side * patch
   return Network(model, stem[1], (size, size), expected)
