@@ -25,6 +25,12 @@ def resnets() -> dict[str, np.ndarray]:
   return _load('resnets.npz')
 
 
+@functools.cache
+def networks() -> dict[str, np.ndarray]:
+  """Returns the arrays of networks.npz, as third_party/README.md lists them."""
+  return _load('networks.npz')
+
+
 def resnet_variables(model: str) -> dict[str, Any]:
   """Makes the weights that PyTorch's outputs of a network were computed with.
 

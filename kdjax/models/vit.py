@@ -111,7 +111,8 @@ class ViT(nn.Module):
       Logits, float32 `[batch, num_classes]`.
 
     Raises:
-      ValueError: the patch does not divide height and width.
+      ValueError: the patch does not divide height and width, or the variables
+        are those of images of another size.
     """
     del train
     batch, *size, _ = images.shape
@@ -135,8 +136,7 @@ class ViT(nn.Module):
     token = self.param('cls_token', _Normal, (1, 1, self.width))
     token = jnp.broadcast_to(token, (batch, 1, self.width)).astype(self.dtype)
     x = jnp.concatenate([token, x], axis=1)
-    places = self.param('pos_embed', _Normal, (1, *x.shape[1:]))
-    x = x + places.astype(self.dtype)
+    x = x + self._places(x.shape[1]).astype(self.dtype)
     for i in range(1, DEPTH + 1):
       x = Block(dtype=self.dtype, name=f'block{i}')(x)
       stage, rest = divmod(i, DEPTH // _STAGES)
@@ -144,6 +144,18 @@ class ViT(nn.Module):
         Map(height, name=f'stage{stage}')(x)
     x = _Norm(dtype=jnp.float32, name='norm')(x[:, 0])
     return _Dense(self.num_classes, dtype=jnp.float32, name='fc')(x)
+
+  def _places(self, tokens: int) -> jax.Array:
+    """Returns the position embeddings, `[1, tokens, width]`."""
+    found: Any = self.get_variable('params', 'pos_embed')
+    if found is not None and found.shape[1] != tokens:
+      raise ValueError(
+        f'the position embeddings are of {found.shape[1] - 1} patches of '
+        f'{self.patch}×{self.patch} pixels, and the images have {tokens - 1}: '
+        'set config.data.image_size to that of the images that the network '
+        'was trained with'
+      )
+    return self.param('pos_embed', _Normal, (1, tokens, self.width))
 
 
 MODELS = {

@@ -322,7 +322,7 @@ def _load_own_variables(path: pathlib.Path, card: dict[str, Any]) -> Pretrained:
 def _load_weights(
   path: pathlib.Path, headless: bool, class_names: Sequence[str] | None
 ) -> Pretrained:
-  """Loads a ResNet from a file or a directory of weights."""
+  """Loads a network from a file or a directory of weights."""
   found = weights.load(path, headless=headless)
   num_classes = found.model['num_classes']
   if num_classes is None and not headless:
@@ -347,13 +347,16 @@ def _load_weights(
 def _describe(path: pathlib.Path, found: weights.Imported) -> dict[str, Any]:
   """Makes the card of weights from another program, with notes to show."""
   known, shape, crop = found.normalization, None, _WHOLE
+  if found.image_size:
+    shape = (*found.image_size, found.channels)
   names, notes = None, tuple[str, ...]()
   if path.is_dir():
     said = weights_directory.describe(
       path, found.model['num_classes'], found.channels
     )
     names, notes, crop = said.class_names, said.notes, said.crop
-    shape = said.size and (*said.size, found.channels)
+    if said.size and not shape:
+      shape = (*said.size, found.channels)
     # What the network computes itself comes on top.
     known = known or said.normalization
   card = _unknown(preprocessing(shape, found.channels, known, crop))
@@ -419,7 +422,7 @@ def _read_card(path: pathlib.Path, found: weights.Imported) -> dict[str, Any]:
     return {}
   card = card_lib.read(text, path)
   told = found.model | {'channels': found.channels}
-  if card['model'].get('stem') in resnet.stems_like(told['stem']):
+  if card['model'].get('stem') in resnet.stems_like(told.get('stem', '')):
     # What weights do not show.
     told['stem'] = card['model']['stem']
   said = card['model'] | {'channels': card['preprocessing']['channels']}

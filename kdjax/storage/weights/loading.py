@@ -1,4 +1,4 @@
-"""Weights of ResNets in others' files, read safely and written.
+"""Weights of ResNets and ViTs in others' files, read safely and written.
 
 Architecture, stem, width and number of classes are told from the tensors'
 names and shapes. What has no weights cannot be seen in a file and is taken to
@@ -27,6 +27,7 @@ from kdjax.storage.weights import (
   pytorch,
   resnet_names,
   safetensors_file,
+  vit_names,
 )
 from kdjax.storage.weights.stored_tensors import Stored, Tensor
 from kdjax.system import atomic, escape
@@ -43,19 +44,21 @@ _OTHERS = {
 
 
 class Imported(NamedTuple):
-  """A ResNet from a file.
+  """A ResNet or a ViT from a file.
 
   Attributes:
     model: `name` ('resnet18', …), `num_classes` (None if the file has no
-      classifier), `stem` and `width`, as `kdjax.models.build` takes them.
+      classifier) and, of a ResNet, `stem` and `width`, as
+      `kdjax.models.build` takes them.
     channels: of the images that it takes.
-    variables: `{'params': …, 'batch_stats': …}` as kdjax's ResNet has them,
+    variables: `{'params': …, 'batch_stats': …}` as kdjax's network has them,
       float32 NumPy arrays.
     metadata: the header of a safetensors file, else empty.
     recognised: what a person may want to know, a line each: the format, whose
       names, a prefix taken off, what was ignored, dtypes converted.
     normalization: `mean` and `std` of each channel, of pixels scaled to 0 … 1,
       where a layer in the file normalises its images; else None.
+    image_size: height and width of the images in pixels, of a ViT; else None.
   """
 
   model: dict[str, Any]
@@ -64,16 +67,18 @@ class Imported(NamedTuple):
   metadata: dict[str, str]
   recognised: tuple[str, ...]
   normalization: dict[str, list[float]] | None = None
+  image_size: tuple[int, int] | None = None
 
 
 def load(path: str | os.PathLike[str], *, headless: bool = False) -> Imported:
-  """Loads a ResNet from a file of weights, and runs nothing that is in it.
+  """Loads a network from a file of weights, and runs nothing that is in it.
 
   The file may be safetensors, or of PyTorch's `torch.save` (of any version;
   PyTorch is not needed). Its names may be those of torchvision, timm, Hugging
   Face transformers or common implementations for CIFAR, in dictionaries and
   with prefixes of any kind (`state_dict`, `module.`, …). Of a student and its
   teacher the student is taken, of weights and their moving average the weights.
+  A ViT is one of `kdjax.models.vit`, with timm's names.
 
   Args:
     path: the file.
@@ -84,14 +89,15 @@ def load(path: str | os.PathLike[str], *, headless: bool = False) -> Imported:
     The network.
 
   Raises:
-    ValueError: the file is damaged, holds what is not data, or holds no ResNet
+    ValueError: the file is damaged, holds what is not data, or holds no network
       that kdjax has, or values that cannot be; what differs is named.
     OSError: it cannot be read.
   """
   path = pathlib.Path(path)
   file = read(path)
   try:
-    found = resnet_names.find(file, headless=headless)
+    names: Any = vit_names if vit_names.is_in(file) else resnet_names
+    found = names.find(file, headless=headless)
     used = sum(tensor.nbytes for tensor in found.tensors.values())
     if used > file.size:
       raise ValueError(f'its tensors would take {used} bytes, more than it has')
@@ -104,10 +110,11 @@ def load(path: str | os.PathLike[str], *, headless: bool = False) -> Imported:
   return Imported(
     model=found.network.model,
     channels=found.network.channels,
-    variables=resnet_names.to_flax(arrays),
+    variables=names.to_flax(arrays),
     metadata=dict(file.metadata),
     recognised=found.recognised + notes,
     normalization=images,
+    image_size=getattr(found.network, 'image_size', None),
   )
 
 
@@ -262,19 +269,21 @@ def _reader(start: bytes) -> Any:
 
 
 def to_torchvision(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Renames a ResNet's weights as torchvision does, in PyTorch's layouts.
+  """Renames weights as torchvision does, or timm a ViT's; PyTorch's layouts.
 
   Args:
     variables: `{'params': …, 'batch_stats': …}` of one of kdjax's ResNets,
-      not folded; other collections are ignored.
+      not folded, or ViTs; other collections are ignored.
 
   Returns:
     Arrays by name, with `num_batches_tracked` (zero: kdjax does not count), so
     that `load_state_dict` takes them strictly.
 
   Raises:
-    ValueError: it is no ResNet; what differs is named.
+    ValueError: it is none of them; what differs is named.
   """
+  if vit_names.are_of(variables):
+    return vit_names.from_flax(variables)
   return resnet_names.with_counters(resnet_names.from_flax(variables))
 
 
@@ -283,7 +292,7 @@ def save(
   variables: Mapping[str, Any],
   metadata: Mapping[str, str],
 ) -> None:
-  """Writes a ResNet's weights as safetensors, as torchvision names them.
+  """Writes weights as safetensors, named as by `to_torchvision`.
 
   Args:
     path: the file, which is there as a whole or not at all.
@@ -291,7 +300,7 @@ def save(
     metadata: the header; `format` is 'pt' unless it says something else.
 
   Raises:
-    ValueError: it is no ResNet.
+    ValueError: it is neither a ResNet nor a ViT of kdjax's.
     OSError: it cannot be written; what was there still is.
   """
   save_arrays(path, to_torchvision(variables), {'format': 'pt', **metadata})

@@ -69,7 +69,7 @@ class Found(NamedTuple):
   """A ResNet found among the tensors of a file.
 
   Attributes:
-    network: what it is.
+    network: what it is; of a ViT a `vit_names.Network`.
     tensors: its tensors by canonical name.
     original: their names in the file.
     recognised: what a person may want to know, a line each.
@@ -77,7 +77,7 @@ class Found(NamedTuple):
       which a layer of the network normalises; empty if there is none.
   """
 
-  network: Network
+  network: Any
   tensors: dict[str, stored_tensors.Tensor]
   original: dict[str, str]
   recognised: tuple[str, ...]
@@ -252,7 +252,7 @@ def find(file: stored_tensors.Stored, *, headless: bool = False) -> Found:
     {name: tensor.shape for name, tensor in tensors.items()}, original
   )
   _check_stem(part, network)
-  converted = _check_dtypes(tensors, original)
+  converted = check_dtypes(tensors, original)
   ignored = _outside(
     file,
     part.root,
@@ -542,10 +542,21 @@ def _outside(
   return list(outside)
 
 
-def _check_dtypes(
+def check_dtypes(
   tensors: Mapping[str, stored_tensors.Tensor], original: Mapping[str, str]
 ) -> list[str]:
-  """Returns the dtypes that have to be converted."""
+  """Checks that the dtypes of tensors are known.
+
+  Args:
+    tensors: by canonical name.
+    original: names in the file by canonical name.
+
+  Returns:
+    Names of the dtypes that have to be converted.
+
+  Raises:
+    ValueError: one is none of a weight's.
+  """
   dtypes = {name: tensor.dtype.name for name, tensor in tensors.items()}
   known = ('float32', 'float16', 'bfloat16', 'float64')
   if unknown := [
@@ -611,7 +622,7 @@ def _recognise(
   }
   channels = stem[1] if len(stem) == 4 else 3
   expected = dict(_shapes(model, is_bottleneck, blocks, kernel, channels))
-  _compare(name, shapes, expected, original or {})
+  compare(name, shapes, expected, original or {})
   return Network(model, channels, expected)
 
 
@@ -658,13 +669,25 @@ def _shapes(
     yield 'fc.bias', (model['num_classes'],)
 
 
-def _compare(
+def compare(
   name: str,
   found: Mapping[str, tuple[int, ...]],
   expected: Mapping[str, tuple[int, ...]],
   original: Mapping[str, str],
+  whose: str = "torchvision's",
 ) -> None:
-  """Raises an error that names all differences."""
+  """Checks that tensors have the names and shapes of a network's.
+
+  Args:
+    name: what the network is called.
+    found: shapes by canonical name.
+    expected: those of the network.
+    original: names in a file by canonical name.
+    whose: whose names the canonical ones are.
+
+  Raises:
+    ValueError: they differ; the message names all differences.
+  """
   missing = [key for key in expected if key not in found]
   extra = [original.get(key, key) for key in found if key not in expected]
   wrong = [
@@ -675,7 +698,7 @@ def _compare(
   differences = [
     f'{len(names)} {what}: {escape.listed(names)}'
     for what, names in (
-      ("missing (by torchvision's names)", missing),
+      (f'missing (by {whose} names)', missing),
       ('too many', extra),
       ('of another shape', wrong),
     )
@@ -702,7 +725,7 @@ def to_flax(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     place = variables[collection]
     for key in path:
       place = place.setdefault(key, {})
-    place[leaf] = np.array(_to_flax_layout(array), np.float32, order='C')
+    place[leaf] = np.array(to_flax_layout(array), np.float32, order='C')
   return variables
 
 
@@ -721,9 +744,9 @@ def from_flax(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """
   arrays: dict[str, np.ndarray] = {}
   for collection in ('params', 'batch_stats'):
-    for path, leaf in _flat(variables.get(collection, {})):
+    for path, leaf in flat(variables.get(collection, {})):
       array = np.asarray(leaf)
-      arrays[_canonical('.'.join(path))] = _to_torch_layout(array)
+      arrays[_canonical('.'.join(path))] = to_torch_layout(array)
   network = _recognise({name: array.shape for name, array in arrays.items()})
   return {name: arrays[name] for name in network.shapes}
 
@@ -768,21 +791,28 @@ _canonical = _renaming(
 )
 
 
-def _to_flax_layout(array: np.ndarray) -> np.ndarray:
-  # OIHW to HWIO, OI to IO.
-  return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+def to_flax_layout(array: np.ndarray) -> np.ndarray:
+  """Turns OIHW into HWIO and OI into IO."""
+  if array.ndim == 4:
+    return array.transpose(2, 3, 1, 0)
+  return array.T if array.ndim == 2 else array
 
 
-def _to_torch_layout(array: np.ndarray) -> np.ndarray:
-  array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+def to_torch_layout(array: np.ndarray) -> np.ndarray:
+  """Turns HWIO into OIHW and IO into OI."""
+  if array.ndim == 4:
+    array = array.transpose(3, 2, 0, 1)
+  elif array.ndim == 2:
+    array = array.T
   return np.ascontiguousarray(array)
 
 
-def _flat(
+def flat(
   tree: Mapping[str, Any], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
+  """Yields the path and the value of each leaf of nested dictionaries."""
   for key, value in tree.items():
     if isinstance(value, Mapping):
-      yield from _flat(value, (*path, key))
+      yield from flat(value, (*path, key))
     else:
       yield (*path, key), value
