@@ -170,9 +170,10 @@ class Adapter(nn.Module):
   def check_call(self, network: Any, shown: str, *args: str, **kw: str) -> None:
     """Checks that a network can be called so; `shown` is how that looks."""
     try:
+      if not callable(network):
+        raise TypeError('it has none')
       inspect.signature(type(network).__call__).bind(network, *args, **kw)
-    # A class without one has that of its metaclass, or none.
-    except (AttributeError, TypeError, ValueError) as error:
+    except TypeError as error:
       raise ValueError(
         f"'{self.label}' makes {type(network).__name__}, whose __call__ cannot "
         f'be called as {shown}: {error}'
