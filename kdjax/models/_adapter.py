@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import flax
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 Arrays = Mapping[str, Any]
 """Arrays by their path, `block1/conv/kernel`."""
@@ -105,6 +106,8 @@ class Adapter(nn.Module):
       ValueError: the network cannot be made or called, or has variables that
         are neither trained nor statistics.
     """
+    # Shapes are found with those of pixels, too.
+    images = images.astype(jnp.float32)
     if self.is_initializing():
       made = self.create(self.make_rng('params'), images.shape[1:])
       self._put('params', made.params)
