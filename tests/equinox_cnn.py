@@ -72,8 +72,8 @@ class Counting(Plain):
 
   table: jax.Array
 
-  def __init__(self, **given):
-    super().__init__(**given)
+  def __init__(self, num_classes, image_shape, *, key):
+    super().__init__(num_classes, image_shape, key=key)
     self.table = jnp.arange(3)
 
 

@@ -42,8 +42,8 @@ def teacher(num_classes: int, image_shape, rngs) -> nnx.Module:
 class Remembering(Cnn):
   """It has a variable that is neither trained nor a statistic."""
 
-  def __init__(self, **given):
-    super().__init__(**given)
+  def __init__(self, num_classes, image_shape, *, rngs):
+    super().__init__(num_classes, image_shape, rngs=rngs)
     self.seen = nnx.Cache(jnp.zeros(3))
     self.table = nnx.data(jnp.zeros(2))
 

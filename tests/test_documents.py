@@ -3,6 +3,8 @@
 import importlib.util
 import pathlib
 import re
+import sys
+import types
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ import tiny
 
 from kdjax import methods, models, testing
 from kdjax.export import write
+from kdjax.models import features
 from kdjax.storage import weights
 from kdjax.system import config_files
 from kdjax.training import train
@@ -18,7 +21,7 @@ from kdjax.training import train
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(
   path
-  for path in ROOT.rglob('README.md')
+  for path in ROOT.rglob('*.md')
   if not any(
     part.startswith('.') or part == 'third_party'
     for part in path.relative_to(ROOT).parts
@@ -26,7 +29,7 @@ DOCUMENTS = sorted(
 )
 # Absent is what needs a package that the tests do without.
 BLOCKS = [
-  pytest.param(text, id=f'{path.parent.name}-{number}')
+  pytest.param(text, id=f'{path.parent.name}-{path.stem}-{number}')
   for path in DOCUMENTS
   for number, text in enumerate(
     re.findall(r'```python\n(.*?)```', path.read_text(), re.DOTALL)
@@ -77,6 +80,8 @@ def world(tmp_path_factory):
 def test_a_block_of_python_runs(block, world, monkeypatch):
   if 'import torch' in block:
     pytest.importorskip('torchvision')
+  if 'import equinox' in block:
+    pytest.importorskip('equinox', reason='needs the extra `equinox`')
   monkeypatch.chdir(world)
   images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
   names = {'images': images, 'labels': np.arange(4), '__name__': 'block'}
@@ -92,6 +97,18 @@ def test_a_block_of_python_runs(block, world, monkeypatch):
     difference = batch.student.logits - batch.teacher.logits
     np.testing.assert_allclose(found, (difference**2).mean(1), rtol=1e-5)
     testing.check_method(method)
+  if 'Cnn' in names:
+    module = types.ModuleType('mine')
+    module.Cnn = names['Cnn']
+    monkeypatch.setitem(sys.modules, 'mine', module)
+    model = models.build('mine:Cnn', num_classes=5)
+    variables = features.init(model, jax.random.key(0), images)
+    outputs, stats = features.forward(
+      model, variables, images, names=('stage1',), train=True
+    )
+    assert outputs.logits.shape == (4, 5)
+    assert outputs.features['stage1'].shape[::3] == (4, 16)
+    assert jax.tree.leaves(stats)
   if 'class_means' in names:
     testing.check_method(names['class_means']())
   if 'gradients' in names:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import flax
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 Arrays = Mapping[str, Any]
 """Arrays by their path, `block1/conv/kernel`."""
@@ -105,6 +106,8 @@ class Adapter(nn.Module):
       ValueError: the network cannot be made or called, or has variables that
         are neither trained nor statistics.
     """
+    # Shapes are found with those of pixels, too.
+    images = images.astype(jnp.float32)
     if self.is_initializing():
       made = self.create(self.make_rng('params'), images.shape[1:])
       self._put('params', made.params)
@@ -170,9 +173,10 @@ class Adapter(nn.Module):
   def check_call(self, network: Any, shown: str, *args: str, **kw: str) -> None:
     """Checks that a network can be called so; `shown` is how that looks."""
     try:
+      if not callable(network):
+        raise TypeError('it has none')
       inspect.signature(type(network).__call__).bind(network, *args, **kw)
-    # A class without one has that of its metaclass, or none.
-    except (AttributeError, TypeError, ValueError) as error:
+    except TypeError as error:
       raise ValueError(
         f"'{self.label}' makes {type(network).__name__}, whose __call__ cannot "
         f'be called as {shown}: {error}'

@@ -56,9 +56,11 @@ class Adapter(_adapter.Adapter):
       jax.tree.structure(state), [call.made.batch_stats[name] for name in names]
     )
 
-    def classify(image: jax.Array, key: jax.Array) -> tuple[Any, Any]:
+    def classify(image: jax.Array, index: jax.Array) -> tuple[Any, Any]:
       outputs: dict[str, Any] = {}
       recording = _record(model, call, outputs)
+      # Their number may be symbolic, which `jax.random.split` does not take.
+      key = jax.random.fold_in(call.key, index)
       extra = _adapter.keywords(type(model).__call__, {'key': key})
       if names:
         logits, new_state = recording(image, state, **extra)
@@ -70,7 +72,7 @@ class Adapter(_adapter.Adapter):
       classify, axis_name=AXIS, out_axes=(0, None)
     )(
       call.images.transpose(0, 3, 1, 2),
-      jax.random.split(call.key, len(call.images)),
+      jnp.arange(call.images.shape[0]),
     )
     stats = dict(zip(names, jax.tree.leaves(state), strict=True))
     return logits, stats, {n: _channels_last(x) for n, x in outputs.items()}

@@ -30,7 +30,7 @@ class Adapter(_adapter.Adapter):
     variables = _flat(module)
     self.check_states(
       [
-        f'{name} ({type(variable).__name__})'
+        f'{name} ({_kind(variable)})'
         for name, variable in variables.items()
         if not isinstance(variable, (nnx.Param, nnx.BatchStat, nnx.RngState))
       ],
@@ -91,6 +91,11 @@ def _flat(module: Any) -> dict[str, Any]:
     '/'.join(map(str, path)): variable
     for path, variable in nnx.to_flat_state(nnx.state(module))
   }
+
+
+def _kind(variable: Any) -> str:
+  is_variable = isinstance(variable, nnx.Variable)
+  return type(variable).__name__ if is_variable else 'array'
 
 
 def _values(variables: dict[str, Any], kind: type[Any]) -> Arrays:

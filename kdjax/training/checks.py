@@ -183,18 +183,24 @@ def check_fit(
     method: its method.
 
   Raises:
-    ValueError: a feature is missing, or two that are paired do not fit.
+    ValueError: a feature is missing, two that are paired do not fit, or a
+      network has another number of logits.
   """
   images = jax.ShapeDtypeStruct((1, *dataset.image_shape), jnp.uint8)
+  classes = len(dataset.class_names)
   student, teacher = (
-    models.build(**config_lib.model_arguments(run, len(dataset.class_names)))
+    models.build(**config_lib.model_arguments(run, classes))
     for run in (config, teacher_config)
   )
 
   def initialize(rng: jax.Array) -> TrainState:
     network = Network(teacher, features.init(teacher, rng, images))
     return state.create_state(
-      rng, student, method, optax.identity(), state.Start(images, network)
+      rng,
+      student,
+      method,
+      optax.identity(),
+      state.Start(images, network, num_classes=classes),
     )
 
   jax.eval_shape(initialize, jax.random.key(0))

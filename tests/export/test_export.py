@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import tiny
 from processes import run
 
@@ -620,7 +621,7 @@ def test_a_program_is_for_this_platform_too(bfloat16, tmp_path, platforms):
     )
 
 
-def test_what_is_no_resnet_has_no_names_in_pytorch(bfloat16, tmp_path):
+def test_what_is_no_resnet_keeps_its_own_names(bfloat16, tmp_path):
   card = networks.load(bfloat16[0]).card
   arguments = {'name': 'small_cnn:SmallCNN', 'num_classes': 3}
   model = models.build(**arguments)
@@ -631,8 +632,21 @@ def test_what_is_no_resnet_has_no_names_in_pytorch(bfloat16, tmp_path):
     Network(model, variables),
     {**card, 'model': arguments},
   )
-  with pytest.raises(ValueError, match=r'SmallCNN cannot .* Choose another'):
-    write.export(tmp_path / 'cnn', ['safetensors'], tmp_path / 'x.safetensors')
+  output = tmp_path / 'x.safetensors'
+  write.export(tmp_path / 'cnn', ['safetensors'], output)
+  with safetensors.safe_open(output, framework='numpy') as file:
+    assert 'params/conv1/kernel' in file.keys()  # noqa: SIM118
+  again = networks.load(output).network
+  assert again.model == model
+  for name in features.TRAINED:
+    jax.tree.map(
+      np.testing.assert_array_equal, again.variables[name], variables[name]
+    )
+  content = bytearray(output.read_bytes())
+  content[-1] ^= 1
+  output.write_bytes(content)
+  with pytest.raises(ValueError, match='its arrays are not those that were'):
+    networks.load(output)
   write.export(tmp_path / 'cnn', ['stablehlo'], tmp_path / 'x.stablehlo')
   assert kdjax.load_student(tmp_path / 'x.stablehlo').class_names == tuple(
     'abc'
