@@ -1,8 +1,6 @@
 """Distillation methods by name."""
 
-import importlib
 import inspect
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -100,16 +98,14 @@ def _imported(path: str) -> Callable[..., Method]:
   Raises:
     ValueError: it cannot be imported, or is no function that makes a Method.
   """
-  module, _, attribute = path.partition(':')
+  factory = plugins.attribute(path, 'method')
   try:
-    factory = operator.attrgetter(attribute)(importlib.import_module(module))
     made = factory()
-  # Importing runs code that may raise anything.
+  # It may raise anything.
   except Exception as error:
     raise ValueError(
-      f"the method '{path}' cannot be imported and made "
-      f'({type(error).__name__}: {error}): expected package.module:function, '
-      'found by Python from where it was started, or on its path (PYTHONPATH)'
+      f"the method '{path}' cannot be made ({type(error).__name__}: {error}): "
+      'expected a function that needs no arguments'
     ) from error
   if not isinstance(made, Method):
     raise ValueError(
