@@ -27,6 +27,8 @@ _MOMENT_IMAGES = 10_000
 # Such a share of images that occur twice is normal.
 _FEW_COPIES = 0.01
 _KEY_BYTES = 256
+# So many times the images of another class are many.
+_UNEQUAL = 10
 # Examples whose labels are read at once.
 _CHUNK = 1024
 # What a seed is followed by, so that no two uses draw the same numbers.
@@ -155,7 +157,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
   train_split, validation_split, test_split = splits
   if isinstance(train_split, Split) and isinstance(test_split, Split):
     _warn_of_copies(config.name, train_split, test_split)
-  return Dataset(
+  dataset = Dataset(
     config.name,
     train_split,
     validation_split,
@@ -170,6 +172,8 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     num_test=_size(source.test),
     label_changes=_label_changes(config, source, indices[0]),
   )
+  _warn_of_unequal_classes(dataset)
+  return dataset
 
 
 def _subset(
@@ -424,6 +428,23 @@ def _warn_of_copies(name: str, train: Split, test: Split) -> None:
       train.size,
       name,
     )
+
+
+def _warn_of_unequal_classes(dataset: Dataset) -> None:
+  """Warns where accuracy says little of the classes that have few images."""
+  counts = class_counts(dataset, read=False)
+  if counts is None or counts.max() < _UNEQUAL * counts.min():
+    return
+  logger.warning(
+    'classes of %s are very unequal: %s has %d training images, %s %d. '
+    'Accuracy says little of small classes: look at balanced accuracy and '
+    "macro F1 too. config.train.class_weights='balanced' weighs classes alike",
+    dataset.name,
+    dataset.class_names[counts.argmax()],
+    counts.max(),
+    dataset.class_names[counts.argmin()],
+    counts.min(),
+  )
 
 
 def _keys(images: np.ndarray) -> Iterator[bytes]:
