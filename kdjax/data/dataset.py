@@ -110,32 +110,15 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
   source = sources.load(
     config.name, config.data_dir or None, config.label_column
   )
-  train = np.arange(_size(source.train))
-  held_out, validation = source.validation, None
-  if held_out is None:
-    held_out = source.train
-    count = round(len(train) * config.validation_fraction)
-    order = np.random.default_rng(0).permutation(len(train))
-    # Sorted: the files' order is kept within each split.
-    validation = np.sort(order[:count])
-    if count and config.stratify:
-      validation = stratify.choose(
-        _labels(source.train, train), config.validation_fraction, [0], leave=1
-      )
-    train = np.setdiff1d(train, validation)
-  train = _subset(config, source, train)
-  if not train.size:
-    raise ValueError(
-      f'{config.name} has {_size(source.train)} training images, and '
-      f'data.validation_fraction={config.validation_fraction} leaves none'
-    )
+  train, validation = _divide(config, source)
+  held_out = source.train if source.validation is None else source.validation
 
   def stream(
-    split: Split | Files, indices: np.ndarray | None, unreadable: str
+    split: Split | Files, indices: np.ndarray, unreadable: str
   ) -> Stream:
     return open_split(
       split,
-      np.arange(_size(split)) if indices is None else indices,
+      indices,
       like=source.train,
       image_size=config.image_size,
       unreadable='error' if config.corrupt == 'error' else unreadable,
@@ -144,7 +127,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
   streams = (
     stream(source.train, train, 'replace'),
     stream(held_out, validation, 'omit'),
-    stream(source.test, None, 'omit'),
+    stream(source.test, np.arange(_size(source.test)), 'omit'),
   )
   origins = [_origin(split) for split in streams]
   indices = [split.indices for split in streams]
@@ -174,6 +157,37 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
   )
   _warn_of_unequal_classes(dataset)
   return dataset
+
+
+def _divide(
+  config: ml_collections.ConfigDict, source: sources.Source
+) -> tuple[np.ndarray, np.ndarray]:
+  """Chooses the examples to train on, and those to validate on.
+
+  Returns:
+    Indices of the former in `source.train`, and of the latter in
+    `source.validation` or, where there is none, in `source.train`.
+  """
+  train = np.arange(_size(source.train))
+  if source.validation is not None:
+    validation = np.arange(_size(source.validation))
+  elif config.stratify and config.validation_fraction:
+    validation = stratify.choose(
+      _labels(source.train, train), config.validation_fraction, [0], leave=1
+    )
+  else:
+    count = round(len(train) * config.validation_fraction)
+    validation = np.random.default_rng(0).permutation(len(train))[:count]
+  if source.validation is None:
+    # Sorted: the files' order is kept within each split.
+    validation, train = np.sort(validation), np.setdiff1d(train, validation)
+  train = _subset(config, source, train)
+  if not train.size:
+    raise ValueError(
+      f'{config.name} has {_size(source.train)} training images, and '
+      f'data.validation_fraction={config.validation_fraction} leaves none'
+    )
+  return train, validation
 
 
 def _subset(
