@@ -27,6 +27,8 @@ _MOMENT_IMAGES = 10_000
 # Such a share of images that occur twice is normal.
 _FEW_COPIES = 0.01
 _KEY_BYTES = 256
+# So many times the images of another class are many.
+_UNEQUAL = 10
 # Examples whose labels are read at once.
 _CHUNK = 1024
 # What a seed is followed by, so that no two uses draw the same numbers.
@@ -108,32 +110,15 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
   source = sources.load(
     config.name, config.data_dir or None, config.label_column
   )
-  train = np.arange(_size(source.train))
-  held_out, validation = source.validation, None
-  if held_out is None:
-    held_out = source.train
-    count = round(len(train) * config.validation_fraction)
-    order = np.random.default_rng(0).permutation(len(train))
-    # Sorted: the files' order is kept within each split.
-    validation = np.sort(order[:count])
-    if count and config.stratify:
-      validation = stratify.choose(
-        _labels(source.train, train), config.validation_fraction, [0], leave=1
-      )
-    train = np.setdiff1d(train, validation)
-  train = _subset(config, source, train)
-  if not train.size:
-    raise ValueError(
-      f'{config.name} has {_size(source.train)} training images, and '
-      f'data.validation_fraction={config.validation_fraction} leaves none'
-    )
+  train, validation = _divide(config, source)
+  held_out = source.train if source.validation is None else source.validation
 
   def stream(
-    split: Split | Files, indices: np.ndarray | None, unreadable: str
+    split: Split | Files, indices: np.ndarray, unreadable: str
   ) -> Stream:
     return open_split(
       split,
-      np.arange(_size(split)) if indices is None else indices,
+      indices,
       like=source.train,
       image_size=config.image_size,
       unreadable='error' if config.corrupt == 'error' else unreadable,
@@ -142,7 +127,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
   streams = (
     stream(source.train, train, 'replace'),
     stream(held_out, validation, 'omit'),
-    stream(source.test, None, 'omit'),
+    stream(source.test, np.arange(_size(source.test)), 'omit'),
   )
   origins = [_origin(split) for split in streams]
   indices = [split.indices for split in streams]
@@ -155,7 +140,7 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
   train_split, validation_split, test_split = splits
   if isinstance(train_split, Split) and isinstance(test_split, Split):
     _warn_of_copies(config.name, train_split, test_split)
-  return Dataset(
+  dataset = Dataset(
     config.name,
     train_split,
     validation_split,
@@ -170,6 +155,39 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     num_test=_size(source.test),
     label_changes=_label_changes(config, source, indices[0]),
   )
+  _warn_of_unequal_classes(dataset)
+  return dataset
+
+
+def _divide(
+  config: ml_collections.ConfigDict, source: sources.Source
+) -> tuple[np.ndarray, np.ndarray]:
+  """Chooses the examples to train on, and those to validate on.
+
+  Returns:
+    Indices of the former in `source.train`, and of the latter in
+    `source.validation` or, where there is none, in `source.train`.
+  """
+  train = np.arange(_size(source.train))
+  if source.validation is not None:
+    validation = np.arange(_size(source.validation))
+  elif config.stratify and config.validation_fraction:
+    validation = stratify.choose(
+      _labels(source.train, train), config.validation_fraction, [0], leave=1
+    )
+  else:
+    count = round(len(train) * config.validation_fraction)
+    validation = np.random.default_rng(0).permutation(len(train))[:count]
+  if source.validation is None:
+    # Sorted: the files' order is kept within each split.
+    validation, train = np.sort(validation), np.setdiff1d(train, validation)
+  train = _subset(config, source, train)
+  if not train.size:
+    raise ValueError(
+      f'{config.name} has {_size(source.train)} training images, and '
+      f'data.validation_fraction={config.validation_fraction} leaves none'
+    )
+  return train, validation
 
 
 def _subset(
@@ -424,6 +442,23 @@ def _warn_of_copies(name: str, train: Split, test: Split) -> None:
       train.size,
       name,
     )
+
+
+def _warn_of_unequal_classes(dataset: Dataset) -> None:
+  """Warns where accuracy says little of the classes that have few images."""
+  counts = class_counts(dataset, read=False)
+  if counts is None or counts.max() < _UNEQUAL * counts.min():
+    return
+  logger.warning(
+    'classes of %s are very unequal: %s has %d training images, %s %d. '
+    'Accuracy says little of small classes: look at balanced accuracy and '
+    "macro F1 too. config.train.class_weights='balanced' weighs classes alike",
+    dataset.name,
+    dataset.class_names[counts.argmax()],
+    counts.max(),
+    dataset.class_names[counts.argmin()],
+    counts.min(),
+  )
 
 
 def _keys(images: np.ndarray) -> Iterator[bytes]:

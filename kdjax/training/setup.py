@@ -5,7 +5,7 @@ import pathlib
 import ml_collections
 
 from kdjax import config as config_lib
-from kdjax import data, methods, models
+from kdjax import methods, models
 from kdjax.storage import checkpoint, run_directory
 from kdjax.system import devices
 from kdjax.system.logs import logger
@@ -14,9 +14,6 @@ from kdjax.training import plan as plan_lib
 from kdjax.training.initial_weights import Initial
 from kdjax.training.run import Run
 from kdjax.training.shared import Session
-
-# So many times the images of another class are many.
-_UNEQUAL = 10
 
 
 def resolve(
@@ -57,7 +54,6 @@ def resolve(
       'there are no validation images (config.data.validation_fraction): the '
       'last epoch counts as the best'
     )
-  _warn_of_unequal_classes(config, dataset)
   method, hyperparameters = config_lib.build_method(config)
   _check_method(config, method)
   optimizer.parse_options(config.train)
@@ -70,31 +66,6 @@ def resolve(
   plan_lib.check_batch_norm(config, dataset, model)
   return Run(
     config, workdir, dataset, method, hyperparameters, model, plan, initial
-  )
-
-
-def _warn_of_unequal_classes(
-  config: ml_collections.ConfigDict, dataset: data.Dataset
-) -> None:
-  """Warns where accuracy says little of the classes that have few images."""
-  counts = data.class_counts(dataset, read=False)
-  if counts is None or counts.max() < _UNEQUAL * counts.min():
-    return
-  advice = (
-    ''
-    if config.train.class_weights != 'none'
-    else "; config.train.class_weights='balanced' makes up for it"
-  )
-  logger.warning(
-    'classes of %s are very unequal: %s has %d training images, %s %d. '
-    'Accuracy says little of small classes: look at balanced accuracy and '
-    'macro F1 too%s',
-    dataset.name,
-    dataset.class_names[counts.argmax()],
-    counts.max(),
-    dataset.class_names[counts.argmin()],
-    counts.min(),
-    advice,
   )
 
 

@@ -78,6 +78,24 @@ def test_images_of_each_class_are_counted():
   )
 
 
+def test_unequal_classes_are_warned_of(monkeypatch, caplog):
+  images = np.random.default_rng(0).integers(0, 256, (120, 4, 4, 3), np.uint8)
+
+  def warned(first, **fields):
+    labels = np.repeat(np.arange(2, dtype=np.int32), (first, 120 - first))
+    train = data.Split(images, labels)
+    source = sources.Source(train, train, train, ('ant', 'bee'))
+    monkeypatch.setattr(sources, 'load', lambda *_: source)
+    caplog.clear()
+    load(**fields)
+    return 'classes of digits are very unequal' in caplog.text
+
+  for streaming in (False, True):
+    assert warned(10, streaming=streaming)
+    assert 'bee has 110 training images, ant 10. Accuracy' in caplog.text
+    assert not warned(12, streaming=streaming)
+
+
 def test_there_need_be_no_validation():
   dataset = load(validation_fraction=0.0)
   assert len(dataset.validation.labels) == 0

@@ -1,6 +1,6 @@
 """Data sets of one's own, by import path and by entry point."""
 
-import importlib.metadata
+import importlib
 import sys
 
 import numpy as np
@@ -112,15 +112,15 @@ def test_versions_are_no_import_paths(name, is_path):
   assert sources.is_import_path(name) == is_path
 
 
-def test_an_entry_point_is_a_data_set(monkeypatch):
-  point = importlib.metadata.EntryPoint(
-    'their_digits', 'my_digits:few', 'kdjax.data'
+def test_an_entry_point_is_a_data_set(tmp_path):
+  # As pip leaves it where a package is installed.
+  folder = tmp_path / 'theirs-1.0.dist-info'
+  folder.mkdir()
+  (folder / 'METADATA').write_text('Name: theirs\nVersion: 1.0\n')
+  (folder / 'entry_points.txt').write_text(
+    '[kdjax.data]\ntheir_digits = my_digits:few\n'
   )
-  monkeypatch.setattr(
-    importlib.metadata,
-    'entry_points',
-    lambda group: [point] if group == 'kdjax.data' else [],
-  )
+  importlib.invalidate_caches()
   assert 'their_digits' in sources.names()
   assert sources.load('their_digits', None).train.size == 300
 

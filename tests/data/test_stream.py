@@ -283,7 +283,9 @@ def test_an_unreadable_image_is_an_error(streaming, root):
 
 
 def named(caplog):
-  return [record.getMessage() for record in caplog.records]
+  messages = [record.getMessage() for record in caplog.records]
+  # Which a class of which no image can be read leads to.
+  return [message for message in messages if 'very unequal' not in message]
 
 
 def test_unreadable_images_are_skipped_and_named_once(root, caplog):

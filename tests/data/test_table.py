@@ -78,6 +78,10 @@ def test_a_column_of_labels_can_be_chosen(tmp_path):
   rows = [(*row, 'xy'[i % 2]) for i, row in enumerate(images(tmp_path, 'a'))]
   path = write(tmp_path / 'a.csv', rows, ('path', 'label', 'Other'))
   assert load(path, 'other').class_names == ('x', 'y')
+  config = config_lib.default().data
+  config.update(name='table', data_dir=str(path), label_column='other')
+  config.update(image_size=8, validation_fraction=0.0)
+  assert data.load(config).class_names == ('x', 'y')
   refused(
     path, 'columns path, label, other: expected .*of size', options=('size',)
   )

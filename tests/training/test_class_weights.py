@@ -6,8 +6,7 @@ import tiny
 
 from kdjax import data
 from kdjax.storage import metrics_log
-from kdjax.training import setup, train
-from kdjax.training.shared import Session
+from kdjax.training import train
 
 
 @pytest.fixture
@@ -35,24 +34,6 @@ def config(**fields):
   made.train.update(max_steps=4, **fields)
   made.log.every_steps = 1
   return made
-
-
-def test_unequal_classes_are_warned_of(unequal, tmp_path, caplog):
-  dataset = setup.resolve(config(), tmp_path, Session()).dataset
-  counts = data.class_counts(dataset)
-  assert counts.tolist()[:3] == [1, 1, 1]
-  name = str(counts.argmax())
-  assert f'{name} has {counts.max()} training images, 0 1. Acc' in caplog.text
-  assert "train.class_weights='balanced' makes up for it" in caplog.text
-  caplog.clear()
-  setup.resolve(config(class_weights='balanced'), tmp_path, Session())
-  assert 'macro F1 too' in caplog.text
-  assert 'makes up' not in caplog.text
-
-
-def test_equal_classes_are_not(tmp_path, caplog):
-  setup.resolve(config(), tmp_path, Session())
-  assert 'unequal' not in caplog.text
 
 
 def test_balanced_weights_change_the_loss_of_a_run(unequal, tmp_path):

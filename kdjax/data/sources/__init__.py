@@ -2,10 +2,14 @@
 
 A new data set is one new file here, or none. The file `name.py` defines
 `load(data_dir)`, which returns a `Source`. A function of one's own is named by
-its import path, or as an entry point of the group `kdjax.data`. Every other
-name is looked up in TensorFlow Datasets (TFDS), which is read without
-TensorFlow; so a data set that TFDS knows, or that TFDS has prepared on disk,
-needs no file.
+its import path, or by an entry point of its package:
+
+    [project.entry-points.'kdjax.data']
+    their_digits = 'their_package.data:load'
+
+Every other name is looked up in TensorFlow Datasets (TFDS), which is read
+without TensorFlow; so a data set that TFDS knows, or that TFDS has prepared on
+disk, needs no file.
 """
 
 from kdjax.data.sources._base import Files, Source, Split

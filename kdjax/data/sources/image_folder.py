@@ -6,10 +6,10 @@
 
 or data_dir/CLASS/*.jpg. Where both test and validation are missing, a fifth of
 each class is held out as the test split. The names of the splits are read in
-any case (`Train`). Images may have any size
-and mode; they become RGB. Classes are the names of the folders in `train`,
-sorted, and so are the files in each, those of folders in it after its own. What
-begins with a dot and what systems leave in folders (`Thumbs.db`) is ignored.
+any case (`Train`). Images may have any size and mode; they become RGB. Classes
+are the names of the folders in `train`, sorted, and so are the files in each,
+those of folders in it after its own. What begins with a dot and what systems
+leave in folders (`Thumbs.db`) is ignored.
 """
 
 import logging
