@@ -130,9 +130,9 @@ def test_a_report_shows_any_name(tmp_path):
   assert '| teacher \\<b\\>\\|\\*\\_\\` |' in (
     output / 'comparison.md'
   ).read_text(encoding='utf-8')
-  assert r'teacher $<$b$>$$|$*\_` & ' in (output / 'comparison.tex').read_text(
-    encoding='utf-8'
-  )
+  assert r'teacher $<$b$>$$|${*}\_` & ' in (
+    output / 'comparison.tex'
+  ).read_text(encoding='utf-8')
   for path in (output / 'figures').glob('*.svg'):
     xml.etree.ElementTree.parse(path)
   text = (output / 'comparison.csv').read_text(encoding='utf-8')
