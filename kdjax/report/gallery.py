@@ -80,7 +80,7 @@ def _all(
   """Yields figures, and of each that cannot be made what it lacks."""
   finished = [group for group in comparison.groups if group.runs]
   best = significance.best_settings(finished)
-  for method in dict.fromkeys(group.method for group in finished):
+  for method in collect.by_method(finished):
     if method not in best:
       yield (
         f'the best setting of {method}: not all of its settings have a '
@@ -176,8 +176,7 @@ def _curve(
 
 
 def _tuning(comparison: Comparison) -> Iterator[Exhibit | str]:
-  for method in dict.fromkeys(group.method for group in comparison.groups):
-    groups = [group for group in comparison.groups if group.method == method]
+  for method, groups in collect.by_method(comparison.groups).items():
     fields = collect.varying(groups)
     numeric = [
       field
@@ -280,12 +279,8 @@ def _tuning_curves(
 
 def _without_diverged(groups: Sequence[Group]) -> str:
   """What a caption must say where runs of some settings diverged."""
-  runs = [
-    f'{group.label}, seed {run.config["seed"]}'
-    for group in groups
-    for run in group.diverged
-  ]
-  return f' Not in it, as they diverged: {"; ".join(runs)}.' if runs else ''
+  runs = '; '.join(name for name, _ in collect.list_diverged(groups))
+  return f' Not in it, as they diverged: {runs}.' if runs else ''
 
 
 # Classes
