@@ -8,8 +8,9 @@ import types
 import pytest
 import tiny
 
-from kdjax.training import trackers
+from kdjax.training import setup, trackers
 from kdjax.training.run_log import RunLog
+from kdjax.training.shared import Session
 
 LINE = {'loss': 1.0, 'accuracy': 0.5, 'mse/a->../b\n': math.nan}
 
@@ -131,11 +132,14 @@ def test_a_tracker_that_cannot_start_says_so(wandb, tmp_path, monkeypatch):
     trackers.start(tmp_path, config('wandb'))
 
 
-def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch, tmp_path):
   monkeypatch.setattr(trackers.importlib.util, 'find_spec', lambda name: None)
   trackers.check(())
   with pytest.raises(ValueError, match=r"pip install 'kdjax\[mlflow\]'"):
     trackers.check(('mlflow',))
+  # Before the teacher is trained, for hours perhaps.
+  with pytest.raises(ValueError, match='mlflow, which is not installed'):
+    setup.resolve(config('mlflow'), tmp_path, Session())
 
 
 def test_the_result_is_sent(wandb, tmp_path):
