@@ -133,6 +133,23 @@ def config_of(run: Run | Diverged) -> dict[str, Any]:
   return run.result['config'] if isinstance(run, Run) else run.config
 
 
+def by_method(groups: Iterable[Group]) -> dict[str, list[Group]]:
+  """Parts groups by their method, in the order in which they come."""
+  found: dict[str, list[Group]] = {}
+  for group in groups:
+    found.setdefault(group.method, []).append(group)
+  return found
+
+
+def list_diverged(groups: Iterable[Group]) -> list[tuple[str, Diverged]]:
+  """Lists the runs that diverged, each with its label and seed in words."""
+  return [
+    (f'{group.label}, seed {run.config["seed"]}', run)
+    for group in groups
+    for run in group.diverged
+  ]
+
+
 def varying(groups: Sequence[Group]) -> list[str]:
   """Lists the fields in which groups differ, in the configuration's order."""
   fields = dict.fromkeys(field for group in groups for field in group.settings)
@@ -342,11 +359,10 @@ def _group(
     )
   labelled = []
   # Scratch first: the others are compared with it.
-  for method in sorted(
-    {group.method for group in groups.values()},
-    key=lambda name: (name != SCRATCH, name),
+  for _, members in sorted(
+    by_method(groups.values()).items(),
+    key=lambda item: (item[0] != SCRATCH, item[0]),
   ):
-    members = [group for group in groups.values() if group.method == method]
     fields = varying(members)
     members.sort(
       key=lambda group: [

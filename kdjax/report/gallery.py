@@ -1,7 +1,7 @@
 """Chooses the figures that a comparison has, and gives them their arrays."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import matplotlib
@@ -80,7 +80,7 @@ def _all(
   """Yields figures, and of each that cannot be made what it lacks."""
   finished = [group for group in comparison.groups if group.runs]
   best = significance.best_settings(finished)
-  for method in dict.fromkeys(group.method for group in finished):
+  for method in collect.by_method(finished):
     if method not in best:
       yield (
         f'the best setting of {method}: not all of its settings have a '
@@ -93,9 +93,9 @@ def _all(
   distilled = _best_distilled(best)
   if distilled is None:
     return
-  yield _disagreements(distilled, images)
+  yield _single_images('disagreements', _disagreements, distilled, images)
   if 'feature' in best:
-    yield _feature_maps(best['feature'], images)
+    yield _single_images('feature_maps', _feature_maps, best['feature'], images)
 
 
 # Learning curves
@@ -176,8 +176,7 @@ def _curve(
 
 
 def _tuning(comparison: Comparison) -> Iterator[Exhibit | str]:
-  for method in dict.fromkeys(group.method for group in comparison.groups):
-    groups = [group for group in comparison.groups if group.method == method]
+  for method, groups in collect.by_method(comparison.groups).items():
     fields = collect.varying(groups)
     numeric = [
       field
@@ -280,12 +279,8 @@ def _tuning_curves(
 
 def _without_diverged(groups: Sequence[Group]) -> str:
   """What a caption must say where runs of some settings diverged."""
-  runs = [
-    f'{group.label}, seed {run.config["seed"]}'
-    for group in groups
-    for run in group.diverged
-  ]
-  return f' Not in it, as they diverged: {"; ".join(runs)}.' if runs else ''
+  runs = '; '.join(name for name, _ in collect.list_diverged(groups))
+  return f' Not in it, as they diverged: {runs}.' if runs else ''
 
 
 # Classes
@@ -356,17 +351,6 @@ def _test_images(comparison: Comparison, data_dir: str | None) -> _Images:
     return _Images(None, names, str(error))
 
 
-def _lacking(run: collect.Run, images: _Images) -> str:
-  """Says what figures of single images lack; '' if nothing."""
-  if images.pixels is None:
-    return images.reason
-  if not run.predictions:
-    return 'the run has left no predictions'
-  if 'teacher' not in run.predictions:
-    return "the teacher's logits of them are not known"
-  return ''
-
-
 def _best_distilled(best: dict[str, Group]) -> Group | None:
   distilled = [
     group for group in best.values() if group.runs[0].result['teacher']
@@ -378,36 +362,58 @@ def _best_distilled(best: dict[str, Group]) -> Group | None:
   )
 
 
-def _disagreements(group: Group, images: _Images) -> Exhibit | str:
+_Drawn = tuple[str, Figure]  # With its caption.
+
+
+def _single_images(
+  name: str,
+  draw: Callable[[collect.Run, _Images], _Drawn],
+  group: Group,
+  images: _Images,
+) -> Exhibit | str:
+  """Draws single images of a group's first run, or says what that lacks."""
   run = group.runs[0]
-  title = (
-    f'test images on which {group.label}, seed {run.result["seed"]}, and its '
-    'teacher disagree'
+  who = f'{group.label}, seed {run.result["seed"]}, and its teacher'
+  title = {
+    'disagreements': f'test images on which {who} disagree',
+    'feature_maps': f'stages of {who}',
+  }[name]
+  try:
+    caption, figure = draw(run, images)
+  except (OSError, ValueError) as error:
+    return f'{title}: {error}'
+  return Exhibit(name, title, caption, figure, is_photo=True)
+
+
+def _classified(
+  run: collect.Run, images: _Images
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+  """Pixels, true classes, and those that student and teacher predict."""
+  if images.pixels is None:
+    raise ValueError(images.reason)
+  if not run.predictions:
+    raise ValueError('the run has left no predictions')
+  if 'teacher' not in run.predictions:
+    raise ValueError("the teacher's logits of them are not known")
+  student, teacher = (
+    run.predictions[which].argmax(-1) for which in ('best', 'teacher')
   )
-  if reason := _lacking(run, images):
-    return f'{title}: {reason}'
-  assert run.predictions is not None
-  assert images.pixels is not None
-  labels = run.predictions['labels']
-  student = run.predictions['best'].argmax(-1)
-  teacher = run.predictions['teacher'].argmax(-1)
+  return images.pixels, run.predictions['labels'], student, teacher
+
+
+def _disagreements(run: collect.Run, images: _Images) -> _Drawn:
+  pixels, labels, student, teacher = _classified(run, images)
   chosen = choose_disagreements(labels, student, teacher)
   if not len(chosen):
-    return f'{title}: they agree on all'
+    raise ValueError('they agree on all')
   names = np.array(images.class_names)
-  return Exhibit(
-    'disagreements',
-    title,
+  return (
     f'{len(chosen)} of {(student != teacher).sum()} test images; first those '
     'that the teacher has right, of as many classes as possible.',
     figures.disagreements(
-      images.pixels[chosen],
-      *(
-        names[classes[chosen]].tolist()
-        for classes in (labels, student, teacher)
-      ),
+      pixels[chosen],
+      *(names[each[chosen]].tolist() for each in (labels, student, teacher)),
     ),
-    is_photo=True,
   )
 
 
@@ -438,33 +444,15 @@ def choose_disagreements(
   return np.array([index for *_, index in sorted(ranked)[:most]], int)
 
 
-def _feature_maps(group: Group, images: _Images) -> Exhibit | str:
-  run = group.runs[0]
-  title = f'stages of {group.label}, seed {run.result["seed"]}, and its teacher'
-  if reason := _lacking(run, images):
-    return f'{title}: {reason}'
-  assert run.predictions is not None
-  assert images.pixels is not None
-  right = np.all(
-    [
-      run.predictions[which].argmax(-1) == run.predictions['labels']
-      for which in ('best', 'teacher')
-    ],
-    axis=0,
-  )
+def _feature_maps(run: collect.Run, images: _Images) -> _Drawn:
+  pixels, labels, student, teacher = _classified(run, images)
+  right = (student == labels) & (teacher == labels)
   if not right.any():
-    return f'{title}: they classify no test image right together'
+    raise ValueError('they classify no test image right together')
   first = int(right.argmax())
-  image = images.pixels[first]
-  try:
-    stages = feature_maps.stage_maps(run, image)
-  except (OSError, ValueError) as error:
-    return f'{title}: {error}'
-  return Exhibit(
-    'feature_maps',
-    title,
+  image = pixels[first]
+  return (
     f'Test image {first}, the first that both classify right. Mean over '
     'channels; the student after its connectors.',
-    figures.feature_maps(image, stages),
-    is_photo=True,
+    figures.feature_maps(image, feature_maps.stage_maps(run, image)),
   )

@@ -202,10 +202,8 @@ def best_settings(
   a validation accuracy.
   """
   chosen = {}
-  for method in dict.fromkeys(group.method for group in groups):
-    finished = [
-      group for group in groups if group.method == method and group.runs
-    ]
+  for method, members in collect.by_method(groups).items():
+    finished = [group for group in members if group.runs]
     # What diverges with some seed is no choice where something else does not.
     finished = [group for group in finished if not group.diverged] or finished
     scores = [

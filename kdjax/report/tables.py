@@ -211,12 +211,8 @@ def footnotes(
     'teacher predict the same class, KL the mean KL(teacher ‖ student).'
   )
   yield from _gain_footnotes(rows)
-  if diverged := [group for group in groups if group.diverged]:
-    shown = '; '.join(
-      f'{group.label}, seed {run.config["seed"]}, at step {run.step}'
-      for group in diverged
-      for run in group.diverged
-    )
+  if diverged := collect.list_diverged(groups):
+    shown = '; '.join(f'{name}, at step {run.step}' for name, run in diverged)
     yield f'Diverged, and in no mean: {shown}.'
 
 

@@ -25,6 +25,8 @@ _LATEX = {
   '^': r'\textasciicircum{}',
   **{character: f'${character}$' for character in '<>|'},
   '±': r'$\pm$',
+  # After the end of a row they would be arguments of it.
+  **{character: f'{{{character}}}' for character in '[*'},
   '−': '$-$',
 }
 _LATIN = 'ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝßàáâãäåæçèéêëìíîïñòóôõöøùúûüýÿ'

@@ -157,8 +157,9 @@ def start(
       tracker = _TRACKERS[name](workdir, config)
     # Theirs are of many kinds.
     except Exception as error:
+      said = str(error).rstrip('.')
       raise RuntimeError(
-        f'{name} cannot start or continue the run of {workdir}: {error}. Check '
+        f'{name} cannot start or continue the run of {workdir}: {said}. Check '
         f'its settings, take {name} out of config.log.trackers, or remove '
         f'{_path(workdir, name)} for a new run'
       ) from error

@@ -92,6 +92,17 @@ def test_curves_have_a_line_of_each_seed(tmp_path, drawn):
   np.testing.assert_allclose(loss['curves']['scratch'][1][0], [0.5, 0.25])
 
 
+def test_curves_have_the_teachers_line_where_its_run_is_known(tmp_path, drawn):
+  write_run(tmp_path / 'trained')
+  digest = f'{tmp_path.name}/trained best'
+  taught_by = synthetic.teacher(digest, step=20, validation_accuracy=0.8)
+  write_run(tmp_path / 'run', 'response', taught_by=taught_by)
+  exhibit(tmp_path)
+  accuracy, loss = drawn['learning_curves']
+  # The loss after one of two epochs.
+  assert (accuracy['teacher'], loss['teacher']) == (80.0, 0.5)
+
+
 def test_of_many_settings_the_best_have_curves(tmp_path, drawn):
   tune(tmp_path, method__response__temperature=[float(t) for t in range(1, 13)])
   exhibit(tmp_path)

@@ -127,6 +127,43 @@ def test_the_command_writes_a_page_tables_and_figures(sweep, tmp_path, capsys):
   assert all(image.startswith(b'\x89PNG') for image in embedded)
 
 
+def test_further_formats_are_those_of_print(sweep, tmp_path):
+  output = tmp_path / 'report'
+  run(sweep, output=str(output), format=['pdf', 'svg', 'tex'])
+  found = {path.suffix for path in (output / 'figures').iterdir()}
+  assert found == {'.png', '.pdf', '.svg'}
+  name = 'validation_accuracy_over_training'
+  pdf = (output / 'figures' / f'{name}.pdf').read_bytes()
+  # Fonts of Type 3 are refused by publishers.
+  assert b'/Type3' not in pdf
+  assert b'/TrueType' in pdf or b'/CIDFontType2' in pdf
+  again = tmp_path / 'again'
+  run(sweep, output=str(again), format=['pdf', 'svg'])
+  for suffix in ('pdf', 'svg'):
+    file = f'figures/{name}.{suffix}'
+    assert (output / file).read_bytes() == (again / file).read_bytes()
+  table = (output / 'comparison.tex').read_text()
+  assert r'temperature = 1) & 91.50 $\pm$ 0.71 & ' in table
+  assert not (again / 'comparison.tex').exists()
+  with pytest.raises(SystemExit, match='--format has eps: expected some of'):
+    run(sweep, output=str(again), format=['eps'])
+
+
+def test_the_page_is_fit_for_each_screen_and_for_paper(sweep, tmp_path):
+  run(sweep, output=str(tmp_path / 'report'))
+  text = (tmp_path / 'report' / 'report.html').read_text()
+  # What it looks like was looked at; this is what it depends on.
+  assert '<meta name="viewport" content="width=device-width' in text
+  for rule in ('print', 'screen and (prefers-color-scheme: dark)'):
+    assert f'@media {rule} {{' in text
+  assert text.count('<table>') == 2
+  cells = re.findall(r'<td data-column="([^"]*)">', text)
+  names = re.findall(r'<th scope="col">([^<]*)</th>', text)
+  assert set(cells) == set(names)
+  assert len(cells) == len(names) * text.count('<th scope="row">') // 2
+  assert '<img class="chart"' in text
+
+
 def test_runs_without_a_teacher_can_be_compared(tmp_path, capsys):
   for seed in (0, 1):
     write_run(tmp_path / f'{seed}', seed=seed)

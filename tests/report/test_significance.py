@@ -27,6 +27,21 @@ def test_the_spread_is_the_sample_standard_deviation():
   assert significance.summarize([0.98, 0.98, 0.98]) == (0.98, 0.0, 3)
 
 
+def test_training_time_is_without_compilation(tmp_path):
+  times = {'wall_time_s': 57.0, 'compile_time_s': 50.0}
+  student = {'model': 'resnet18', 'parameters': 1, **times}
+  write_run(tmp_path / 'a', result={'student': student})
+  student = student | {'wall_time_s': 9.0, 'compile_time_s': 0.0}
+  write_run(tmp_path / 'b', seed=1, result={'student': student})
+  numbers = rows_of(tmp_path)['scratch'].numbers
+  assert numbers['training_time_s'] == (8.0, 2**0.5, 2)
+  assert numbers['wall_time_s'].mean == 33.0
+  # One of an earlier version does not say.
+  write_run(tmp_path / 'c', seed=2)
+  numbers = rows_of(tmp_path)['scratch'].numbers
+  assert numbers['training_time_s'] is None
+
+
 # Welch's test
 
 

@@ -5,6 +5,7 @@ import html.parser
 import io
 import logging
 import re
+import xml.etree.ElementTree
 
 import numpy as np
 import pytest
@@ -41,6 +42,19 @@ def test_text_is_one_line_that_any_encoding_holds():
   assert escape.html('<a>"\n\x1b') == '&lt;a&gt;&quot;\n\\x1b'
   assert escape.markdown('a_b _c_ |*<') == r'a_b \_c\_ \|\*\<'
   assert escape.figure('$a\x07') == r'\$a\x07'
+
+
+def test_latex_is_plain_text():
+  assert escape.latex('a_1 & 5 % ± −2') == r'a\_1 \& 5 \% $\pm$ $-$2'
+  assert escape.latex('\\input{x}') == r'\textbackslash{}input\{x\}'
+  assert escape.latex('$^~<#>|') == (
+    r'\$\textasciicircum{}\textasciitilde{}$<$\#$>$$|$'
+  )
+  assert escape.latex('é ð 猫\n') == (
+    r'é \textbackslash{}xf0 \textbackslash{}u732b\textbackslash{}n'
+  )
+  # Neither a dash nor a quotation mark.
+  assert escape.latex("--- ''") == "-{}-{}- '{}'"
 
 
 @pytest.mark.parametrize('text', [*FORMULAS, 'a', "'a", '', '1', '\u2019'])
@@ -107,7 +121,7 @@ def test_a_report_shows_any_name(tmp_path):
   stray = tmp_path / 'runs' / 'caf\udce9\x1b[31m'
   synthetic.write_unfinished(stray)
   output = tmp_path / 'report'
-  said = write.write([path, stray], output)
+  said = write.write([path, stray], output, formats=['tex', 'svg'])
   assert '\x1b' not in said
   assert 'left out' in said
   page = _Text((output / 'report.html').read_text(encoding='utf-8'))
@@ -116,6 +130,11 @@ def test_a_report_shows_any_name(tmp_path):
   assert '| teacher \\<b\\>\\|\\*\\_\\` |' in (
     output / 'comparison.md'
   ).read_text(encoding='utf-8')
+  assert r'teacher $<$b$>$$|${*}\_` & ' in (
+    output / 'comparison.tex'
+  ).read_text(encoding='utf-8')
+  for path in (output / 'figures').glob('*.svg'):
+    xml.etree.ElementTree.parse(path)
   text = (output / 'comparison.csv').read_text(encoding='utf-8')
   assert next(csv.DictReader(io.StringIO(text)))['label'] == 'teacher <b>|*_`'
 

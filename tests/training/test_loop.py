@@ -26,10 +26,12 @@ from kdjax.training import (
   metrics_window,
   setup,
   step,
+  trackers,
   train,
 )
 from kdjax.training import plan as plan_lib
 from kdjax.training import shared as shared_lib
+from kdjax.training.hooks import Clock
 from kdjax.training.metrics_window import Window
 from kdjax.training.run_log import RunLog
 
@@ -109,6 +111,62 @@ def test_a_run_that_is_stopped_continues(
   assert steps_of(tmp_path) == left
   start(tmp_path)
   assert_same_run(tmp_path, undisturbed)
+
+
+def test_trackers_get_each_line_and_the_result(
+  start, tmp_path, meanwhile, monkeypatch
+):
+  opened = []
+
+  class Tracker:
+    lacks_earlier = False
+
+    def __init__(self):
+      self.steps, self.failed = [], None
+      opened.append(self)
+
+    def write(self, record):
+      self.steps.append((record['kind'], record['step']))
+
+    def close(self, failed=False):
+      self.failed = failed
+
+  monkeypatch.setattr(trackers, 'start', lambda *_: [Tracker()])
+  meanwhile(5, terminate)
+  with pytest.raises(signals.Interrupted):
+    start(tmp_path)
+  result = start(tmp_path)
+  first, second, tested = opened
+  assert [first.failed, second.failed, tested.failed] == [True, False, False]
+  assert first.steps + second.steps == [
+    (record['kind'], record['step'])
+    for record in metrics_log.read_records(tmp_path)
+  ]
+  assert tested.steps == [
+    ('test', result['best']['step']),
+    ('test_last', 15),
+  ]
+
+
+def test_times_go_on_with_the_run(start, tmp_path, meanwhile, monkeypatch):
+  now = {'wall_time_s': 20.0, 'compile_time_s': 10.0}
+  monkeypatch.setattr(Clock, '_now', staticmethod(lambda: dict(now)))
+
+  def stop(*_):
+    now.update(wall_time_s=120.0, compile_time_s=50.0)
+    terminate()
+
+  meanwhile(5, stop)
+  with pytest.raises(signals.Interrupted):
+    start(tmp_path)
+  now.update(wall_time_s=220.0, compile_time_s=70.0)
+
+  def work(*_):
+    now.update(wall_time_s=250.0, compile_time_s=75.0)
+
+  meanwhile(12, work)
+  student = start(tmp_path)['student']
+  assert (student['wall_time_s'], student['compile_time_s']) == (130.0, 45.0)
 
 
 def test_a_run_is_stopped_before_its_first_step(start, tmp_path, monkeypatch):
