@@ -79,7 +79,7 @@ MISTAKES = {
   'file or directory',
   'evaluate --workdir=runs/nothing': 'no run in runs/nothing',
   'report runs/nothing': 'runs/nothing does not exist',
-  'export --workdir=runs/nothing --output=x': '--format is missing',
+  'export --workdir=runs/nothing --output=x': 'expected --workdir=PATH and',
   'predict --model=runs/nothing x.png': 'no file or folder x.png',
 }
 

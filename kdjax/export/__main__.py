@@ -3,7 +3,7 @@
 python -m kdjax.export --workdir=runs/fkd --format=safetensors,stablehlo
 """
 
-from absl import flags
+from absl import app, flags
 
 from kdjax.export import formats, write
 from kdjax.system import atomic
@@ -13,10 +13,21 @@ _WORKDIR = define_path(
   'workdir',
   None,
   'Run directory, one checkpoint in it, an export, or a file of weights.',
-  required=True,
 )
 _FORMAT = flags.DEFINE_list(
-  'format', None, f'Some of {", ".join(formats.WRITERS)}.', required=True
+  'format', None, f'Some of {", ".join(formats.WRITERS)}.'
+)
+_WEIGHTS = flags.DEFINE_enum(
+  'weights',
+  formats.WEIGHTS[0],
+  formats.WEIGHTS,
+  'What the weights inside a StableHLO or ONNX program are stored as.',
+)
+_RENEW = define_path(
+  'renew',
+  None,
+  'A .stablehlo file to write again with this version of JAX, in place of '
+  '--workdir.',
 )
 _OUTPUT = define_path(
   'output',
@@ -51,10 +62,17 @@ _OVERWRITE = flags.DEFINE_bool('overwrite', False, 'Replace what is there.')
 def main(argv: list[str]) -> None:
   """Reads the flags, exports the network and prints a table."""
   with command(argv):
+    if bool(_RENEW.value) == bool(_WORKDIR.value and _FORMAT.value):
+      raise app.UsageError(
+        'expected --workdir=PATH and --format=FORMATS, or --renew=FILE'
+      )
+    if _RENEW.value:
+      print(formats.renew(atomic.local(_RENEW.value)))
+      return
     print(
       write.export(
         atomic.local(_WORKDIR.value),
-        _FORMAT.value,
+        _FORMAT.value or [],
         atomic.local(_OUTPUT.value) if _OUTPUT.value else None,
         write.Options(
           checkpoint=_CHECKPOINT.value,
@@ -63,6 +81,7 @@ def main(argv: list[str]) -> None:
           images=_IMAGES.value,
           data_dir=_DATA_DIR.value,
           overwrite=_OVERWRITE.value,
+          weights=_WEIGHTS.value,
         ),
       )
     )

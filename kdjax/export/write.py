@@ -35,6 +35,7 @@ class Options(NamedTuple):
       for 64 of noise.
     data_dir: where the run's data are, if not where they were in training.
     overwrite: whether to replace what is there.
+    weights: what a program's weights are stored as, one of `formats.WEIGHTS`.
   """
 
   checkpoint: str = 'best'
@@ -43,6 +44,7 @@ class Options(NamedTuple):
   images: int = 0
   data_dir: str | None = None
   overwrite: bool = False
+  weights: str = formats.WEIGHTS[0]
 
 
 _DEFAULT = Options()
@@ -78,10 +80,12 @@ def export(
   """
   path = path.absolute()
   run = _run_of(path)
-  targets = _targets(run, names, output)
+  targets = _targets(run, names, output, options.weights)
   for name, target in targets.items():
     _check_free(name, target, options.overwrite)
   network, card = _load(path, run, options)
+  if options.weights != formats.WEIGHTS[0]:
+    card['weights'] = options.weights
   test = _test_split(run, card, options.data_dir)
   batches = _batches(test, predictor.image_shape(card), options.images)
   folder = next(iter(targets.values())).parent
@@ -93,7 +97,7 @@ def export(
       formats.WRITERS[name](place, network, card, options.platforms)
       exports[name] = predictor.load_student(place)
     count, accuracy, compared = verify.compare_and_check(
-      network, exports, batches, card['model']
+      network, exports, batches, card
     )
     rows = _network_rows(
       network, card, accuracy, run, all_images=not options.images
@@ -138,6 +142,7 @@ def _targets(
   run: pathlib.Path | None,
   names: Sequence[str],
   output: pathlib.Path | None,
+  weights: str,
 ) -> dict[str, pathlib.Path]:
   """Says where each format goes."""
   if (
@@ -151,7 +156,8 @@ def _targets(
   if output is None:
     if run is None:
       raise ValueError('say with --output where the export goes')
-    return {name: run / _FOLDER / f'{_NAME}.{name}' for name in names}
+    stem = _NAME if weights == formats.WEIGHTS[0] else f'{_NAME}-{weights}'
+    return {name: run / _FOLDER / f'{stem}.{name}' for name in names}
   if len(names) > 1:
     raise ValueError(
       f'--output={output} is the place of one format, not of '

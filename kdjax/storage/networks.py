@@ -5,10 +5,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax
 import flax.linen as nn
 import jax
 import numpy as np
 
+from kdjax import config as config_lib
 from kdjax import models
 from kdjax.data import images
 from kdjax.models import features, resnet
@@ -450,9 +452,25 @@ def _check_digest(
     )
 
 
+def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Keeps the last part of each path in a configuration that others read."""
+  fields = flax.traverse_util.flatten_dict(
+    dict(config), sep='.', keep_empty_nodes=True
+  )
+  for name in set(config_lib.PATHS) & fields.keys():
+    paths = fields[name]
+    fields[name] = (
+      os.path.basename(paths)
+      if isinstance(paths, str)
+      else [os.path.basename(path) for path in paths]
+    )
+  fields |= {'data.data_dir': ''} if 'data.data_dir' in fields else {}
+  return flax.traverse_util.unflatten_dict(fields, sep='.')
+
+
 def _card(metadata: Mapping[str, Any], ema: bool) -> dict[str, Any]:
   """Makes the card of a run's student from what its checkpoint says."""
-  config = metadata.get('config', {})
+  config = _without_paths(metadata.get('config', {}))
   data = config.get('data', {})
   return {
     'kdjax': metadata.get('version', __version__),

@@ -4,6 +4,7 @@ Beside such a file is the card of its network (see `kdjax.storage.networks`),
 with the SHA-256 of the file and of itself.
 """
 
+import datetime
 import hashlib
 import pathlib
 from collections.abc import Callable, Mapping
@@ -15,6 +16,8 @@ from jax import export
 
 from kdjax.storage import card as card_lib
 from kdjax.system import atomic, xla
+
+_PROMISE = datetime.timedelta(days=180)
 
 # Where the card has the SHA-256 of the file.
 _PROGRAM = 'program'
@@ -34,6 +37,22 @@ def new_card_of(path: pathlib.Path) -> pathlib.Path:
   a process that is killed has replaced, the file has its card.
   """
   return path.with_name(f'{path.name}.json.new')
+
+
+def promise() -> dict[str, str]:
+  """Says when a StableHLO program is written, and how long it will be read.
+
+  Returns:
+    `written`, a date; `jax`, the version; and `promised_until`: JAX promises to
+    read such files for six months
+    (https://docs.jax.dev/en/latest/export/export.html).
+  """
+  today = datetime.datetime.now(datetime.UTC).date()
+  return {
+    'written': today.isoformat(),
+    'jax': jax.__version__,
+    'promised_until': (today + _PROMISE).isoformat(),
+  }
 
 
 def write(path: pathlib.Path, program: bytes, card: Mapping[str, Any]) -> None:
@@ -81,8 +100,15 @@ def load(path: pathlib.Path) -> tuple[Function, dict[str, Any]]:
     ) from error
   # They raise errors of many kinds.
   except Exception as error:
+    until = card.get('program_format', {}).get('promised_until')
+    hint = (
+      f'. JAX promised to read it until {until}: export it again, or renew it '
+      'with the version of JAX that wrote it (kdjax export --renew)'
+      if until
+      else ''
+    )
     raise ValueError(
-      f'cannot read {path} ({type(error).__name__}: {error})'
+      f'cannot read {path} ({type(error).__name__}: {error}){hint}'
     ) from error
 
 
