@@ -111,6 +111,53 @@ def test_values_and_gradients_are_those_of_jax(size, dtype):
       )
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+  ('size', 'kernel', 'channels', 'groups', 'strides', 'padding'),
+  [
+    ((5, 4), (3, 3), (6, 6), 6, (1, 1), [(1, 1), (1, 1)]),
+    ((5, 4), (3, 3), (6, 6), 6, (2, 2), [(1, 1), (1, 1)]),
+    ((1, 1), (3, 3), (6, 6), 6, (2, 2), [(1, 1), (1, 1)]),
+    ((6, 5), (1, 2), (6, 6), 6, (2, 1), 'SAME'),
+    # The kernel does not fit.
+    ((2, 2), (3, 3), (6, 6), 6, (1, 1), 'VALID'),
+    ((5, 4), (1, 1), (6, 9), 3, (1, 1), [(0, 0), (0, 0)]),
+    ((5, 4), (1, 1), (6, 3), 3, (2, 3), 'VALID'),
+  ],
+)
+def test_grouped_convolutions_are_those_of_jax(
+  size, kernel, channels, groups, strides, padding, dtype
+):
+  before, after = channels
+  lhs = normal(0, (2, *size, before), dtype)
+  rhs = normal(1, (*kernel, before // groups, after), dtype)
+  found, expected = (
+    jax.jit(
+      functools.partial(
+        value_and_gradients,
+        functools.partial(
+          in_nhwc(convolution, strides, padding), feature_group_count=groups
+        ),
+      )
+    )(lhs, rhs)
+    for convolution in (cpu_conv.conv_general_dilated, lax.conv_general_dilated)
+  )
+  tolerance = 1e-5 if dtype == 'float32' else 3e-2
+  for ours, theirs in zip(found, expected, strict=True):
+    assert ours.dtype == theirs.dtype
+    assert_close(ours, theirs, tolerance)
+
+
+def assert_close(found, expected, tolerance):
+  found, expected = (np.asarray(x, np.float32) for x in (found, expected))
+  np.testing.assert_allclose(
+    found,
+    expected,
+    rtol=tolerance,
+    atol=tolerance * np.abs(expected).max(initial=0),
+  )
+
+
 @pytest.mark.parametrize(
   ('size', 'kernel', 'strides', 'padding'),
   [
@@ -148,7 +195,7 @@ def test_a_kernel_that_never_meets_the_map_is_as_in_jax(
     ((2, 2, 2, 3), (3, 3, 3, 4), {'rhs_dilation': (2, 2)}),
     ((2, 2, 2, 3), (3, 3, 3, 4), {'lhs_dilation': (2, 1)}),
     ((2, 2, 2, 6), (3, 3, 2, 6), {'feature_group_count': 3}),
-    ((2, 5, 5, 6), (1, 1, 1, 6), {'feature_group_count': 6}),
+    ((2, 5, 5, 6), (1, 1, 1, 12), {'feature_group_count': 6}),
     (
       (2, 3, 2, 2),
       (4, 3, 1, 1),
@@ -169,7 +216,7 @@ def test_a_kernel_that_never_meets_the_map_is_as_in_jax(
     'dilated kernel',
     'dilated map',
     'grouped',
-    'depthwise',
+    'two kernels for each channel',
     'NCHW',
     'unnamed',
     '1d',
