@@ -91,6 +91,15 @@ class Adapter(nn.Module):
   base: ClassVar[type[Any]]
   """The class of its library's modules."""
 
+  @property
+  def head(self) -> str:
+    """The last layer, as the network's class names it, `fc` by default."""
+    made: Any = self.make
+    while isinstance(made, functools.partial):
+      made = made.func
+    head = getattr(made, 'head', None)
+    return head if isinstance(head, str) else 'fc'
+
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> Any:
     """Applies the network.

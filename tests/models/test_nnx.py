@@ -118,17 +118,29 @@ def test_its_features_are_the_modules_by_their_path(network, images):
   )
 
 
-def test_its_dropouts_draw_by_themselves_in_training_only(network, images):
-  def dropped(train, seed):
-    names = 'dropout1', 'dropout2'
-    return forward(network, images, seed, names, train)[0].features
+def test_its_dropouts_draw_by_themselves_in_training_only(images, monkeypatch):
+  class Dropping(nnx.Module):
+    def __init__(self, num_classes, *, rngs):
+      self.shape = 6, num_classes
+      self.drops = nnx.List([nnx.Dropout(0.5, rngs=rngs) for _ in range(2)])
 
-  first, second = (dropped(True, 0)[f'dropout{i}'] == 0 for i in (1, 2))
-  assert (first != (dropped(True, 1)['dropout1'] == 0)).any()
-  assert (first[:, :2, :2] != second[..., :4]).any()
-  np.testing.assert_array_equal(
-    dropped(False, 0)['dropout1'], dropped(False, 1)['dropout1']
-  )
+    def __call__(self, images):
+      return sum(drop(jnp.ones(self.shape)) for drop in self.drops)
+
+  monkeypatch.setattr(nnx_cnn, 'Dropping', Dropping, raising=False)
+  model = models.build('nnx_cnn:Dropping', num_classes=5)
+  network = model, features.init(model, jax.random.key(0), IMAGES)
+
+  def dropped(train, seed):
+    names = 'drops/0', 'drops/1'
+    found, _ = forward(network, images, seed, names, train)
+    return [found.features[name] == 0 for name in names]
+
+  first, second = dropped(True, 0)
+  assert (first != second).any()
+  assert (first != dropped(True, 1)[0]).any()
+  np.testing.assert_array_equal(first, dropped(True, 0)[0])
+  assert not dropped(False, 0)[0].any()
 
 
 def test_a_module_in_a_transformation_is_captured(images, monkeypatch):
@@ -195,7 +207,18 @@ def test_what_cannot_be_trained_is_refused(monkeypatch, name, message):
     )
 
 
-def test_a_partial_and_options_are_given(network):
+def test_its_class_names_its_last_layer(network, monkeypatch):
+  assert network[0].head == 'fc'
+  monkeypatch.setattr(nnx_cnn.Cnn, 'head', 'classifier', raising=False)
+  monkeypatch.setattr(
+    nnx_cnn, 'part', functools.partial(nnx_cnn.Cnn, rate=0.0), raising=False
+  )
+  model = models.build('nnx_cnn:part', num_classes=5, width=4)
+  assert model.head == 'classifier'
+  features.init(model, jax.random.key(0), IMAGES)
+
+
+def test_options_are_given(network):
   model = models.build('nnx_cnn:Cnn', num_classes=5, width=4, rate=0.0)
   assert dict(model.arguments) == {'num_classes': 5, 'width': 4, 'rate': 0.0}
   assert model != network[0]
