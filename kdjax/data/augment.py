@@ -126,7 +126,7 @@ def _augment_one(
   if pad:
     padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
     corner = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
-    image = crop(padded, corner, image.shape[:2])
+    image = crop(padded, corner, (image.shape[0], image.shape[1]))
   if augmentation.flip:
     mirrored = jax.random.bernoulli(flip_key)
     image = jnp.where(mirrored, image[:, ::-1], image)
