@@ -6,7 +6,7 @@ import ml_collections
 
 from kdjax import config as config_lib
 from kdjax import methods, models
-from kdjax.storage import checkpoint, run_directory
+from kdjax.storage import checkpoint, hub, run_directory
 from kdjax.system import devices
 from kdjax.system.logs import logger
 from kdjax.training import initial_weights, optimizer, trackers
@@ -126,7 +126,10 @@ def _check_labels(
 def complete(
   config: ml_collections.ConfigDict, workdir: pathlib.Path, session: Session
 ) -> ml_collections.ConfigDict:
-  """Fills in what a configuration leaves to the student's initial weights.
+  """Fills in what a configuration leaves to files of weights.
+
+  Names on the hub become the folders in its cache; the student's name, stem and
+  width may be those of its initial weights.
 
   Args:
     config: a run's configuration.
@@ -138,8 +141,10 @@ def complete(
 
   Raises:
     FileNotFoundError: there are no such weights.
-    ValueError: they are of a network that is not known here.
+    ValueError: they are of a network that is not known here, or a name on the
+      hub cannot be fetched.
   """
+  config = _fetch_named(config)
   if initial_weights.is_complete(config.student):
     return config
   if run_directory.is_run(workdir):
@@ -147,6 +152,21 @@ def complete(
   else:
     student = session.initial(config.student).student
   return initial_weights.complete(config, student)
+
+
+def _fetch_named(
+  config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """Replaces names on the hub by the folders that they are cached in."""
+  config = config.copy_and_resolve_references()
+
+  def fetched(path: str) -> str:
+    return hub.fetch(path) if hub.is_name(path) else path
+
+  config.student.init_from = fetched(config.student.init_from)
+  config.teacher.path = fetched(config.teacher.path)
+  config.teacher.ensemble = tuple(map(fetched, config.teacher.ensemble))
+  return config
 
 
 def load_initial(
