@@ -591,7 +591,8 @@ def _recognise(
   if 0 in blocks:
     raise ValueError(
       f'its stages have {blocks} blocks: expected four stages (the narrow '
-      "ResNets for CIFAR, such as ResNet-56, have three and are not kdjax's)"
+      'ResNets for CIFAR, such as ResNet-56, have three, and files of theirs '
+      'are not read)'
     )
   is_bottleneck = 'layer1.0.conv3.weight' in shapes
   name = NETWORKS.get((is_bottleneck, tuple(blocks)))
