@@ -128,9 +128,13 @@ class Adapter(nn.Module):
     names = _NAMES.get()
 
     def wants(name: str) -> bool:
-      return names is None or '/'.join((*self.path, name)) in names
+      return '/'.join((*self.path, name)) in (names or ())
 
-    logits, stats, outputs = self.compute(Call(made, images, train, key, wants))
+    call = Call(made, images, train, key, wants)
+    logits, stats, outputs = self.compute(call)
+    if names is None:
+      # Only their names are asked for, and not all can be captured.
+      outputs = dict.fromkeys(self.module_names(call))
     if self.is_mutable_collection('batch_stats'):
       self._put('batch_stats', stats)
     for name, output in outputs.items():
@@ -159,6 +163,10 @@ class Adapter(nn.Module):
       Its result, the statistics after it, and the output of each module that
       was captured, by its path.
     """
+    raise NotImplementedError
+
+  def module_names(self, call: Call) -> list[str]:
+    """Lists the paths of the modules that can be called."""
     raise NotImplementedError
 
   def construct(self, **known: Any) -> Any:

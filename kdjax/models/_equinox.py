@@ -1,5 +1,6 @@
 """Equinox modules as networks."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -77,6 +78,13 @@ class Adapter(_adapter.Adapter):
     stats = dict(zip(names, jax.tree.leaves(state), strict=True))
     return logits, stats, {n: _channels_last(x) for n, x in outputs.items()}
 
+  def module_names(self, call: Call) -> list[str]:
+    """Lists modules; see `_adapter.Adapter`."""
+    model, _ = eqx.filter_eval_shape(
+      self._construct, call.key, call.images.shape[1:]
+    )
+    return [_name(path) for path, inner in _modules(model) if callable(inner)]
+
   def _construct(
     self, key: jax.Array, image_shape: tuple[int, ...]
   ) -> tuple[Any, Any]:
@@ -152,10 +160,10 @@ def _record(model: Any, call: Call, outputs: dict[str, Any]) -> Any:
   # The innermost first: the others are copied with them.
   for path in sorted(wanted, key=len, reverse=True):
     model = eqx.tree_at(
-      lambda node, path=path: _at(node, path),
+      functools.partial(_at, path=path),
       model,
-      replace_fn=lambda module, path=path: _recording(
-        module, _name(path), outputs
+      replace_fn=functools.partial(
+        _recording, name=_name(path), outputs=outputs
       ),
     )
   return model

@@ -1,6 +1,7 @@
 """Flax NNX modules as networks."""
 
 import functools
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -45,14 +46,11 @@ class Adapter(_adapter.Adapter):
     module = self._with_variables(call)
     (module.train if call.train else module.eval)()
     captured = {
-      name: inner
-      for path, inner in nnx.iter_modules(module)
-      if callable(inner)
-      and (name := '/'.join(map(str, path)))
-      and call.wants(name)
+      name: inner for name, inner in _modules(module) if call.wants(name)
     }
     for inner in captured.values():
-      object.__setattr__(inner, '__class__', _recording(type(inner)))
+      kind: Any = type(inner)
+      object.__setattr__(inner, '__class__', _recording(kind))
     logits = module(call.images)
     outputs = {
       name: getattr(inner, _OUTPUT).get_value()
@@ -60,6 +58,10 @@ class Adapter(_adapter.Adapter):
       if hasattr(inner, _OUTPUT)
     }
     return logits, _values(_flat(module), nnx.BatchStat), outputs
+
+  def module_names(self, call: Call) -> list[str]:
+    """Lists modules; see `_adapter.Adapter`."""
+    return [name for name, _ in _modules(self._with_variables(call))]
 
   def _with_variables(self, call: Call) -> Any:
     """Makes the module with the variables and the key of a forward pass."""
@@ -83,6 +85,13 @@ class Adapter(_adapter.Adapter):
         value = arrays['/'.join(map(str, path))]
       filled.append((path, variable.replace(value)))
     return nnx.merge(graph, nnx.from_flat_state(filled))
+
+
+def _modules(root: Any) -> Iterator[tuple[str, Any]]:
+  """Yields the path of every module that can be called, and the module."""
+  for path, module in nnx.iter_modules(root):
+    if path and callable(module):
+      yield '/'.join(map(str, path)), module
 
 
 def _flat(module: Any) -> dict[str, Any]:

@@ -27,15 +27,17 @@ def build(
   """Builds a model by its import path.
 
   Args:
-    path: `package.module:attribute`, a class of Flax modules, a function that
-      is annotated to return one (`-> nn.Module`), or a `functools.partial` of
-      either. It may come from a file: nothing else is called.
+    path: `package.module:attribute`, a class of modules of Flax (linen or NNX)
+      or Equinox, a function that is annotated to return one (`-> nn.Module`),
+      or a `functools.partial` of either. It may come from a file: nothing else
+      is called.
     offered: arguments that it is given where it takes them. What a partial has
       set stays so.
     options: arguments that it must take.
 
   Returns:
-    The module.
+    The module, a linen one: those of other libraries are wrapped, and made
+    when they are applied.
 
   Raises:
     ValueError: it cannot be imported, is something else, cannot be called, or

@@ -30,10 +30,12 @@ def build(
 
   Args:
     name: one of `names()`: 'resnet18', 'resnet50', …; or an import path,
-      `package.module:attribute`, of a subclass of `flax.linen.Module`, of a
-      function that is annotated to return one, or of a `functools.partial` of
-      either. That code is imported and called. Of `num_classes`, `dtype`,
-      `stem` and `width` it is given those that it takes.
+      `package.module:attribute`, of a subclass of `flax.linen.Module`,
+      `flax.nnx.Module` or `equinox.Module`, of a function that is annotated to
+      return one, or of a `functools.partial` of either. That code is imported
+      and called. Of `num_classes`, `dtype`, `stem` and `width` it is given
+      those that it takes; NNX and Equinox also of `image_shape` and `rngs` or
+      `key`.
     num_classes: number of logits.
     dtype: dtype of the computation, a dtype or its name. Parameters, BatchNorm
       statistics and logits are float32.

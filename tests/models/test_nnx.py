@@ -172,6 +172,19 @@ def test_a_module_in_a_transformation_is_captured(images, monkeypatch):
   assert stats['blocks']['0']['norm']['mean'].any()
 
 
+def test_a_module_that_cannot_be_captured_hides_no_names(images, monkeypatch):
+  class Inside(nnx_cnn.Cnn):
+    def __call__(self, images):
+      x = jax.lax.map(lambda x: self.dropout1(x), images)
+      return self.fc(x.mean(axis=(1, 2)).repeat(2 * 4, axis=1))
+
+  monkeypatch.setattr(nnx_cnn, 'Inside', Inside, raising=False)
+  model = models.build('nnx_cnn:Inside', num_classes=5, width=4)
+  variables = features.init(model, jax.random.key(0), IMAGES)
+  with pytest.raises(ValueError, match='no module named stage1; it has blocks'):
+    forward((model, variables), images, names=('stage1',))
+
+
 @pytest.mark.parametrize(
   ('name', 'message'),
   [
