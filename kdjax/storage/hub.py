@@ -49,7 +49,9 @@ def fetch(name: str) -> str:
     ) from error
   try:
     folder = huggingface_hub.snapshot_download(
-      found['repository'], revision=found['revision'], allow_patterns=_FILES
+      found['repository'],
+      revision=found['revision'],
+      allow_patterns=list(_FILES),
     )
   # Of the network, of the hub and of the file system; of many types.
   except Exception as error:
