@@ -5,9 +5,9 @@
 
 `methods.py:NAME`, NAME any method of kdjax/methods/: SGD 0.05, weight decay
 5e-4, batches of 64 and 240 epochs, with the authors' weights and schedules of
-them. The learning rate falls as a cosine (most authors divide it by ten three
-times). A schedule counts epochs, whatever `train.epochs` is. The teacher is
-that of configs/rkd.py. For the digits in minutes:
+them, the learning rate divided by ten after 150, 180 and 210 epochs. Schedules
+count epochs, whatever `train.epochs` is. The teacher is that of configs/rkd.py.
+For the digits in minutes:
 
   python -m kdjax.main --config=configs/quickstart.py --mode=dkd
 
@@ -42,7 +42,12 @@ def get_config(name: str = 'kd') -> ml_collections.ConfigDict:
   config.method.name = name
   if name in SCHEDULES:
     config.method.schedule = (SCHEDULES[name],)
+  for field in ('learning_rate', 'batch_size', 'schedule', 'warmup_epochs'):
+    config.teacher.train[field] = config.train[field]
   config.train.epochs = 240
+  config.train.schedule = 'step'
+  config.train.milestones = (150, 180, 210)
+  config.train.warmup_epochs = 0.0
   config.train.batch_size = 64
   config.train.learning_rate = 0.05
   if name == 'ema_teacher':

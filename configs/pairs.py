@@ -7,10 +7,9 @@
 unless --mode names another, and each is told which stages of the two networks
 belong together. The networks and the recipe are those of Tian et al., 2019,
 https://arxiv.org/abs/1910.10699: SGD 0.05 (0.01 for MobileNetV2 and
-ShuffleNets), weight decay 5e-4, batches of 64, 240 epochs for each network. The
-learning rate falls as a cosine (theirs is divided by ten after 150, 180 and 210
-epochs). The teacher is trained first, if there is none in the run directory
-beside.
+ShuffleNets), weight decay 5e-4, batches of 64, 240 epochs for each network, the
+learning rate divided by ten after 150, 180 and 210 of them. The teacher is
+trained first, if there is none in the run directory beside.
 
 Cost: not measured; an accelerator is needed. For the digits in minutes add
 --config.data.name=digits --config.train.epochs=2
@@ -61,6 +60,9 @@ def get_config(name: str = 'resnet56_resnet20') -> ml_collections.ConfigDict:
   config.teacher.name = teacher
   config.teacher.sibling = f'teacher_{teacher}'
   config.teacher.train.epochs = config.train.epochs = 240
+  config.train.schedule = 'step'
+  config.train.milestones = (150, 180, 210)
+  config.train.warmup_epochs = 0.0
   config.train.batch_size = 64
   small = student.startswith(('mobile', 'shuffle'))
   config.train.learning_rate = 0.01 if small else 0.05
