@@ -55,10 +55,9 @@ def export(
 ) -> str:
   """Exports a network.
 
-  Each export is read back from where it was written and compared with the
-  network on the test images of the run that it comes from, or else on noise,
-  before it takes its place. All do so together: where this raises, there is
-  what was there before.
+  Before any export takes its place, each is read back and compared with the
+  network on the test images of the run that it comes from, or else on noise.
+  Where this raises, there is what was there before.
 
   Args:
     path: what `kdjax.storage.networks.load` takes; a run must have finished.
@@ -134,9 +133,7 @@ def _run_of(path: pathlib.Path) -> pathlib.Path | None:
 
 
 def _targets(
-  run: pathlib.Path | None,
-  names: Sequence[str],
-  output: pathlib.Path | None,
+  run: pathlib.Path | None, names: Sequence[str], output: pathlib.Path | None
 ) -> dict[str, pathlib.Path]:
   """Says where each format goes."""
   if (

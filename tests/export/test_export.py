@@ -553,7 +553,7 @@ def test_a_program_has_its_card_wherever_the_export_was_killed(
       program_files.write(
         staged / path.name, content, {'content': content.decode()}
       )
-      write._put(staged, {'stablehlo': path})
+      write._move_into_place(staged, {'stablehlo': path})
 
   step, found = 0, set()
   while killed_at(step, lambda: export(b'new')):
