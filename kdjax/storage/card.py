@@ -44,28 +44,18 @@ _CARD = {
 
 
 def to_json(card: Mapping[str, Any], **content: Any) -> str:
-  """Returns the text of a card, with the SHA-256 of all of it.
+  """Formats a card as JSON, which `read` reads, with the SHA-256 of all of it.
 
   Args:
     card: the card.
     **content: what it says of the arrays or the program that it belongs to.
-
-  Returns:
-    JSON, which `read` reads.
   """
   complete = digests.add_digest({**card, **content})
   return json.dumps(complete, indent=2, sort_keys=True) + '\n'
 
 
 def read(text: str | bytes, path: _Path) -> dict[str, Any]:
-  """Reads the text of a card.
-
-  Args:
-    text: what `to_json` returned.
-    path: the file that it comes from.
-
-  Returns:
-    The card, and what else was given to `to_json`.
+  """Reads the text of a card, of a file: all that `to_json` was given.
 
   Raises:
     ValueError: it is damaged, or no such card.
@@ -100,45 +90,36 @@ def check(card: Mapping[str, Any], path: _Path) -> None:
   where = f'the model card in {path}'
   schema.check(where, card, _CARD)
   check_model(card['model'], path)
-  names, count = card['class_names'], card['model']['num_classes']
-  known = card['preprocessing']
-  channels, shape, crop = known['channels'], known['image_shape'], known['crop']
-  mean, std = known['mean'], known['std']
-  for name, value, is_right, expected in (
-    (
-      'class_names',
-      names,
-      names is None
-      or (len(names) == count and all(isinstance(name, str) for name in names)),
-      f'null, or a list of {count} names',
-    ),
-    (
-      'preprocessing.channels',
-      channels,
-      0 < channels <= _LARGEST,
-      'a positive integer',
-    ),
-    (
-      'preprocessing.image_shape',
-      shape,
-      shape is None
-      or (
-        len(shape) == 3 and all(map(_is_size, shape)) and shape[2] == channels
-      ),
-      f'null, or height, width and {channels} channels',
-    ),
-    (
-      'preprocessing.mean and .std',
-      (mean, std),
-      mean is std is None or is_normalization(mean, std, channels),
-      f'null for both, or {channels} numbers for each, positive deviations',
-    ),
-    ('preprocessing.crop', crop, 0 < crop <= 1, 'a number from 0 to 1, not 0'),
-  ):
+
+  def expect(name: str, value: Any, is_right: bool, expected: str) -> None:
     if not is_right:
       raise ValueError(
         f'{where}: {name} is {reprlib.repr(value)}, expected {expected}'
       )
+
+  names, count = card['class_names'], card['model']['num_classes']
+  are_names = names is None or (
+    len(names) == count and {*map(type, names)} == {str}
+  )
+  expect('class_names', names, are_names, f'null, or a list of {count} names')
+  known = card['preprocessing']
+  channels, shape, crop = known['channels'], known['image_shape'], known['crop']
+  prefix = 'preprocessing.'
+  expect(
+    f'{prefix}channels', channels, _is_size(channels), 'a positive integer'
+  )
+  is_shape = shape is None or (
+    len(shape) == 3 and all(map(_is_size, shape)) and shape[2] == channels
+  )
+  sizes = f'null, or height, width and {channels} channels'
+  expect(f'{prefix}image_shape', shape, is_shape, sizes)
+  mean, std = known['mean'], known['std']
+  are_right = mean is std is None or is_normalization(mean, std, channels)
+  numbers = (
+    f'null for both, or {channels} numbers for each, positive deviations'
+  )
+  expect(f'{prefix}mean and .std', (mean, std), are_right, numbers)
+  expect(f'{prefix}crop', crop, 0 < crop <= 1, 'a number from 0 to 1, not 0')
 
 
 def check_model(model: Any, path: _Path) -> None:
@@ -201,16 +182,9 @@ def check_asked(
 
 
 def is_normalization(mean: Any, std: Any, channels: int) -> bool:
-  """Whether images can be normalised with a mean and a deviation.
+  """Whether images of so many channels can be normalised with these values.
 
-  Args:
-    mean: anything.
-    std: anything.
-    channels: their channels.
-
-  Returns:
-    Whether both are so many numbers that float32 can hold, and those of `std`
-    positive.
+  Both must be so many numbers that float32 can hold, those of `std` positive.
   """
   return all(
     isinstance(values, list | tuple)

@@ -342,7 +342,7 @@ def restore(
     'normalization': {
       name: np.asarray(values, np.float32)
       for name, values in metadata['normalization'].items()
-    },
+    }
   }
   return Network(models.build(**metadata['model']), jax.device_put(variables))
 

@@ -47,18 +47,11 @@ class _Source(NamedTuple):
 def are_in(path: str | os.PathLike[str]) -> bool:
   """Whether a path holds variables of a Flax module, as its content tells.
 
-  Args:
-    path: any path.
-
-  Returns:
-    Whether it is a directory or a file as above.
-
   Raises:
     ValueError: it is a file, and is damaged.
     OSError: it cannot be read.
   """
-  path = pathlib.Path(path)
-  return _find(path) is not None
+  return _find(pathlib.Path(path)) is not None
 
 
 def _flax_file(path: pathlib.Path) -> weights.Stored | None:
@@ -126,9 +119,7 @@ def _items(path: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def load(
-  path: str | os.PathLike[str],
-  model: nn.Module,
-  images: jax.ShapeDtypeStruct,
+  path: str | os.PathLike[str], model: nn.Module, images: jax.ShapeDtypeStruct
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
   """Loads the variables of a model.
 
@@ -163,14 +154,9 @@ def load(
   )
   arrays = _read(source, names)
   check_finite(path, arrays)
-  notes = source.notes
-  if left_out:
-    notes += (f'left out: {listed(left_out)}',)
-  return {
-    'params': {},
-    'batch_stats': {},
-    **flax.traverse_util.unflatten_dict(arrays, sep='/'),
-  }, notes
+  variables = flax.traverse_util.unflatten_dict(arrays, sep='/')
+  notes = (f'left out: {listed(left_out)}',) if left_out else ()
+  return {key: {} for key in _COLLECTIONS} | variables, source.notes + notes
 
 
 def save(
@@ -274,29 +260,21 @@ def _beginning(name: str, root: str) -> str:
 def describe_model(
   model: nn.Module, images: jax.ShapeDtypeStruct
 ) -> dict[str, str]:
-  """Describes the variables that a model makes, making none.
+  """Describes the variables that a model makes, as `trees.describe`.
 
   Args:
     model: a Flax module called as `model(images, train=…)`.
     images: shape and dtype of its images, `[batch, height, width, channels]`.
-
-  Returns:
-    What `kdjax.storage.trees.describe` says of them.
   """
-  made = jax.eval_shape(
-    lambda rng: features.init(model, rng, images), jax.random.key(0)
-  )
+  rng = jax.random.key(0)
+  made = jax.eval_shape(lambda rng: features.init(model, rng, images), rng)
   return trees_lib.describe(made)
 
 
 def check_finite(
   path: str | os.PathLike[str], arrays: Mapping[str, Any]
 ) -> None:
-  """Checks that arrays hold numbers.
-
-  Args:
-    path: where they are.
-    arrays: arrays, in dictionaries of any depth.
+  """Checks that a PyTree of arrays at a path holds numbers.
 
   Raises:
     ValueError: some do not; the message names them.

@@ -45,10 +45,7 @@ class Table(NamedTuple):
   logits: np.ndarray
 
   def check_ids(self, count: int) -> None:
-    """Checks that each id is that of an example.
-
-    Args:
-      count: examples in the split.
+    """Checks that each id is that of one of `count` examples of the split.
 
     Raises:
       ValueError: there is no such example.
@@ -106,13 +103,10 @@ class Logits(NamedTuple):
   class_names: tuple[str, ...] | None = None
 
   def reorder(self, order: Sequence[int]) -> 'Logits':
-    """Puts the logits of each example in another order.
+    """Puts the logits in another order, without names.
 
     Args:
       order: for each class the index of its logit.
-
-    Returns:
-      The logits, without names.
     """
 
     def columns(table: Table) -> Table:
@@ -126,13 +120,7 @@ class Logits(NamedTuple):
 
 
 def read(path: str | os.PathLike[str]) -> Logits:
-  """Reads the logits in a file.
-
-  Args:
-    path: the `.npz` file.
-
-  Returns:
-    The logits.
+  """Reads the logits in an `.npz` file.
 
   Raises:
     ValueError: it is damaged, or not as described above.

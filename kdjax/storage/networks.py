@@ -159,16 +159,13 @@ def with_normalization(
   std: Sequence[float],
   channels: int,
 ) -> dict[str, Any]:
-  """Says how a network's images are normalised.
+  """Adds `normalization` to the collections of a network.
 
   Args:
     variables: its collections.
     mean: mean of each channel, of pixels scaled to 0 … 1.
     std: standard deviation of each.
     channels: number of channels of its images.
-
-  Returns:
-    Its collections, with `normalization`.
 
   Raises:
     ValueError: they are not so many finite numbers, or a standard deviation is
@@ -181,10 +178,8 @@ def with_normalization(
       'each, and positive deviations'
     )
   normalization_lib.check_scale(mean, std)
-  normalization = {
-    name: np.asarray(values, np.float32)
-    for name, values in (('mean', mean), ('std', std))
-  }
+  arrays = np.asarray([mean, std], np.float32)
+  normalization = dict(zip(('mean', 'std'), arrays, strict=True))
   return {**variables, 'normalization': normalization}
 
 
@@ -222,7 +217,8 @@ def _load_network(path: pathlib.Path) -> Pretrained:
   card, arrays = checkpoint_lib.read_card(path)
   model = models.build(**card['model'])
   _check_arrays(path, model, card, trees.describe_saved(path, own=True))
-  variables = {'params': {}, 'batch_stats': {}, **trees.read(path, arrays)}
+  variables: dict[str, Any] = {'params': {}, 'batch_stats': {}}
+  variables |= trees.read(path, arrays)
   variables_lib.check_finite(path, variables)
   variables = _as_known(variables, card)
   return Pretrained(Network(model, jax.device_put(variables)), card)
@@ -395,14 +391,9 @@ def _with_two_logits(
 
 def _unknown(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
   """Makes the card of a network that says nothing of itself."""
-  return {
-    'kdjax': None,
-    'model': {},
-    'class_names': None,
-    'preprocessing': preprocessing,
-    'metrics': {},
-    'provenance': {},
-  }
+  empty: dict[str, Any] = {'model': {}, 'metrics': {}, 'provenance': {}}
+  unknown = dict.fromkeys(('kdjax', 'class_names'))
+  return {**empty, **unknown, 'preprocessing': preprocessing}
 
 
 def _as_known(

@@ -59,10 +59,7 @@ def parse(text: str | bytes) -> dict[str, Any]:
 
 
 def check(
-  path: str | os.PathLike[str],
-  value: Any,
-  expected: Any,
-  name: str = '',
+  path: str | os.PathLike[str], value: Any, expected: Any, name: str = ''
 ) -> None:
   """Checks JSON against a schema.
 

@@ -70,11 +70,7 @@ class Replay:
       run_directory.write_json(path, about)
 
   def epoch(
-    self,
-    number: int,
-    steps: int,
-    seen: str,
-    compute: Callable[[], np.ndarray],
+    self, number: int, steps: int, seen: str, compute: Callable[[], np.ndarray]
   ) -> np.ndarray:
     """Reads the logits of an epoch; computes and keeps them if there are none.
 

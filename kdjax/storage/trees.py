@@ -145,16 +145,13 @@ def describe_saved(path: _Path, *, own: bool = False) -> dict[str, str]:
       written it.
     own: whether kdjax has saved it, so that it is damaged if it is unreadable.
 
-  Returns:
-    As `describe`.
-
   Raises:
     OSError: it cannot be read now.
     ValueError: it is damaged.
   """
-  path = absolute(path)
+  path, options = absolute(path), _alone()
   with _reading(path, own=own):
-    return describe(_structure(path))
+    return describe(_structure(path, options))
 
 
 def read(
@@ -181,8 +178,7 @@ def read(
     OSError: it cannot be read now.
     ValueError: it is damaged.
   """
-  path = absolute(path)
-  options = _alone()
+  path, options = absolute(path), _alone()
   with (
     _reading(path, own=own),
     ocp.Checkpointer(
@@ -190,7 +186,7 @@ def read(
       multiprocessing_options=options,
     ) as checkpointer,
   ):
-    wanted = select(_structure(path))
+    wanted = select(_structure(path, options))
     tree = checkpointer.restore(
       path,
       args=ocp.args.PyTreeRestore(
@@ -206,14 +202,7 @@ def read(
 
 
 def read_arrays(path: _Path, names: Collection[str]) -> dict[str, np.ndarray]:
-  """Reads some arrays of a PyTree that another program has saved.
-
-  Args:
-    path: its directory.
-    names: their paths, as `describe_saved` returns them.
-
-  Returns:
-    The arrays by path.
+  """Reads arrays of a PyTree that another program has saved, by their paths.
 
   Raises:
     OSError: it cannot be read now.
@@ -253,8 +242,9 @@ def restore_state(path: pathlib.Path, like: _State) -> _State:
     ),
     like,
   )
+  options = _alone()
   with _reading(path), ocp.StandardCheckpointer() as checkpointer:
-    saved = _structure(path)
+    saved = _structure(path, options)
     fields = {
       name: getattr(abstract, name) for name in saved if hasattr(abstract, name)
     }
@@ -335,14 +325,19 @@ def _reading(path: pathlib.Path, *, own: bool = True) -> Iterator[None]:
     ) from error
 
 
-def _structure(path: pathlib.Path) -> Any:
+def _structure(
+  path: pathlib.Path, options: ocp.options.MultiprocessingOptions
+) -> Any:
   """Reads the structure, shapes and dtypes of a PyTree."""
-  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
   return handler.metadata(epath.Path(path)).tree
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
-  """Options by which each process reads by itself: not all may want to."""
+  """Options by which each process reads by itself: not all may want to.
+
+  To be called where no error counts as damage: it asks JAX for a device.
+  """
   process = jax.process_index()
   return ocp.options.MultiprocessingOptions(
     primary_host=process,

@@ -260,10 +260,7 @@ def _draw(
 
 
 def _make(
-  config: ml_collections.ConfigDict,
-  method: str,
-  settings: Settings,
-  seed: int,
+  config: ml_collections.ConfigDict, method: str, settings: Settings, seed: int
 ) -> Run:
   run = config.run.copy_and_resolve_references()
   for field, value in {_METHOD: method, _SEED: seed, **settings}.items():

@@ -75,15 +75,7 @@ def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
 
 
 def write(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file that takes another's place once it is written.
-
-  Args:
-    path: where it will be.
-    content: the whole content of the file.
-
-  Raises:
-    OSError: it cannot be written; what was at `path` is still there.
-  """
+  """Writes the whole content of a file, as `replacing`."""
   with replacing(path) as file:
     file.write(content)
 

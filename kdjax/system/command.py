@@ -71,10 +71,7 @@ def define_processes() -> Callable[[], None]:
     'detected or an address is given.',
   )
   return lambda: devices.start(
-    coordinator.value,
-    count.value,
-    index.value,
-    distributed=distributed.value,
+    coordinator.value, count.value, index.value, distributed=distributed.value
   )
 
 

@@ -123,7 +123,7 @@ def sharded() -> NamedSharding:
 
 
 def replicate(tree: Any) -> Any:
-  """Puts arrays on every device.
+  """Puts arrays on every device, each as a whole.
 
   Args:
     tree: arrays of the host, the same in each process, or of devices.
@@ -170,9 +170,6 @@ def divide(batch: _T) -> _T:
   Args:
     batch: arrays whose first axis is that of the examples. They are left whole
       if their number is not a multiple of that of the devices.
-
-  Returns:
-    The same values.
   """
 
   def constrain(array: jax.Array) -> jax.Array:
@@ -252,14 +249,11 @@ def local_rows(batch_size: int) -> np.ndarray:
 
 
 def assemble(batch: Any, batch_size: int) -> Any:
-  """Makes a batch that is divided over the devices of all processes.
+  """Makes a batch whose rows are divided over the devices of all processes.
 
   Args:
     batch: arrays of the host with the rows that `local_rows` returns.
     batch_size: examples in the whole batch.
-
-  Returns:
-    Arrays with all rows, each on its device.
   """
   return jax.tree.map(
     lambda array: jax.make_array_from_process_local_data(

@@ -84,13 +84,13 @@ def _raise_again_what_is_ignored() -> None:
   """Raises later an `Interrupted` that Python would print and ignore."""
   previous = sys.unraisablehook
 
-  def again(*_: Any) -> None:
+  def raise_ignored(*_: Any) -> None:
     if _raised:
       raise _interrupted(_raised[0])
 
   def hook(unraisable: Any) -> None:
     if isinstance(unraisable.exc_value, Interrupted):
-      signal.signal(signal.SIGALRM, again)
+      signal.signal(signal.SIGALRM, raise_ignored)
       signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
     else:
       previous(unraisable)

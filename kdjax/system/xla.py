@@ -62,8 +62,8 @@ def setup() -> None:
   (`JAX_COMPILATION_CACHE_DIR`) or to keep none
   (`JAX_ENABLE_COMPILATION_CACHE=false`).
   """
-  _keep_programs()
-  _keep_memory()
+  _cache_programs()
+  _retain_freed_memory()
 
 
 def compile_seconds() -> float:
@@ -239,7 +239,7 @@ def check_compiler(options: Mapping[str, str]) -> None:
     )
 
 
-def _keep_programs() -> None:
+def _cache_programs() -> None:
   settings = jax.config.values
   if (
     settings['jax_compilation_cache_dir'] is not None
@@ -253,7 +253,7 @@ def _keep_programs() -> None:
   jax.config.update('jax_compilation_cache_max_size', _CACHE_BYTES)
 
 
-def _keep_memory() -> None:
+def _retain_freed_memory() -> None:
   """Makes the C library keep freed memory, where XLA computes in it.
 
   Else each step's working memory is returned to the system and taken again, and

@@ -171,9 +171,7 @@ def _first(name: str) -> re.Pattern[str]:
 
 _NAMINGS = (
   _Naming(
-    "torchvision's names",
-    _first(r'layer1\.0\.conv1\.weight'),
-    _torchvision,
+    "torchvision's names", _first(r'layer1\.0\.conv1\.weight'), _torchvision
   ),
   _Naming(
     "Hugging Face transformers' names",
@@ -731,17 +729,9 @@ def to_flax(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def from_flax(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Renames arrays canonically, and brings them into PyTorch's layouts.
+  """Renames arrays as torchvision does, in its order and PyTorch's layouts.
 
-  Args:
-    variables: `{'params': …, 'batch_stats': …}` of one of kdjax's ResNets;
-      other collections are ignored.
-
-  Returns:
-    Arrays by name, in torchvision's order, without counters of batches.
-
-  Raises:
-    ValueError: it is no ResNet, or its BatchNorms are folded.
+  As `loading.to_torchvision`, without counters of batches.
   """
   arrays: dict[str, np.ndarray] = {}
   for collection in ('params', 'batch_stats'):

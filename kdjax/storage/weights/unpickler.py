@@ -196,9 +196,6 @@ def load(file: Any) -> Loaded:
     file: an open file with `read` and `readline`, neither of which returns more
       than the file has; it is left behind the pickle.
 
-  Returns:
-    What was pickled.
-
   Raises:
     ValueError: it is damaged, or would run code.
   """
