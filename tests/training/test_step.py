@@ -499,3 +499,32 @@ def test_what_a_loss_returns_is_checked_when_it_is_traced(result, message):
   train_step = step_of(model, method, optimizer)
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(train_step, state, IMAGES, LABELS, NORMALIZATION, None, {})
+
+
+def test_each_step_drops_something_else():
+  method, _ = methods.build('scratch')
+  model, optimizer = Dropped(), optax.sgd(1.0)
+  state = state_lib.create_state(
+    RNG, model, method, optimizer, state_lib.Start(IMAGES)
+  )
+  train_step = jax.jit(step_of(model, method, optimizer))
+
+  def dropped(number):
+    after, _ = train_step(
+      state.replace(step=jnp.int32(number)),
+      IMAGES,
+      LABELS,
+      NORMALIZATION,
+      None,
+      {},
+    )
+    return np.asarray(after.params['student']['logits'] == 1)
+
+  np.testing.assert_array_equal(dropped(0), dropped(0))
+  assert (dropped(0) != dropped(1)).any()
+  # What the method draws with, too.
+  first, second = (
+    jax.random.key_data(state_lib.loss_key(state.replace(step=number)))
+    for number in (0, 1)
+  )
+  assert (first != second).any()
