@@ -62,10 +62,8 @@ def train(
       `kdjax.training.train.train_and_evaluate`, as all other errors.
   """
   if isinstance(config, str):
-    name, config = config, load_config(config)
-    stem, _, variant = name.partition(':')
-    parts = filter(None, [pathlib.Path(stem).stem, variant])
-    workdir = workdir or pathlib.Path('runs', '-'.join(parts))
+    workdir = workdir or config_files.run_directory(config)
+    config = load_config(config)
   if workdir is None:
     raise ValueError(
       'a configuration has no name: give the run directory, such as '

@@ -4,7 +4,6 @@ import ast
 import contextlib
 import errno
 import os
-import pathlib
 import re
 import select
 import signal
@@ -327,12 +326,6 @@ def _unknown_fields(
 
 
 def default_workdir(mode: str | None = None) -> str:
-  """Names the run directory of a command that was given none.
-
-  It is `runs/` and the name of the file of `--config`, with its variant and the
-  mode where they are given.
-  """
+  """Names the run directory of a command that was given none."""
   file = config_flags.get_config_filename(flags.FLAGS['config'])
-  path, _, variant = file.partition(':')
-  parts = [pathlib.Path(path).stem, variant, mode]
-  return str(pathlib.Path('runs', '-'.join(filter(None, parts))))
+  return str(config_files.run_directory(file, mode))

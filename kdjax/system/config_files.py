@@ -100,6 +100,23 @@ def _reason(error: Exception, path: str, variant: str) -> str:
   return f'{path} cannot be run{line} ({type(error).__name__}: {error})'
 
 
+def run_directory(file: str, mode: str | None = None) -> pathlib.Path:
+  """Names the run directory of a configuration where none is given.
+
+  Args:
+    file: the configuration's file or name, with its variant.
+    mode: the method, where it is not the configuration's own.
+
+  Returns:
+    `runs/` and the name, with the variant and the mode where there are any; of
+    an import path the last part.
+  """
+  path, _, variant = file.partition(':')
+  own = mode and mode.rpartition(':')[2]
+  parts = filter(None, [pathlib.Path(path).stem, variant, own])
+  return pathlib.Path('runs', '-'.join(parts))
+
+
 def override(
   config: ml_collections.ConfigDict, changes: Mapping[str, Any]
 ) -> None:
