@@ -155,8 +155,13 @@ def write_stablehlo(
     program = bytes(exported.serialize())
   # JAX raises errors of many kinds, and so may a user's model.
   except Exception as error:
+    hint = (
+      '. The number of images is not known then: take x.shape[0], not len(x)'
+      if '_DimExpr' in str(error)
+      else ''
+    )
     raise ValueError(
-      f'{card["model"]["name"]} cannot be exported as StableHLO: {error}'
+      f'{card["model"]["name"]} cannot be exported as StableHLO: {error}{hint}'
     ) from error
   program_files.write(
     path, program, {**card, 'program_format': program_files.promise()}

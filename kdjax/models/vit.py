@@ -75,7 +75,7 @@ class Map(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[batch, 1 + patches, width]` to `[batch, height, …, width]`."""
-    return x[:, 1:].reshape(len(x), self.height, -1, x.shape[-1])
+    return x[:, 1:].reshape(x.shape[0], self.height, -1, x.shape[-1])
 
 
 class ViT(nn.Module):

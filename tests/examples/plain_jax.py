@@ -38,7 +38,7 @@ class Cnn(nn.Module):
     del train  # There is neither dropout nor BatchNorm.
     x = nn.relu(nn.Conv(self.width, (3, 3), name='conv1')(images))
     x = nn.relu(nn.Conv(2 * self.width, (3, 3), strides=2, name='conv2')(x))
-    return nn.Dense(self.num_classes, name='fc')(x.reshape(len(x), -1))
+    return nn.Dense(self.num_classes, name='fc')(x.reshape(x.shape[0], -1))
 
 
 class Data(NamedTuple):

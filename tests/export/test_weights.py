@@ -1,16 +1,22 @@
 """Programs whose weights have fewer bits, and files that are renewed."""
 
 import datetime
+import functools
 import json
 
+import flax.linen as nn
 import jax
+import jax.export
 import numpy as np
 import pytest
 import tiny
 from processes import run
 
 import kdjax
+from kdjax import models
 from kdjax.export import formats, predictor, write
+from kdjax.models import features
+from kdjax.models.network import Network
 from kdjax.storage import networks, program_files
 from kdjax.training import train
 
@@ -128,6 +134,49 @@ def test_a_card_holds_no_paths(workdir, monkeypatch):
   assert config['teacher'] == {'path': 'teacher', 'ensemble': ['a']}
   assert config['method'] == {'custom': {}}
   assert predictor.image_shape(card) == (8, 8, 1)
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['vit_tiny_patch4', 'mobilenetv2', 'shufflenetv2', 'vgg8', 'wrn_16_1'],
+)
+def test_networks_are_programs_of_any_number_of_images(name):
+  model = models.build(name, num_classes=3)
+  images = jax.ShapeDtypeStruct((1, 16, 16, 3), np.uint8)
+  shapes = jax.eval_shape(
+    lambda: features.init(model, jax.random.key(0), images)
+  )
+  variables = jax.tree.map(
+    lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes
+  )
+  function = jax.jit(functools.partial(predictor.classify, model, variables))
+  size = jax.export.symbolic_shape('size, 16, 16, 3')
+  exported = jax.export.export(function)(jax.ShapeDtypeStruct(size, np.uint8))
+  assert exported.out_avals[0].shape == (size[0], 3)
+
+
+class Counting(nn.Module):
+  """A network that asks for the number of images as if it were known."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, images, train=False):
+    return nn.Dense(self.num_classes)(images.reshape(len(images), -1))
+
+
+def test_a_network_that_counts_its_images_is_told_how(tmp_path):
+  model = Counting(3)
+  images = jax.ShapeDtypeStruct((1, 8, 8, 1), np.uint8)
+  variables = features.init(model, jax.random.key(0), images)
+  card = {
+    'model': {'name': 'mine:Counting'},
+    'preprocessing': {'image_shape': [8, 8, 1]},
+  }
+  with pytest.raises(ValueError, match=r'take x\.shape\[0\], not len\(x\)'):
+    formats.write_stablehlo(
+      tmp_path / 'x', Network(model, variables), card, ['cpu']
+    )
 
 
 @pytest.mark.filterwarnings('ignore')
