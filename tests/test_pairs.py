@@ -132,7 +132,7 @@ def test_a_pair_trains_on_the_digits(tmp_path):
   config.train.update(epochs=1, batch_size=32)
   config.teacher.train.epochs = 1
   result = train.train_and_evaluate(config, tmp_path / 'run')
-  assert result['teacher']['model']['name'] == 'resnet8'
+  assert result['teacher']['model'] == 'resnet8'
   assert 0 <= result['last']['test']['accuracy'] <= 1
 
 

@@ -145,7 +145,7 @@ def test_unfinished_runs_are_left_out_and_said_why(tmp_path):
   assert reasons.keys() == {'going', 'cut', 'old', 'stray.txt'}
   assert reasons['going'] == 'has not finished, it is at step 6'
   assert 'cut off' in reasons['cut']
-  assert 'result.json lacks seed, data' in reasons['old']
+  assert 'result.json lacks device, platform' in reasons['old']
   assert reasons['stray.txt'] == 'is no run directory and holds none'
 
 
