@@ -104,7 +104,7 @@ def spec(
     'settings': config.method[method].to_dict(),
     'student': config.student.to_dict(),
     'teacher': teacher if method != 'scratch' else None,
-    'train': config.train.to_dict(),
+    'train': json.loads(config.train.to_json()),
     'crop_padding': config.data.crop_padding,
     'flip': config.data.flip,
     **{key: ready[key] for key in ('image_shape', 'num_classes', 'train_size')},

@@ -3,7 +3,6 @@
 And those of the user, by import path or by the entry points of packages.
 """
 
-import functools
 import importlib
 import importlib.metadata
 import operator
@@ -24,7 +23,6 @@ def module(package: str, name: str) -> ModuleType:
   return importlib.import_module(f'{package}.{name}')
 
 
-@functools.cache
 def entry_points(group: str) -> dict[str, importlib.metadata.EntryPoint]:
   """Finds what installed packages offer in a group, importing none of it."""
   found = importlib.metadata.entry_points(group=group)

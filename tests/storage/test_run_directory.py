@@ -92,7 +92,7 @@ def test_the_table_has_every_metric_and_a_dash_for_what_is_missing():
     }
   ).splitlines()
   assert lines[0].split()[2:8] == [
-    *('accuracy', 'NLL', 'ECE', 'agreement', 'KL', 'to')
+    *('accuracy', 'NLL', 'ECE', 'agreement', 'teacher', 'KL')
   ]
   assert [line.split()[-8:] for line in lines[2:]] == [
     ['50.00%', '1.2500', '-', '-', '-', '1,234', '6', 's'],
