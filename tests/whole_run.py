@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import processes
+import pytest
 import tiny
 
 import kdjax
@@ -45,6 +46,14 @@ def check(root, run):
     assert again[which] == result[which]
   _check_exports(root)
   return result
+
+
+def check_refused(root, run, changes, message):
+  """Whether a run with changes is refused before its teacher is trained."""
+  run.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=message):
+    train.train_and_evaluate(run, root / 'run')
+  assert not (root / 'teacher').exists()
 
 
 def _check_exports(root):

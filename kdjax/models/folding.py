@@ -4,11 +4,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import flax
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 EPSILON = 1e-5
 """Epsilon of the BatchNorms, PyTorch's default."""
+
+
+class Folding:
+  """A network whose BatchNorms `fold` can fold."""
+
+  @nn.nowrap
+  def fold(
+    self: '_Network', variables: Mapping[str, Any], names: Sequence[str] = ()
+  ) -> 'tuple[_Network, Mapping[str, Any]]':
+    """Folds BatchNorms into convolutions (see `kdjax.models.folding.fold`)."""
+    return fold(self, variables, names)
 
 
 class Foldable(Protocol):

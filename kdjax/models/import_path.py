@@ -3,7 +3,6 @@
 import functools
 import importlib
 import inspect
-import operator
 import sys
 import types
 import typing
@@ -13,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 
 from kdjax.models import _adapter
+from kdjax.system import plugins
 
 # Modules of libraries, and what makes networks of them.
 _ADAPTERS = {
@@ -91,17 +91,7 @@ def _import(
   path: str,
 ) -> tuple[Callable[..., Any], type[_adapter.Adapter] | None]:
   """Finds what makes a model, and the adapter of another library's modules."""
-  module, _, attribute = path.partition(':')
-  try:
-    found = operator.attrgetter(attribute)(importlib.import_module(module))
-  # Importing runs code that may raise anything.
-  except Exception as error:
-    raise ValueError(
-      f"the model '{path}' cannot be imported "
-      f'({type(error).__name__}: {error}): expected package.module:attribute, '
-      'found by Python from where it was started, or on its path (PYTHONPATH)'
-    ) from error
-  made = found
+  made = found = plugins.attribute(path, 'model')
   while isinstance(made, functools.partial):
     made = made.func
   if isinstance(made, types.FunctionType):

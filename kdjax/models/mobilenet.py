@@ -5,7 +5,6 @@ https://arxiv.org/abs/1801.04381, with the strides and the ReLU of Tian et al.,
 groups of blocks stride 1. The first block does not expand its channels.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -60,15 +59,8 @@ class Stage(nn.Module):
         name=f'block{i + 1}',
       )(x, train)
     if self.last:
-      x = resnet.conv_norm(
-        x,
-        self.last,
-        (1, 1),
-        name='last_conv',
-        train=train,
-        folded=self.folded,
-        dtype=self.dtype,
-      )
+      layer = resnet.layers(train, self.folded, self.dtype)
+      x = layer(x, self.last, (1, 1), name='last_conv')
     x = resnet.Preactivation(name='preact')(x)
     return nn.relu(x) if self.last else x
 
@@ -97,20 +89,12 @@ class Block(nn.Module):
     layer = resnet.layers(train, self.folded, self.dtype)
     inside = self.expansion * x.shape[-1]
     y = nn.relu(layer(x, inside, (1, 1), name='conv1'))
-    y = layer(
-      y,
-      inside,
-      (3, 3),
-      strides=self.stride,
-      padding=1,
-      feature_group_count=inside,
-      name='conv2',
-    )
+    y = resnet.depthwise(layer, y, self.stride, 'conv2')
     y = layer(nn.relu(y), self.width, (1, 1), name='conv3')
     return x + y if self.stride == 1 and x.shape == y.shape else y
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(folding.Folding, nn.Module):
   """A MobileNetV2; its stages are the modules `stage1` … `stage4`.
 
   Attributes:
@@ -162,13 +146,6 @@ class MobileNetV2(nn.Module):
         name=f'stage{i + 1}',
       )(x, train)
     return resnet.classify(x, self.num_classes)
-
-  @nn.nowrap
-  def fold(
-    self, variables: Mapping[str, Any], names: Sequence[str] = ()
-  ) -> tuple['MobileNetV2', Mapping[str, Any]]:
-    """Folds BatchNorms into convolutions (see `kdjax.models.folding`)."""
-    return folding.fold(self, variables, names)
 
 
 MODELS = {'mobilenetv2': MobileNetV2}

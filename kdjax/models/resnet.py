@@ -14,7 +14,7 @@ its convolutions: `ResNet.fold`.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -79,6 +79,29 @@ def conv_norm(
 def layers(train: bool, folded: bool, dtype: Any) -> Callable[..., jax.Array]:
   """Returns `conv_norm` with these three arguments."""
   return functools.partial(conv_norm, train=train, folded=folded, dtype=dtype)
+
+
+def depthwise(
+  layer: Callable[..., jax.Array], x: jax.Array, stride: int, name: str
+) -> jax.Array:
+  """Applies a 3×3 convolution to each channel by itself, and a BatchNorm.
+
+  Args:
+    layer: what `layers` returns.
+    x: `[batch, height, width, channels]`.
+    stride: its stride.
+    name: its name.
+  """
+  channels = x.shape[-1]
+  return layer(
+    x,
+    channels,
+    (3, 3),
+    strides=stride,
+    padding=1,
+    feature_group_count=channels,
+    name=name,
+  )
 
 
 def check_mode(train: bool, folded: bool) -> None:
@@ -242,7 +265,7 @@ class Stage(nn.Module):
     return x
 
 
-class ResNet(nn.Module):
+class ResNet(folding.Folding, nn.Module):
   """A residual network; its stages are the modules `stage1` … `stage4`.
 
   Parameters and BatchNorm statistics are float32 whatever `dtype` is.
@@ -329,13 +352,6 @@ class ResNet(nn.Module):
     """Maps the last stage's output to logits; part of `__call__`."""
     del train
     return classify(x, self.num_classes)
-
-  @nn.nowrap
-  def fold(
-    self, variables: Mapping[str, Any], names: Sequence[str] = ()
-  ) -> tuple['ResNet', Mapping[str, Any]]:
-    """Folds BatchNorms into convolutions (see `kdjax.models.folding`)."""
-    return folding.fold(self, variables, names)
 
   @nn.nowrap
   def rematerialize(self, names: Sequence[str]) -> 'ResNet':

@@ -7,7 +7,6 @@ stride or a pool.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -63,16 +62,7 @@ class GroupBlock(nn.Module):
     groups = 1 if x.shape[-1] == _STEM else self.groups
     y = layer(x, inside, (1, 1), feature_group_count=groups, name='conv1')
     y = shuffle(nn.relu(y), groups)
-    y = layer(
-      y,
-      inside,
-      (3, 3),
-      strides=self.stride,
-      padding=1,
-      feature_group_count=inside,
-      name='conv2',
-    )
-    y = nn.relu(y)
+    y = nn.relu(resnet.depthwise(layer, y, self.stride, 'conv2'))
     y = layer(y, out, (1, 1), feature_group_count=self.groups, name='conv3')
     if self.stride == 1:
       return nn.relu(name_sum(x + y))
@@ -103,26 +93,14 @@ class SplitBlock(nn.Module):
     """Maps `[batch, H, W, C]` to `[batch, H/stride, W/stride, width]`."""
     layer = resnet.layers(train, self.folded, self.dtype)
     half = self.width // 2
-
-    def depthwise(x: jax.Array, name: str) -> jax.Array:
-      channels = x.shape[-1]
-      return layer(
-        x,
-        channels,
-        (3, 3),
-        strides=self.stride,
-        padding=1,
-        feature_group_count=channels,
-        name=name,
-      )
-
     if self.stride == 1:
       passed, x = jnp.split(x, 2, axis=-1)
     else:
-      passed = depthwise(x, 'left_conv1')
+      passed = resnet.depthwise(layer, x, self.stride, 'left_conv1')
       passed = layer(passed, half, (1, 1), name='left_conv2')
     y = nn.relu(layer(x, half, (1, 1), name='conv1'))
-    y = layer(depthwise(y, 'conv2'), half, (1, 1), name='conv3')
+    y = resnet.depthwise(layer, y, self.stride, 'conv2')
+    y = layer(y, half, (1, 1), name='conv3')
     # What passed is the output of such a block, which has no negative values.
     y = shuffle(jnp.concatenate([passed, y], axis=-1), 2)
     return nn.relu(name_sum(y))
@@ -171,7 +149,7 @@ class Stage(nn.Module):
     return nn.relu(preactivation(layer(x, self.last, (1, 1), name='last_conv')))
 
 
-class ShuffleNet(nn.Module):
+class ShuffleNet(folding.Folding, nn.Module):
   """A ShuffleNet; its stages are the modules `stage1`, `stage2`, `stage3`.
 
   Attributes:
@@ -224,13 +202,6 @@ class ShuffleNet(nn.Module):
         name=f'stage{i}',
       )(x, train)
     return resnet.classify(x, self.num_classes)
-
-  @nn.nowrap
-  def fold(
-    self, variables: Mapping[str, Any], names: Sequence[str] = ()
-  ) -> tuple['ShuffleNet', Mapping[str, Any]]:
-    """Folds BatchNorms into convolutions (see `kdjax.models.folding`)."""
-    return folding.fold(self, variables, names)
 
 
 MODELS = {

@@ -7,7 +7,6 @@ one stage.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -41,24 +40,15 @@ class Stage(nn.Module):
     """Maps `[batch, H, W, C]` to `[batch, H, W, width]`, or half the size."""
     if self.pooled:
       x = cpu_pool.max_pool(x, (2, 2), (2, 2), padding=((0, 0), (0, 0)))
+    layer = resnet.layers(train, self.folded, self.dtype)
     preactivation = resnet.Preactivation(name='preact')
     for i in range(1, self.size + 1):
-      x = resnet.conv_norm(
-        x,
-        self.width,
-        (3, 3),
-        padding=1,
-        bias=True,
-        name=f'conv{i}',
-        train=train,
-        folded=self.folded,
-        dtype=self.dtype,
-      )
+      x = layer(x, self.width, (3, 3), padding=1, bias=True, name=f'conv{i}')
       x = nn.relu(preactivation(x) if i == self.size else x)
     return x
 
 
-class VGG(nn.Module):
+class VGG(folding.Folding, nn.Module):
   """A VGG of four stages at 64, 128, 256 and 512 channels.
 
   Attributes:
@@ -101,13 +91,6 @@ class VGG(nn.Module):
         name=f'stage{i + 1}',
       )(x, train)
     return resnet.classify(x, self.num_classes)
-
-  @nn.nowrap
-  def fold(
-    self, variables: Mapping[str, Any], names: Sequence[str] = ()
-  ) -> tuple['VGG', Mapping[str, Any]]:
-    """Folds BatchNorms into convolutions (see `kdjax.models.folding`)."""
-    return folding.fold(self, variables, names)
 
 
 MODELS = {

@@ -16,7 +16,6 @@ from flax import nnx
 
 from kdjax import models
 from kdjax.models import ensemble, features
-from kdjax.training import train
 
 IMAGES = jax.ShapeDtypeStruct((6, 8, 8, 1), jnp.uint8)
 NAMES = [
@@ -288,7 +287,4 @@ def test_networks_that_do_not_fit_are_refused_before_the_teacher_is_trained(
 
   monkeypatch.setattr(nnx_cnn, 'three', three, raising=False)
   config = whole_run.config('nnx_cnn:Cnn', 'nnx_cnn:teacher')
-  config.update_from_flattened_dict(changes)
-  with pytest.raises(ValueError, match=message):
-    train.train_and_evaluate(config, tmp_path / 'run')
-  assert not (tmp_path / 'teacher').exists()
+  whole_run.check_refused(tmp_path, config, changes, message)
