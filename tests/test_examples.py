@@ -66,6 +66,11 @@ def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   cells = runpy.run_path(str(EXAMPLES / 'notebook.py'))
   shown = capsys.readouterr().out
-  assert shown.count('validation accuracy') == 2
+  # Of three epochs the second and the last are validated, the teacher's first.
+  assert [(run, epoch) for run, epoch, _ in cells['history']] == [
+    *(('quickstart_teacher', epoch) for epoch in (2, 3)),
+    *(('notebook', epoch) for epoch in (2, 3)),
+  ]
+  assert shown.count('validation accuracy') == 4
   assert cells['result']['best']['test']['accuracy'] > 0.5
   assert cells['distiller'].result['best']['test']['accuracy'] > 0.5
