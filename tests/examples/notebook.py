@@ -56,7 +56,12 @@ distiller = kdjax.Distiller(
   teacher='runs/quickstart_teacher',
   student='resnet10',
   method='dkd',
-  changes={'student.width': 8, 'train.epochs': 3},
+  changes={
+    'student.width': 8,
+    'train.epochs': 3,
+    'train.batch_size': 32,
+    'train.learning_rate': 0.003,
+  },
 )
 student = distiller.fit(images, digits.target, 'runs/arrays')
 distiller.result['best']['test']['accuracy']
