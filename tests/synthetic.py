@@ -102,6 +102,7 @@ def write_run(
       'step': step,
       'epoch': step / 20,
       'loss': 1.5 - step / 40,
+      'nll': 1.0 - step / 80,
       'gradient_norm': 1.0,
       'images_per_second': speed,
     }

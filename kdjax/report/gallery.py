@@ -108,20 +108,21 @@ def _learning_curves(
   shown = list(groups if few else best.values())
   which = '' if few else ' Of each method the setting that validates best.'
   reached = _teacher_validation(comparison)
-  for key, what, scale, unit in (
-    ('accuracy', 'validation accuracy', 100, '%'),
-    ('loss', 'validation NLL', 1, 'nats'),
+  for kind, key, what, scale, unit in (
+    ('validation', 'accuracy', 'validation accuracy', 100, '%'),
+    ('validation', 'loss', 'validation NLL', 1, 'nats'),
+    ('train', 'nll', 'training NLL', 1, 'nats'),
   ):
     title = f'{what} over training'
     curves = {
       group.label: curve
       for group in shown
-      if (curve := _curve(group, key, scale)) is not None
+      if (curve := _curve(group, kind, key, scale)) is not None
     }
     if not curves:
-      yield f'{title}: no run has logged a validation'
+      yield f'{title}: no run has logged it'
       continue
-    value = reached.get(key)
+    value = reached.get(key) if kind == 'validation' else None
     yield Exhibit(
       title.replace(' ', '_').lower(),
       title,
@@ -153,14 +154,14 @@ def _teacher_validation(comparison: Comparison) -> dict[str, float | None]:
 
 
 def _curve(
-  group: Group, key: str, scale: float
+  group: Group, kind: str, key: str, scale: float
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """Epochs `[E]` and values `[runs, E]`, NaN where a run has none."""
   runs = [
     {
       record['epoch']: record[key]
       for record in run.records
-      if record['kind'] == 'validation' and record.get(key) is not None
+      if record['kind'] == kind and record.get(key) is not None
     }
     for run in group.runs
   ]

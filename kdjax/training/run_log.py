@@ -177,11 +177,14 @@ class SilentLog:
 
 
 def _describe(record: dict[str, Any]) -> str:
-  prefix = '' if record['kind'] == 'train' else f'{record["kind"]} '
-  parts = [
-    f'{prefix}loss {record["loss"]:.4f}',
-    f'{prefix}accuracy {record["accuracy"]:.2%}',
-  ]
+  loss, accuracy = f'{record["loss"]:.4f}', f'{record["accuracy"]:.2%}'
+  if record['kind'] == 'validation':
+    parts = [f'validation NLL {loss}', f'validation accuracy {accuracy}']
+  else:
+    nll = f'{record.get("nll", record["loss"]):.4f}'
+    # That of training on the labels alone is its loss.
+    parts = [f'loss {loss}', *([f'NLL {nll}'] if nll != loss else [])]
+    parts.append(f'accuracy {accuracy}')
   if 'images_per_second' in record:
     parts.append(f'{record["images_per_second"]:.0f} images/s')
   if 'seconds_left' in record:

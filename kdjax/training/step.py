@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kdjax import methods
+from kdjax import losses, methods
 from kdjax.methods import Batch, Method, Variables
 from kdjax.models import features, sums
 from kdjax.system import target
@@ -117,7 +117,8 @@ def make_train_step(
 
   Returns:
     A pure function `train_step(state, inputs)`, to be jitted, that returns the
-    next state and the batch's metrics, all scalars: `loss`, `accuracy`,
+    next state and the batch's metrics, all scalars: `loss`, which is minimised;
+    `nll`, of the same meaning as the loss of a validation; `accuracy`,
     `gradient_norm`, with a teacher `teacher_agreement`, and the method's own.
     It raises ValueError, when it is traced, if the method needs a teacher and
     there is none, or the reverse.
@@ -188,7 +189,7 @@ def _make_gradients(
     )(state.params)
     metrics = {
       'loss': loss,
-      **_agreement(outputs, taught, inputs.labels),
+      **_measure(outputs, taught, inputs.labels),
       **{name: values.mean() for name, values in own.items()},
     }
     return found, jax.lax.stop_gradient(changed), metrics
@@ -215,14 +216,17 @@ def _make_batch(
   )
 
 
-def _agreement(
+def _measure(
   student: features.Outputs,
   teacher: features.Outputs | None,
   labels: jax.Array,
 ) -> Metrics:
-  """Measures how often the student agrees with labels and teacher."""
+  """Measures how far the student agrees with labels and teacher."""
   predictions = student.logits.argmax(axis=-1)
-  metrics = {'accuracy': _accuracy(predictions, labels)}
+  metrics = {
+    'accuracy': _accuracy(predictions, labels),
+    'nll': _nll(student.logits, labels),
+  }
   if teacher is not None:
     same = predictions == teacher.logits.argmax(axis=-1)
     metrics['teacher_agreement'] = same.mean()
@@ -467,6 +471,19 @@ def _smooth(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
   # An image without a label stays without one.
   known = labels.sum(axis=-1, keepdims=True)
   return (1 - smoothing) * labels + smoothing * known / num_classes
+
+
+def _nll(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Mean cross-entropy of the first view, of images with a label, in nats.
+
+  Without label smoothing, class weights and a method's terms; mixed images are
+  compared with their mixed labels.
+  """
+  total = losses.cross_entropy(logits[: len(labels)], labels).mean()
+  if labels.ndim == 1:
+    return total
+  known = labels.sum(axis=-1) > 0
+  return total / jnp.maximum(known.mean(), 1 / len(labels))
 
 
 def _accuracy(predictions: jax.Array, labels: jax.Array) -> jax.Array:

@@ -82,14 +82,18 @@ def test_curves_have_a_line_of_each_seed(tmp_path, drawn):
   assert names == [
     'validation_accuracy_over_training',
     'validation_nll_over_training',
+    'training_nll_over_training',
   ]
-  accuracy, loss = drawn['learning_curves']
+  accuracy, loss, trained = drawn['learning_curves']
   epochs, values = accuracy['curves']['scratch']
   np.testing.assert_array_equal(epochs, [1, 2])
   np.testing.assert_allclose(values, [[80, 90], [60, np.nan]])
   assert accuracy['ylabel'] == 'validation accuracy (%)'
   assert (accuracy['teacher'], loss['teacher']) == (None, None)
   np.testing.assert_allclose(loss['curves']['scratch'][1][0], [0.5, 0.25])
+  epochs, values = trained['curves']['scratch']
+  np.testing.assert_array_equal(epochs, [1, 1.5, 2])
+  np.testing.assert_allclose(values[0], [0.75, 0.625, 0.5])
 
 
 def test_curves_have_the_teachers_line_where_its_run_is_known(tmp_path, drawn):
@@ -98,7 +102,8 @@ def test_curves_have_the_teachers_line_where_its_run_is_known(tmp_path, drawn):
   taught_by = synthetic.teacher(digest, step=20, validation_accuracy=0.8)
   write_run(tmp_path / 'run', 'response', taught_by=taught_by)
   exhibit(tmp_path)
-  accuracy, loss = drawn['learning_curves']
+  accuracy, loss, trained = drawn['learning_curves']
+  assert trained['teacher'] is None
   # The loss after one of two epochs.
   assert (accuracy['teacher'], loss['teacher']) == (80.0, 0.5)
 
@@ -109,7 +114,7 @@ def test_of_many_settings_the_best_have_curves(tmp_path, drawn):
   assert len(drawn['learning_curves'][0]['curves']) == 12
   write_run(tmp_path / 'scratch')
   exhibit(tmp_path)
-  assert list(drawn['learning_curves'][2]['curves']) == [
+  assert list(drawn['learning_curves'][3]['curves']) == [
     'scratch',
     'response (temperature = 12)',
   ]
@@ -305,7 +310,7 @@ def test_disagreements_are_of_the_best_distilled_run(tmp_path, drawn):
   write_run(tmp_path / 'scratch', validation=0.9)
   exhibit(tmp_path)
   (shown,) = drawn['disagreements']
-  accuracy, loss = drawn['learning_curves']
+  accuracy, loss, _ = drawn['learning_curves']
   assert (accuracy['teacher'], loss['teacher']) == (99.0, None)
   # Of images 0, 1 and 3 the teacher has the last one wrong.
   np.testing.assert_array_equal(shown['images'], IMAGES[[0, 1, 3]])

@@ -224,12 +224,23 @@ def test_an_image_without_a_label_has_no_cross_entropy(smoothing):
   np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
   right = (logits[:3].argmax(-1) == classes[:3]).mean()
   np.testing.assert_allclose(metrics['accuracy'], right, rtol=1e-6)
+  # The mean over those that have a label, whatever the smoothing.
+  plain = losses.cross_entropy(logits[:3], classes[:3]).mean()
+  np.testing.assert_allclose(metrics['nll'], plain, rtol=1e-5)
+
+
+def test_the_nll_of_training_means_what_that_of_a_validation_does():
+  labels = jnp.array([0, 1, 2, 3, 0, 1])
+  metrics, logits = make_step('scratch', labels, smoothing=0.3)
+  nll = -np.log(jax.nn.softmax(logits)[np.arange(6), labels]).mean()
+  np.testing.assert_allclose(metrics['nll'], nll, rtol=1e-5)
+  assert abs(metrics['loss'] - nll) > 0.01
 
 
 def test_a_batch_without_labels_has_no_loss_and_no_nan():
   metrics, _ = make_step('scratch', jnp.zeros((6, 4)))
   assert metrics['loss'] == 0
-  assert metrics['accuracy'] == 0
+  assert metrics['accuracy'] == metrics['nll'] == 0
   assert metrics['gradient_norm'] == 0
 
 

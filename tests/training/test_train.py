@@ -97,6 +97,7 @@ def test_metrics_are_written_at_the_steps_asked_for(runs):
   first = lines(workdir, 'train')[0]
   expected = {'loss', 'accuracy', 'learning_rate', 'images_per_second'}
   expected |= {'teacher_agreement', 'cross_entropy', 'feature_mse/stage4'}
+  expected |= {'nll'}
   assert expected <= set(first)
 
 
