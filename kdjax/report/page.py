@@ -84,7 +84,7 @@ def html(
     _section('What was compared', _definitions(_facts(comparison))),
     _section(
       'Results',
-      *(_table(tables.cells(rows, columns)) for columns in tables.PARTS),
+      *map(_table, tables.parts(rows)),
       _list(tables.footnotes(comparison, rows)),
     ),
     _section('Figures', *(_figure(*picture) for picture in pictures)),

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.stats
 from sklearn.metrics import confusion_matrix
 
-from kdjax.evaluation import metrics
+from kdjax.evaluation import metrics, tables
 from kdjax.report import collect
 
 # One of each run. Accuracies, calibration errors and agreements are shares.
@@ -18,6 +18,7 @@ NUMBERS = (
   'accuracy',
   'last_accuracy',
   'train_loss',
+  *tables.BY_CLASS,
   'loss',
   'calibration_error',
   'agreement',
@@ -46,6 +47,7 @@ class Gain(NamedTuple):
   low: float | None = None
   high: float | None = None
   p: float | None = None
+  p_holm: float | None = None  # Corrected for the number of comparisons.
   untested: str = ''  # Why there is neither.
 
 
@@ -131,6 +133,7 @@ def measure_run(
     'accuracy': test['accuracy'],
     'last_accuracy': run.result['last']['test']['accuracy'],
     'train_loss': train[-1]['loss'] if train else None,
+    **{name: test.get(name) for name in tables.BY_CLASS},
     'loss': test['loss'],
     'calibration_error': test.get('calibration_error'),
     'agreement': test.get('agreement'),
@@ -190,7 +193,32 @@ def rows(comparison: collect.Comparison) -> list[Row]:
         gain(_accuracies(group), _accuracies(baseline)) if baseline else None,
       )
     )
-  return found
+  return correct(found)
+
+
+def correct(rows: Sequence[Row]) -> list[Row]:
+  """Corrects the p-values of a table for their number, by Holm's method.
+
+  Of n p-values in ascending order the i-th, from 0, is multiplied by n - i, and
+  is at least as large as those before it and at most 1. Holm, 1979,
+  https://www.jstor.org/stable/4615733.
+
+  Args:
+    rows: the rows, with gains that are not corrected.
+
+  Returns:
+    The same rows, with `Gain.p_holm` where there is a p-value.
+  """
+  tested = sorted(
+    (row.gain.p, index, row.gain)
+    for index, row in enumerate(rows)
+    if row.gain and row.gain.p is not None
+  )
+  corrected, least = list(rows), 0.0
+  for rank, (p, index, gain) in enumerate(tested):
+    least = min(1.0, max(least, (len(tested) - rank) * p))
+    corrected[index] = rows[index]._replace(gain=gain._replace(p_holm=least))
+  return corrected
 
 
 def best_settings(
@@ -280,7 +308,7 @@ def _measure_teacher(
   values |= {
     **{
       name: teacher['test'].get(name)
-      for name in ('accuracy', 'loss', 'calibration_error')
+      for name in ('accuracy', *tables.BY_CLASS, 'loss', 'calibration_error')
     },
     'agreement': None,
     'kl_to_teacher': None,

@@ -62,17 +62,17 @@ def _accuracy(row: Row) -> str:
 def _gain(row: Row) -> str:
   if row.gain is None:
     return _NONE
-  difference, low, high, _, untested = row.gain
-  text = f'{100 * difference:+.2f}'
+  low, high = row.gain.low, row.gain.high
+  text = f'{100 * row.gain.difference:+.2f}'
   if low is None or high is None:
-    return f'{text} ({untested})'
+    return f'{text} ({row.gain.untested})'
   return f'{text} [{100 * low:+.2f}, {100 * high:+.2f}]'
 
 
 def _p(row: Row) -> str:
-  if row.gain is None or row.gain.p is None:
+  if row.gain is None or row.gain.p_holm is None:
     return _NONE
-  return '< 0.001' if row.gain.p < 0.001 else f'{row.gain.p:.3f}'
+  return '< 0.001' if row.gain.p_holm < 0.001 else f'{row.gain.p_holm:.3f}'
 
 
 def _seeds(row: Row) -> str:
@@ -88,6 +88,8 @@ COLUMNS = (
   Column('', lambda row: row.label, brief=True),
   Column('test accuracy (%)', _accuracy, brief=True),
   Column('test accuracy, last epoch (%)', _mean('last_accuracy', '.2f', 100)),
+  Column('balanced accuracy (%)', _mean('balanced_accuracy', '.2f', 100), True),
+  Column('macro F1 (%)', _mean('macro_f1', '.2f', 100)),
   Column('NLL (nats)', _mean('loss', '.4f'), brief=True),
   Column('ECE (%)', _mean('calibration_error', '.2f', 100)),
   Column('agreement (%)', _mean('agreement', '.2f', 100), brief=True),
@@ -109,27 +111,50 @@ COLUMNS = (
 )
 
 
-# Two tables that a page has room for, each with the labels.
-PARTS = (
-  tuple(column for column in COLUMNS if not column.training),
-  (COLUMNS[0], *(column for column in COLUMNS if column.training)),
-)
-_BRIEF = tuple(column for column in COLUMNS if column.brief)
+_CLASSES = 'balanced accuracy (%)', 'macro F1 (%)'
 
 
 def cells(
-  rows: Sequence[Row], columns: Sequence[Column] = COLUMNS
+  rows: Sequence[Row], which: Callable[[Column], bool] = lambda column: True
 ) -> list[list[str]]:
-  """Returns the text of each cell, line by line, the first one the header."""
+  """Returns the text of each cell, line by line, the first one the header.
+
+  Args:
+    rows: the rows.
+    which: whether a column is wanted. Those that weigh classes equally are
+      there where they tell more than the accuracy.
+  """
+  means = (
+    {name: each.mean for name, each in row.numbers.items() if each}
+    for row in rows
+  )
+  differ = tables.differ_by_class(means)
+  columns = [
+    column
+    for column in COLUMNS
+    if which(column) and (differ or column.header not in _CLASSES)
+  ]
   return [
     [column.header for column in columns],
     *([column.cell(row) for column in columns] for row in rows),
   ]
 
 
+def parts(rows: Sequence[Row]) -> list[list[list[str]]]:
+  """Returns two tables that a page has room for, each with the labels."""
+  return [
+    cells(rows, lambda column: not column.training),
+    cells(rows, lambda column: column.training or column is COLUMNS[0]),
+  ]
+
+
+def _brief(rows: Sequence[Row]) -> list[list[str]]:
+  return cells(rows, lambda column: column.brief)
+
+
 def terminal(rows: Sequence[Row]) -> str:
   """Formats the columns that fit a terminal."""
-  return tables.align(cells(rows, _BRIEF))
+  return tables.align(_brief(rows))
 
 
 def markdown(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
@@ -137,7 +162,7 @@ def markdown(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
   header, *lines = [
     f'| {" | ".join(map(escape.markdown, line))} |' for line in cells(rows)
   ]
-  rule = f'|---|{"---:|" * (len(COLUMNS) - 1)}'
+  rule = re.sub(r'[^|]+', '---:', header).replace('---:', '---', 1)
   notes = [
     f'- {escape.markdown(note)}'
     for note in (*footnotes(comparison, rows), *comparison.notes)
@@ -153,7 +178,7 @@ def latex(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
     minus = (re.sub(r'(?<![\w.])-(?=\d)', '−', cell) for cell in cells)
     return ' & '.join(map(escape.latex, minus)) + r' \\'
 
-  header, *body = cells(rows, _BRIEF)
+  header, *body = _brief(rows)
   # Units have a line of their own, which makes the columns narrower.
   parts = [name.partition(' (') for name in header]
   notes = [
@@ -163,7 +188,7 @@ def latex(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
     [
       r'% Needs \usepackage{booktabs}; \input this file in a table.',
       *notes,
-      rf'\begin{{tabular}}{{l{"r" * (len(_BRIEF) - 1)}}}',
+      rf'\begin{{tabular}}{{l{"r" * (len(header) - 1)}}}',
       r'\toprule',
       line(name for name, _, _ in parts),
       line(mark.strip() + unit for _, mark, unit in parts),
@@ -239,7 +264,7 @@ def _gain_footnotes(rows: Sequence[Row]) -> Iterator[str]:
   tested = sum(row.gain is not None and row.gain.p is not None for row in rows)
   if tested > 1:
     yield (
-      f'The p-values are not corrected for the number of comparisons, {tested}.'
+      f"The p-values are corrected for {tested} comparisons by Holm's method."
     )
   settings = collections.Counter(
     row.group.method for row in rows if row.group and row.gain
@@ -271,12 +296,13 @@ def comparison_csv(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
       mean, std, seeds = summary or (None, None, None)
       line |= {f'{name}_mean': mean, f'{name}_std': std, f'{name}_n': seeds}
     line['gain_over'] = row.baseline
-    difference, low, high, p, _ = row.gain or 5 * (None,)
+    difference, low, high, p, p_holm, _ = row.gain or 6 * (None,)
     line |= {
       'gain': difference,
       'gain_ci_low': low,
       'gain_ci_high': high,
       'gain_p': p,
+      'gain_p_holm': p_holm,
     }
     lines.append(line)
   return _csv(lines)

@@ -6,10 +6,11 @@ Steps of SGD on random images of 32×32 pixels, batches of 64, 100 classes, for
 kdjax and for the same network in eager PyTorch, which the interpreter PATH has;
 one after the other, each in a process of its own; the fastest of five steps, of
 PyTorch with one thread or all, since its threads wait for one another on a busy
-machine. Prints a Markdown table.
+machine, and with channels first or last. Prints a Markdown table.
 """
 
 import argparse
+import itertools
 import pathlib
 import subprocess
 import sys
@@ -21,8 +22,10 @@ PYTORCH = (
   pathlib.Path(__file__).resolve().parents[2] / 'third_party' / 'pytorch'
 )
 NETWORKS = (
-  *('resnet20', 'resnet8x4', 'wrn_16_2', 'wrn_40_2', 'vgg8', 'vgg13'),
-  *('mobilenetv2', 'shufflenetv1', 'shufflenetv2', 'vit_tiny_patch4'),
+  *('resnet20', 'resnet32', 'resnet56', 'resnet110', 'resnet8x4'),
+  *('resnet32x4', 'resnet50', 'wrn_16_2', 'wrn_40_1', 'wrn_40_2', 'vgg8'),
+  *('vgg13', 'mobilenetv2', 'shufflenetv1', 'shufflenetv2'),
+  'vit_tiny_patch4',
 )
 BATCH, CLASSES, STEPS = 64, 100, 5
 
@@ -79,9 +82,15 @@ def measure_jax(name):
 def measure_pytorch(name):
   sys.path.insert(0, str(PYTORCH))
   import networks
+  import resnet
   import torch
 
-  model = networks.build(name, CLASSES)
+  build = getattr(resnet, name, None)
+  model = (
+    build(num_classes=CLASSES, stem='cifar')
+    if build
+    else networks.build(name, CLASSES)
+  )
   images, labels = map(torch.tensor, images_and_labels())
   images = images.permute(0, 3, 1, 2).contiguous()
   optimizer = torch.optim.SGD(model.parameters(), 0.01)
@@ -93,8 +102,13 @@ def measure_pytorch(name):
     optimizer.step()
 
   speeds = []
-  for threads in {1, torch.get_num_threads()}:
+  for threads, layout in itertools.product(
+    {1, torch.get_num_threads()},
+    (torch.contiguous_format, torch.channels_last),
+  ):
     torch.set_num_threads(threads)
+    model.to(memory_format=layout)
+    images = images.to(memory_format=layout)
     speeds.append(fastest(step))
   return max(speeds)
 

@@ -66,13 +66,13 @@ def test_one_seed_gives_no_test():
   for values, baseline in (([0.9], [0.8, 0.7]), ([0.9, 0.8], [0.7])):
     gain = significance.gain(values, baseline)
     assert gain.difference > 0
-    assert gain[1:] == (None, None, None, '1 seed')
+    assert gain[1:] == (None, None, None, None, '1 seed')
 
 
 def test_no_spread_in_either_gives_no_test():
   gain = significance.gain([0.98] * 3, [0.97] * 3)
   assert gain.difference == pytest.approx(0.01)
-  assert gain[1:] == (None, None, None, 'no spread in either')
+  assert gain[1:] == (None, None, None, None, 'no spread in either')
 
 
 def test_no_spread_in_one_is_no_obstacle():
@@ -80,6 +80,24 @@ def test_no_spread_in_one_is_no_obstacle():
   # mean has variance 0.0002 / 2; 1 degree of freedom: p = 1 - 2 / π · atan(t).
   gain = significance.gain([0.98] * 3, [0.91, 0.93])
   assert gain.p == pytest.approx(1 - 2 / math.pi * math.atan(0.06 / 0.01))
+
+
+# Holm's method
+
+
+def test_p_values_are_corrected_for_their_number():
+  """The smallest of n times n, the next times n - 1, none below one before."""
+
+  def corrected(*values):
+    gains = [None if p is None else significance.Gain(0.1, p=p) for p in values]
+    rows = [significance.Row('', None, {}, None, gain) for gain in gains]
+    return [row.gain and row.gain.p_holm for row in significance.correct(rows)]
+
+  assert corrected(0.03, None, 0.01, 0.02) == [0.04, None, 0.03, 0.04]
+  assert corrected(0.02, 0.011) == [0.022, 0.022]
+  assert corrected(0.6, 0.7) == [1.0, 1.0]
+  assert corrected(0.6) == [0.6]
+  assert corrected(None) == [None]
 
 
 # Rows

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 
 import pytest
 import synthetic
@@ -74,6 +75,22 @@ def test_p_values_are_bounded(tmp_path):
   assert by_label(tables.cells(rows))['response']['p'] == '< 0.001'
 
 
+def test_unequal_classes_have_columns_of_their_own(tmp_path):
+  write_run(tmp_path / 's', accuracy=0.9)
+  assert 'balanced accuracy (%)' not in tables.terminal(
+    significance.rows(collect.read([tmp_path]))
+  )
+  path = tmp_path / 's' / 'result.json'
+  result = json.loads(path.read_text())
+  result['best']['test'] |= {'balanced_accuracy': 0.6, 'macro_f1': 0.5}
+  path.write_text(json.dumps(result | {'sha256': None}))
+  rows = significance.rows(collect.read([tmp_path]))
+  shown = by_label(tables.cells(rows))['scratch']
+  assert shown['balanced accuracy (%)'] == '60.00'
+  assert shown['macro F1 (%)'] == '50.00'
+  assert 'balanced accuracy (%)' in tables.terminal(rows)
+
+
 def test_footnotes_say_what_the_numbers_are_not(sweep):
   comparison, rows = sweep
   text = '\n'.join(tables.footnotes(comparison, rows))
@@ -83,7 +100,7 @@ def test_footnotes_say_what_the_numbers_are_not(sweep):
   assert 'feature, seed 0, at step 30' in text
   assert 'scratch, seed 2, at step 30' in text
   # One test only, and every student has a gain.
-  assert 'not corrected' not in text
+  assert 'corrected' not in text
   assert 'No gain' not in text
 
 
@@ -96,7 +113,7 @@ def test_footnotes_count_comparisons_and_name_missing_baselines(tmp_path):
   write_run(tmp_path / 'longer', 'feature', train__epochs=99)
   comparison = collect.read([tmp_path])
   text = '\n'.join(tables.footnotes(comparison, significance.rows(comparison)))
-  assert 'not corrected for the number of comparisons, 2.' in text
+  assert "corrected for 2 comparisons by Holm's method." in text
   assert 'No gain is given for feature (epochs = 99): no run of scratch' in text
 
 
