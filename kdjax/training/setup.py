@@ -65,7 +65,15 @@ def resolve(
   models.rematerialize(model, config.device.remat)
   plan_lib.check_batch_norm(config, dataset, model)
   return Run(
-    config, workdir, dataset, method, hyperparameters, model, plan, initial
+    config,
+    workdir,
+    dataset,
+    method,
+    hyperparameters,
+    model,
+    plan,
+    initial,
+    callbacks=session.callbacks,
   )
 
 

@@ -124,7 +124,6 @@ def _run(
   what: str = 'the run',
 ) -> dict[str, Any]:
   run = setup.resolve(config, workdir, session)
-  run = run._replace(callbacks=session.callbacks)
   if run.method.needs_teacher:
     run = run._replace(teacher=_find_teacher(run, session))
     run = run._replace(replay=_find_replay(run))
