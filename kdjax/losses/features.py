@@ -96,8 +96,7 @@ def feature_loss(
   Array([0.5], dtype=float32)
   """
   stages = pair_stages(student_features, teacher_features)
-  reducers = {'mean': jnp.mean, 'sum': jnp.sum}
-  if reduction not in reducers:
+  if reduction not in ('mean', 'sum'):
     raise ValueError(
       f"unknown reduction '{reduction}': expected 'mean' or 'sum' over stages"
     )
@@ -109,10 +108,34 @@ def feature_loss(
         f'student_logits has shape {student_logits.shape}, a feature has shape '
         f'{feature.shape}: they must have the same batch'
       )
+  return weigh_stages(hard, differences, ce_weight, feature_weight, reduction)
+
+
+def weigh_stages(
+  hard: jax.Array,
+  differences: Sequence[jax.Array],
+  ce_weight: Scalar,
+  feature_weight: Scalar,
+  reduction: str,
+) -> jax.Array:
+  """Adds the terms of `feature_loss`.
+
+  Args:
+    hard: the cross-entropy, `[batch]`.
+    differences: those of each stage, `[batch]`.
+    ce_weight: weight of the cross-entropy, a scalar.
+    feature_weight: weight of the reduced differences, a scalar.
+    reduction: 'mean' or 'sum' over the stages.
+
+  Returns:
+    Loss of each example, `[batch]`.
+  """
   ce_weight = _arrays.as_scalar('ce_weight', ce_weight)
   feature_weight = _arrays.as_scalar('feature_weight', feature_weight)
-  feature_term = reducers[reduction](jnp.stack(differences), axis=0)
-  return ce_weight * hard + feature_weight * feature_term
+  reduce = jnp.mean if reduction == 'mean' else jnp.sum
+  return ce_weight * hard + feature_weight * reduce(
+    jnp.stack(differences), axis=0
+  )
 
 
 def pair_stages(

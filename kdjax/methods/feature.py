@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from kdjax import losses
+from kdjax.losses import features
 from kdjax.methods import _connectors
 from kdjax.methods._base import (
   Batch,
@@ -76,25 +77,20 @@ def feature(
     return Variables(connectors)
 
   def loss(variables: Variables, batch: Batch) -> Loss:
-    connected = connect_all(variables.params, pairs, batch.student)
-    targets = {
-      name: batch.teacher.features[target]
-      for name, (_, target) in pairs.items()
+    errors = {
+      name: _connectors.connected_mse(
+        variables.params[name],
+        batch.student.features[ours],
+        batch.teacher.features[theirs],
+      )
+      for name, (ours, theirs) in pairs.items()
     }
-    logits = batch.student.logits
-    per_example = losses.feature_loss(
-      logits,
-      connected,
-      targets,
-      batch.labels,
-      reduction=reduction,
-      **batch.hyperparameters,
+    hard = losses.cross_entropy(batch.student.logits, batch.labels)
+    per_example = features.weigh_stages(
+      hard, list(errors.values()), reduction=reduction, **batch.hyperparameters
     )
-    # XLA computes what the loss and its metrics share once.
-    metrics = {'cross_entropy': losses.cross_entropy(logits, batch.labels)}
-    for name, source in connected.items():
-      metrics[f'feature_mse/{name}'] = losses.feature_mse(source, targets[name])
-    return Loss(per_example, metrics)
+    metrics = {f'feature_mse/{name}': error for name, error in errors.items()}
+    return Loss(per_example, {'cross_entropy': hard, **metrics})
 
   return Method(
     loss,

@@ -20,6 +20,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from kdjax.models import batch_norm, cpu_conv, cpu_pool, folding
 
@@ -154,6 +155,32 @@ def unnamed(x: jax.Array) -> jax.Array:
   return x
 
 
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+  """ReLU of a sum, whose gradient reads what it returns.
+
+  That of `jax.nn.relu` has the sum computed again from both its terms, where
+  the output is in memory for what follows.
+
+  Args:
+    x: an array of any shape.
+  """
+  return nn.relu(x)
+
+
+def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  y = relu(x)
+  return y, y
+
+
+def _relu_backward(y: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
+  # Without the barrier XLA computes it from the terms after all.
+  return (jnp.where(lax.optimization_barrier(y) > 0, cotangent, 0),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
+
+
 class BasicBlock(nn.Module):
   """Two 3×3 convolutions and a shortcut, the block of ResNet-18 and -34.
 
@@ -181,7 +208,7 @@ class BasicBlock(nn.Module):
     )
     y = nn.relu(conv3x3(x, strides=self.stride, name='conv1'))
     y = conv3x3(y, scale_init=nn.initializers.zeros, name='conv2')
-    return nn.relu(name_sum(y + _shortcut(x, y, self.stride, layer)))
+    return relu(name_sum(y + _shortcut(x, y, self.stride, layer)))
 
 
 class Bottleneck(nn.Module):
@@ -217,7 +244,7 @@ class Bottleneck(nn.Module):
       scale_init=nn.initializers.zeros,
       name='conv3',
     )
-    return nn.relu(name_sum(y + _shortcut(x, y, self.stride, layer)))
+    return relu(name_sum(y + _shortcut(x, y, self.stride, layer)))
 
 
 def _shortcut(

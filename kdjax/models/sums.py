@@ -39,6 +39,25 @@ def channel_sum(x: jax.Array) -> jax.Array:
   return lax.platform_dependent(x, cpu=slices, default=plain)
 
 
+def position_sum(x: jax.Array) -> jax.Array:
+  """Sums over all axes but the first and the last.
+
+  Args:
+    x: `[batch, ..., channels]`, float32.
+
+  Returns:
+    Sums, float32 `[batch, channels]`, without a gradient as `channel_sum`.
+  """
+
+  def slices(x: jax.Array) -> jax.Array:
+    return _add_slices(x.reshape(x.shape[0], -1, x.shape[-1])).sum(axis=1)
+
+  def plain(x: jax.Array) -> jax.Array:
+    return x.sum(axis=range(1, x.ndim - 1))
+
+  return lax.platform_dependent(x, cpu=slices, default=plain)
+
+
 def total(x: jax.Array) -> jax.Array:
   """Sums over all axes.
 

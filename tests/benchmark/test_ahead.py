@@ -223,6 +223,39 @@ def test_a_program_is_compiled_without_a_device(
   assert bool(training['collectives']) == (devices > 1)
 
 
+# MB an image and operations a step of the program with the published networks,
+# a batch of 512 and the CIFAR stem; 5 % more are allowed.
+COSTS = {
+  'h100': {'scratch': (21.2, 361), 'feature': (45.3, 479)},
+  'v5e:1x1': {'scratch': (14.4, 409), 'feature': (35.3, 506)},
+}
+
+
+@pytest.mark.parametrize(
+  ('name', 'module'), [('v5e:1x1', 'libtpu'), ('h100', 'jax_cuda12_plugin')]
+)
+def test_the_published_programs_move_no_more_than_they_did(name, module):
+  """Minutes, with the compiler."""
+  if importlib.util.find_spec(module) is None:
+    pytest.skip(f"XLA's compiler is not installed ({module})")
+  done = processes.run(
+    '--config=configs/fkd.py',
+    '--config.data.name=synthetic',
+    '--config.student.dtype=bfloat16',
+    '--config.train.batch_size=512',
+    '--modes=scratch,feature',
+    f'--aot={name}',
+    '--json',
+    module='kdjax.benchmark',
+    env={**os.environ, 'JAX_EXEC_TIME_OPTIMIZATION_EFFORT': '-1.0'},
+  )
+  assert done.returncode == 0, done.stderr
+  programs = json.loads(done.stdout)['programs']
+  for mode, (megabytes, operations) in COSTS[name].items():
+    assert programs[mode]['bytes_per_image'] <= 1.05e6 * megabytes
+    assert programs[mode]['operations'] <= 1.05 * operations
+
+
 def program(**changes):
   return {
     'batch_size': 512,
