@@ -75,7 +75,9 @@ def connected_mse(
   What `conv` and `kdjax.losses.feature_mse` compute together, with a gradient
   that keeps the difference, by far the largest map here, as it is: written
   once, with its sums over positions, and read once for each of its two matrix
-  products. Weights of the loss are multiplied into the smaller arrays.
+  products. Weights of the loss are multiplied into the smaller arrays. In
+  bfloat16 the difference is rounded to it before it is squared, which changes
+  the error by less than one part in 1,000.
 
   Args:
     params: of a 1×1 convolution with bias.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kdjax import losses, methods
+from kdjax import methods
 from kdjax.methods import Batch, Method, Variables
 from kdjax.models import features, sums
 from kdjax.system import target
@@ -479,11 +479,14 @@ def _nll(logits: jax.Array, labels: jax.Array) -> jax.Array:
   Without label smoothing, class weights and a method's terms; mixed images are
   compared with their mixed labels.
   """
-  total = losses.cross_entropy(logits[: len(labels)], labels).mean()
+  logits = logits[: len(labels)].astype(jnp.float32)
   if labels.ndim == 1:
-    return total
-  known = labels.sum(axis=-1) > 0
-  return total / jnp.maximum(known.mean(), 1 / len(labels))
+    return optax.softmax_cross_entropy_with_integer_labels(
+      logits, labels
+    ).mean()
+  known = (labels.sum(axis=-1) > 0).sum()
+  total = optax.softmax_cross_entropy(logits, labels).sum()
+  return total / jnp.maximum(known, 1)
 
 
 def _accuracy(predictions: jax.Array, labels: jax.Array) -> jax.Array:

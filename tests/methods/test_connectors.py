@@ -40,9 +40,9 @@ def gradients(function, params, source, target, weights):
 @pytest.mark.parametrize(
   ('dtype', 'tolerance', 'positions'),
   [
-    ('float32', 1e-5, (4, 4)),
-    ('float32', 1e-5, ()),
-    ('float32', 1e-5, (11, 1)),
+    ('float32', 2e-5, (4, 4)),
+    ('float32', 2e-5, ()),
+    ('float32', 2e-5, (11, 1)),
     ('bfloat16', 2e-2, (4, 4)),
   ],
 )
@@ -53,7 +53,8 @@ def test_error_and_gradients_are_those_of_float64(dtype, tolerance, positions):
     exact = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), 'float64'), given)
     expected_values, expected = gradients(plain, *exact)
   assert values.dtype == jnp.float32
-  np.testing.assert_allclose(values, expected_values, rtol=tolerance)
+  # The rounding of many differences is lost in their mean.
+  np.testing.assert_allclose(values, expected_values, rtol=tolerance / 20)
   for mine, theirs in zip(
     jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
   ):
