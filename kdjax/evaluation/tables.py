@@ -17,6 +17,7 @@ SHOWN = (
 )
 
 BY_CLASS = 'balanced_accuracy', 'macro_f1'
+"""Metrics in which all classes count alike, however many images they have."""
 
 
 def table(result: Mapping[str, Any]) -> str:

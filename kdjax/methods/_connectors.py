@@ -108,17 +108,17 @@ def _connect_forward(
     (sums.position_sum(exact), sums.position_sum(jnp.square(exact)))
   )
   mean = second.sum(axis=-1) / math.prod(target.shape[1:])
-  return mean, (params, source, difference, first, target)
+  return mean, (params['kernel'], source, difference, first)
 
 
 def _connect_backward(
   kept: Any, cotangent: jax.Array
-) -> tuple[Params, jax.Array, jax.Array]:
-  params, source, difference, first, target = kept
-  weights = cotangent * (2 / math.prod(target.shape[1:]))
+) -> tuple[Params, jax.Array, None]:
+  kernel, source, difference, first = kept
+  weights = cotangent * (2 / math.prod(difference.shape[1:]))
   by_example = jnp.expand_dims(weights, range(1, source.ndim))
   weighted = (by_example * source.astype(jnp.float32)).astype(source.dtype)
-  matrix = params['kernel'][0, 0].astype(source.dtype)
+  matrix = kernel[0, 0].astype(source.dtype)
   _, to_source = jax.vjp(lambda x: cpu_conv.pointwise(x, matrix), source)
   _, to_matrix = jax.vjp(lambda k: cpu_conv.pointwise(weighted, k), matrix)
   (d_source,) = to_source(difference)
@@ -128,7 +128,7 @@ def _connect_backward(
     'bias': (weights[:, None] * first).sum(axis=0),
   }
   d_source = (by_example * d_source.astype(jnp.float32)).astype(source.dtype)
-  return d_params, d_source, jnp.zeros_like(target)
+  return d_params, d_source, None
 
 
 connected_mse.defvjp(_connect_forward, _connect_backward)

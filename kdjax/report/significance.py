@@ -215,9 +215,9 @@ def correct(rows: Sequence[Row]) -> list[Row]:
     if row.gain and row.gain.p is not None
   )
   corrected, least = list(rows), 0.0
-  for rank, (p, index, gain) in enumerate(tested):
+  for rank, (p, index, found) in enumerate(tested):
     least = min(1.0, max(least, (len(tested) - rank) * p))
-    corrected[index] = rows[index]._replace(gain=gain._replace(p_holm=least))
+    corrected[index] = rows[index]._replace(gain=found._replace(p_holm=least))
   return corrected
 
 

@@ -28,6 +28,7 @@ class Column(NamedTuple):
   cell: Callable[[Row], str]
   brief: bool = False  # Whether it is among those that fit a terminal.
   training: bool = False  # Whether it tells of training, not of the test split.
+  by_class: bool = False  # Whether it counts all classes alike.
 
 
 def _mean(name: str, form: str, scale: float = 1) -> Callable[[Row], str]:
@@ -88,8 +89,13 @@ COLUMNS = (
   Column('', lambda row: row.label, brief=True),
   Column('test accuracy (%)', _accuracy, brief=True),
   Column('test accuracy, last epoch (%)', _mean('last_accuracy', '.2f', 100)),
-  Column('balanced accuracy (%)', _mean('balanced_accuracy', '.2f', 100), True),
-  Column('macro F1 (%)', _mean('macro_f1', '.2f', 100)),
+  Column(
+    'balanced accuracy (%)',
+    _mean('balanced_accuracy', '.2f', 100),
+    brief=True,
+    by_class=True,
+  ),
+  Column('macro F1 (%)', _mean('macro_f1', '.2f', 100), by_class=True),
   Column('NLL (nats)', _mean('loss', '.4f'), brief=True),
   Column('ECE (%)', _mean('calibration_error', '.2f', 100)),
   Column('agreement (%)', _mean('agreement', '.2f', 100), brief=True),
@@ -111,9 +117,6 @@ COLUMNS = (
 )
 
 
-_CLASSES = 'balanced accuracy (%)', 'macro F1 (%)'
-
-
 def cells(
   rows: Sequence[Row], which: Callable[[Column], bool] = lambda column: True
 ) -> list[list[str]]:
@@ -121,8 +124,8 @@ def cells(
 
   Args:
     rows: the rows.
-    which: whether a column is wanted. Those that weigh classes equally are
-      there where they tell more than the accuracy.
+    which: whether a column is wanted. Those that count classes alike are there
+      where they tell more than the accuracy.
   """
   means = (
     {name: each.mean for name, each in row.numbers.items() if each}
@@ -132,7 +135,7 @@ def cells(
   columns = [
     column
     for column in COLUMNS
-    if which(column) and (differ or column.header not in _CLASSES)
+    if which(column) and (differ or not column.by_class)
   ]
   return [
     [column.header for column in columns],
@@ -159,10 +162,11 @@ def terminal(rows: Sequence[Row]) -> str:
 
 def markdown(comparison: collect.Comparison, rows: Sequence[Row]) -> str:
   """Formats a comparison in Markdown, with its footnotes."""
+  texts = cells(rows)
   header, *lines = [
-    f'| {" | ".join(map(escape.markdown, line))} |' for line in cells(rows)
+    f'| {" | ".join(map(escape.markdown, line))} |' for line in texts
   ]
-  rule = re.sub(r'[^|]+', '---:', header).replace('---:', '---', 1)
+  rule = f'|---|{"---:|" * (len(texts[0]) - 1)}'
   notes = [
     f'- {escape.markdown(note)}'
     for note in (*footnotes(comparison, rows), *comparison.notes)

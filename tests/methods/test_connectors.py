@@ -38,23 +38,25 @@ def gradients(function, params, source, target, weights):
 
 
 @pytest.mark.parametrize(
-  ('dtype', 'tolerance', 'positions'),
+  ('dtype', 'value_tolerance', 'tolerance', 'positions'),
   [
-    ('float32', 2e-5, (4, 4)),
-    ('float32', 2e-5, ()),
-    ('float32', 2e-5, (11, 1)),
-    ('bfloat16', 2e-2, (4, 4)),
+    ('float32', 1e-6, 1e-5, (4, 4)),
+    ('float32', 1e-6, 1e-5, ()),
+    ('float32', 1e-6, 1e-5, (11, 1)),
+    # The rounding of many differences is lost in their mean.
+    ('bfloat16', 1e-3, 2e-2, (4, 4)),
   ],
 )
-def test_error_and_gradients_are_those_of_float64(dtype, tolerance, positions):
+def test_error_and_gradients_are_those_of_float64(
+  dtype, value_tolerance, tolerance, positions
+):
   given = arrays(dtype, positions)
   values, found = gradients(_connectors.connected_mse, *given)
   with jax.enable_x64(True):
     exact = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), 'float64'), given)
     expected_values, expected = gradients(plain, *exact)
   assert values.dtype == jnp.float32
-  # The rounding of many differences is lost in their mean.
-  np.testing.assert_allclose(values, expected_values, rtol=tolerance / 20)
+  np.testing.assert_allclose(values, expected_values, rtol=value_tolerance)
   for mine, theirs in zip(
     jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
   ):
